@@ -1,0 +1,40 @@
+"""Package definition; the versions that are tested together are pinned in requirements.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text())[1]
+
+setup(
+    name="dinov2_hf",
+    version=version,
+    description="Train, continue, distil and evaluate DINOv2 vision transformers in the Hugging Face ecosystem",
+    long_description=(root / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    # model_cards/ lies at the top of the repository and is installed as a part of the package
+    package_dir={"": "src", "dinov2_hf.model_cards": "model_cards"},
+    packages=[*find_packages("src"), "dinov2_hf.model_cards"],
+    package_data={"dinov2_hf.model_cards": ["*.md"]},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5,<6",
+        "accelerate>=1.15",
+        "datasets>=5",
+        "evaluate>=0.4.6",
+        "huggingface_hub>=1.0",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "numpy>=1.26",
+        "omegaconf>=2.3",
+        "pillow>=11",
+        "safetensors>=0.5",
+        "tensorboard>=2.17",
+        "tqdm>=4.66",
+    ],
+    extras_require={"xformers": ["xformers>=0.0.35"], "dev": ["pytest>=8", "ruff>=0.12"]},
+)

@@ -1,0 +1,7 @@
+"""Train, distil and evaluate DINOv2 vision transformers in the Hugging Face ecosystem."""
+
+from .models import Dinov2Backbone, Dinov2Config, Dinov2ForImageClassification, Dinov2Model
+
+__version__ = "0.1.0"
+
+__all__ = ["Dinov2Backbone", "Dinov2Config", "Dinov2ForImageClassification", "Dinov2Model", "__version__"]

@@ -1,0 +1,124 @@
+"""Batches for training: which samples they hold, and how they come together in the data workers.
+
+Everything random is drawn from generators seeded by what is drawn for: the crops and colours of a sample by
+`(seed, epoch, index)`, the masks of a batch by `(seed, step, rank)`. Neither worker nor process nor order matters, and
+a restart continues by the number of the batch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..config import PretrainConfig
+from ..ssl.batch import SSLBatch
+from .crops import MultiCrop
+from .decode import BrokenImage
+from .masking import draw_batch_masks
+from .photometric import Parameter, draw_view_parameters
+from .sources import Sample, TrainingSource
+
+_MAX_BROKEN_IN_A_ROW = 100
+# keep apart the random streams that share a seed
+_CROPS, _MASKS = 1, 2
+
+
+class TrainingBatches(IterableDataset):
+    """The batches of one process, in order, from batch `start` to batch `stop` (exclusive).
+
+    Batch `b` of rank `r` holds the samples `(b * world_size + r) * batch_size` and following. An unreadable image is
+    replaced by the next readable one of the source, with crops of its own.
+
+    Args:
+        source: endless sequence of encoded images.
+        config: the run.
+        start, stop: first batch, and the one after the last.
+        rank, world_size: this process among all.
+    """
+
+    def __init__(
+        self, source: TrainingSource, config: PretrainConfig, start: int, stop: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self._source = source
+        self._config = config
+        self._start, self._stop = start, stop
+        self._rank, self._world_size = rank, world_size
+        self._crop = MultiCrop(config.crops)
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __iter__(self) -> Iterator[SSLBatch]:
+        worker = get_worker_info()
+        first, step = (self._start, 1) if worker is None else (self._start + worker.id, worker.num_workers)
+        if worker is not None:
+            torch.set_num_threads(1)
+        for number in range(first, self._stop, step):
+            yield self.batch(number)
+
+    def batch(self, number: int) -> SSLBatch:
+        """Batch `number` of this rank."""
+        config = self._config
+        images, crops = config.train.batch_size, config.crops
+        global_crops = np.empty((2, images, 3, crops.global_size, crops.global_size), dtype=np.uint8)
+        local_crops = np.empty((crops.num_local, images, 3, crops.local_size, crops.local_size), dtype=np.uint8)
+        colors = np.empty((2 + crops.num_local, images, len(Parameter)), dtype=np.float32)
+        broken: list[str] = []
+        first = (number * self._world_size + self._rank) * images
+        for slot in range(images):
+            views, colors[:, slot] = self._views(first + slot, broken)
+            for view, pixels in enumerate(views):
+                target = global_crops[view] if view < 2 else local_crops[view - 2]
+                target[slot] = pixels
+
+        rng = np.random.default_rng([config.train.seed, _MASKS, number, self._rank])
+        grid = (crops.global_size // config.model.patch_size,) * 2
+        probability = config.ibot.mask_probability if config.ibot.loss_weight else 0.0
+        masks = torch.from_numpy(
+            draw_batch_masks(rng, 2 * images, grid, probability, tuple(config.ibot.mask_ratio))
+        )
+        indices, weights = SSLBatch.flatten_masks(masks)
+        return SSLBatch(
+            global_crops=torch.from_numpy(global_crops).flatten(0, 1),
+            local_crops=torch.from_numpy(local_crops).flatten(0, 1),
+            masks=masks,
+            mask_indices=indices,
+            mask_weights=weights,
+            global_colors=torch.from_numpy(colors[:2]).flatten(0, 1),
+            local_colors=torch.from_numpy(colors[2:]).flatten(0, 1),
+            broken=broken,
+        )
+
+    def _views(self, number: int, broken: list[str]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Crops and colours of sample `number`, or of the first readable one after it."""
+        config = self._config
+        slot: Sample | None = None
+        for offset in range(_MAX_BROKEN_IN_A_ROW):
+            sample = self._source.read(number + offset)
+            slot = slot or sample
+            rng = np.random.default_rng([config.train.seed, _CROPS, slot.epoch, slot.index])
+            try:
+                crops = self._crop(sample.data, rng)
+            except BrokenImage as error:
+                broken.append(f"{sample.name}: {error}")
+                continue
+            return crops, draw_view_parameters(rng, config.colors, config.crops.num_local)
+        raise ValueError(
+            f"{_MAX_BROKEN_IN_A_ROW} images in a row cannot be decoded, the last ones: {'; '.join(broken[-3:])}; "
+            "check data.train.path and data.train.image_column"
+        )
+
+
+def build_loader(batches: TrainingBatches, num_workers: int, pin_memory: bool) -> DataLoader:
+    """A loader that gives `batches` in order, whatever the number of workers."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=2 if num_workers else None,
+        persistent_workers=False,
+    )

@@ -1,0 +1,17 @@
+"""The DINOv2 vision transformer, its heads, and conversion of original checkpoints."""
+
+from .configuration import PRESETS, Dinov2Config
+from .convert import model_from_original
+from .heads import DINOHead
+from .modeling import Dinov2Backbone, Dinov2ForImageClassification, Dinov2Model, Dinov2PreTrainedModel
+
+__all__ = [
+    "PRESETS",
+    "DINOHead",
+    "Dinov2Backbone",
+    "Dinov2Config",
+    "Dinov2ForImageClassification",
+    "Dinov2Model",
+    "Dinov2PreTrainedModel",
+    "model_from_original",
+]

@@ -1,0 +1,127 @@
+"""Multi-head self-attention over packed groups of tokens, on any of transformers' attention implementations.
+
+Axes: `M` packed tokens, `B` sequences of `T` tokens, `H` heads of `d` channels, `D = H d`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration import Dinov2Config
+from .packing import Packing
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out: `[B, H, T, d]` each to `[B, T, H, d]`, with the probabilities `[B, H, T, T]`."""
+    scores = torch.matmul(query * scaling, key.transpose(-1, -2))
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    return torch.matmul(probabilities, value).transpose(1, 2), probabilities
+
+
+def xformers_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """xformers' memory-efficient attention, `[B, H, T, d]` to `[B, T, H, d]`: `attn_implementation="xformers"`.
+
+    Raises:
+        ImportError: xformers is not installed.
+    """
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError as error:
+        raise ImportError(
+            'attn_implementation="xformers" needs the xformers package: pip install "dinov2_hf[xformers]", '
+            'or use attn_implementation="sdpa"'
+        ) from error
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))  # xformers wants [B, T, H, d]
+    return memory_efficient_attention(query, key, value, attn_bias=attention_mask, p=dropout, scale=scaling), None
+
+
+AttentionInterface.register("xformers", xformers_attention_forward)
+
+
+class SelfAttentionProjections(nn.Module):
+    """Query, key and value projections, under the names of the interchange format."""
+
+    def __init__(self, config: Dinov2Config) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.query = nn.Linear(width, width, bias=config.qkv_bias)
+        self.key = nn.Linear(width, width, bias=config.qkv_bias)
+        self.value = nn.Linear(width, width, bias=config.qkv_bias)
+
+
+class SelfAttentionOutput(nn.Module):
+    """Output projection, under the names of the interchange format."""
+
+    def __init__(self, config: Dinov2Config) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+
+class Dinov2Attention(nn.Module):
+    """Self-attention of packed tokens `[M, D]`: projections on all of them, attention inside each sequence."""
+
+    is_causal = False  # read by transformers' attention functions
+
+    def __init__(self, config: Dinov2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.attention = SelfAttentionProjections(config)
+        self.output = SelfAttentionOutput(config)
+
+    def forward(self, tokens: Tensor, packing: Packing, attentions: list[Tensor] | None = None) -> Tensor:
+        """Attends within each sequence of `packing`.
+
+        Args:
+            tokens: packed `[M, D]`.
+            attentions: a list that takes each group's probabilities `[B, H, T, T]`; the implementation is then
+                `eager`, because no other keeps them.
+        """
+        implementation = "eager" if attentions is not None else self.config._attn_implementation
+        attend = eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
+        projections = self.attention
+        heads = [
+            packing.unpack(linear(tokens).unflatten(-1, (self.num_heads, -1)))
+            for linear in (projections.query, projections.key, projections.value)
+        ]
+        outputs = []
+        for query, key, value in zip(*heads):
+            output, probabilities = attend(
+                self,
+                query.transpose(1, 2),
+                key.transpose(1, 2),
+                value.transpose(1, 2),
+                attention_mask=None,
+                scaling=self.scaling,
+                dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            )
+            outputs.append(output.flatten(2))
+            if attentions is not None:
+                attentions.append(probabilities)
+        mixed, _ = Packing.pack(outputs)
+        return self.output.dense(mixed)

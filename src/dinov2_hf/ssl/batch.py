@@ -1,0 +1,59 @@
+"""What travels from the data to the training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class SSLBatch:
+    """Crops of `B` images with their masks.
+
+    Crops are crop-major: view 1 of every image, then view 2, and so on. They leave the data workers as uint8 with the
+    colour parameters beside them; the photometric augmentation on the device turns them into normalised floats.
+    """
+
+    global_crops: Tensor
+    """`[2B, C, H, W]`."""
+    local_crops: Tensor
+    """`[n B, C, h, w]`; n may be 0."""
+    masks: Tensor
+    """`[2B, N]` bool: patches of the global crops that the student does not see."""
+    mask_indices: Tensor
+    """`[M]`: positions of the masked patches in the flattened `[2B N]` patches."""
+    mask_weights: Tensor
+    """`[M]`: one over the number of masked patches in the same crop."""
+    global_colors: Tensor | None = None
+    """`[2B, P]` colour parameters, see `data.photometric`; they stay on the host; None once applied."""
+    local_colors: Tensor | None = None
+    """`[n B, P]`, likewise."""
+    broken: list[str] = field(default_factory=list)
+    """What was said of each unreadable image that was met while the batch was read."""
+
+    @staticmethod
+    def flatten_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
+        """`mask_indices` and `mask_weights` of `masks` `[2B, N]`."""
+        indices = masks.flatten().nonzero().flatten()
+        weights = (1 / masks.sum(dim=1).clamp(min=1)).repeat_interleave(masks.shape[1])
+        return indices, weights[indices]
+
+    @property
+    def num_images(self) -> int:
+        """B."""
+        return self.global_crops.shape[0] // 2
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> SSLBatch:
+        """The batch with every tensor but the colour parameters on `device`."""
+        colors = {"global_colors": self.global_colors, "local_colors": self.local_colors}
+        return replace(self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking)), **colors)
+
+    def pin_memory(self) -> SSLBatch:
+        """The batch in page-locked memory; called by the data loader."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function) -> SSLBatch:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: function(value) for name, value in values.items() if isinstance(value, Tensor)})

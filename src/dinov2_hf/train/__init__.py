@@ -1,0 +1,7 @@
+"""The accelerate-driven training loop and what it is made of."""
+
+from .accelerator import build_accelerator
+from .loop import Pretrainer
+from .metrics import plot_metrics
+
+__all__ = ["Pretrainer", "build_accelerator", "plot_metrics"]

@@ -1,0 +1,105 @@
+"""What a run says about itself: numbers to JSONL and trackers, and their curves as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MeanMetrics:
+    """Means of scalars over the updates since the last reading; they stay on the device until then."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """Takes in the scalars of one update."""
+        for name, value in scalars.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._count += 1
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over updates and processes; starts anew. Collective: call on all ranks."""
+        if not self._count:
+            return {}
+        names = list(self._sums)
+        values = torch.stack([self._sums[name].float() for name in names]) / self._count
+        values = accelerator.reduce(values, reduction="mean").tolist()
+        self._sums, self._count = {}, 0
+        return dict(zip(names, values))
+
+
+class MetricLog:
+    """Writes lines of numbers to `metrics.jsonl` in a folder and to accelerate's trackers; main process only.
+
+    Args:
+        folder: where the file lies; an existing one is continued.
+        start_step: lines after this step, left by a run that was killed, are dropped.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, start_step: int) -> None:
+        self._accelerator = accelerator
+        self._path = folder / FILE_NAME
+        accelerator.init_trackers(".", init_kwargs={"tensorboard": {"purge_step": start_step + 1}})
+        if accelerator.is_main_process:
+            kept = [line for line in read_metrics(folder) if start_step > 0 and line["step"] <= start_step]
+            self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line: the values after `step` updates."""
+        if self._accelerator.is_main_process:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        self._accelerator.log(dict(values), step=step)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of `metrics.jsonl` in `folder`; one that a kill cut short is left out."""
+    path = folder / FILE_NAME
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def plot_metrics(folder: Path) -> Path:
+    """Draws the curves of `metrics.jsonl` in `folder` to `loss.png` beside it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = read_metrics(folder)
+    panels = {
+        "Objective": ["loss", "dino_global", "dino_local", "ibot", "koleo"],
+        "k-NN accuracy of the teacher (%)": ["knn_accuracy"],
+        "Gradient norm before clipping": ["grad_norm/backbone", "grad_norm/dino_head", "grad_norm/ibot_head"],
+        "Learning rate": ["lr"],
+    }
+    figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    for axis, (title, names) in zip(axes.flat, panels.items()):
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                marker = "o" if len(points) < 30 else None
+                axis.plot(*zip(*points), label=name.removeprefix("grad_norm/"), marker=marker, markersize=4)
+        axis.set_title(title)
+        axis.set_xlabel("update")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    path = folder / "loss.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

@@ -1,0 +1,91 @@
+"""Schedules of the published training code: one value a step, known before the run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import PretrainConfig
+
+
+class Schedule:
+    """Frozen, warmed up, then a half cosine; `final_value` ever after.
+
+    Args:
+        base_value: value at the end of the warm-up and the start of the cosine.
+        final_value: value the cosine falls (or rises) to at `total_steps`.
+        warmup_steps: steps of a straight line from `warmup_value` to `base_value`, both ends included.
+        frozen_steps: steps at the start whose value is overwritten by 0.
+    """
+
+    def __init__(
+        self,
+        base_value: float,
+        final_value: float,
+        total_steps: int,
+        warmup_steps: int = 0,
+        warmup_value: float = 0.0,
+        frozen_steps: int = 0,
+    ) -> None:
+        self.final_value = final_value
+        warmup_steps = min(warmup_steps, total_steps)
+        warmup = np.linspace(warmup_value, base_value, warmup_steps)
+        progress = np.arange(total_steps - warmup_steps) / max(total_steps - warmup_steps, 1)
+        cosine = final_value + 0.5 * (base_value - final_value) * (1 + np.cos(np.pi * progress))
+        self._values = np.concatenate((warmup, cosine))
+        self._values[:frozen_steps] = 0.0
+
+    def __getitem__(self, step: int) -> float:
+        return float(self._values[step]) if step < len(self._values) else float(self.final_value)
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """The scheduled values of one step."""
+
+    lr: float
+    last_layer_lr: float
+    weight_decay: float
+    teacher_momentum: float
+    teacher_temp: float
+
+
+def build_schedules(config: PretrainConfig, global_batch_size: int) -> Mapping[str, Schedule]:
+    """The schedules of a run, by the names of `StepValues`.
+
+    `lr` follows the published rule `base_lr * sqrt(global_batch_size / 1024)`, where the global batch counts all
+    processes and accumulated gradients. Lengths given in epochs are multiplied by `train.epoch_length`.
+    """
+
+    def steps(epochs: float) -> int:
+        return round(epochs * config.train.epoch_length)
+
+    optim, teacher = config.optim, config.teacher
+    total = config.train.num_steps
+    learning_rate = dict(
+        base_value=optim.base_lr * (global_batch_size / 1024) ** 0.5,
+        final_value=optim.min_lr,
+        total_steps=total,
+        warmup_steps=steps(optim.warmup_epochs),
+    )
+    warmup_temp_steps = steps(teacher.warmup_temp_epochs)
+    return {
+        "lr": Schedule(**learning_rate),
+        "last_layer_lr": Schedule(**learning_rate, frozen_steps=steps(optim.freeze_last_layer_epochs)),
+        "weight_decay": Schedule(optim.weight_decay, optim.weight_decay_end, total),
+        "teacher_momentum": Schedule(teacher.momentum, teacher.final_momentum, total),
+        "teacher_temp": Schedule(
+            teacher.temp,
+            teacher.temp,
+            warmup_temp_steps,
+            warmup_steps=warmup_temp_steps,
+            warmup_value=teacher.warmup_temp,
+        ),
+    }
+
+
+def values_at(schedules: Mapping[str, Schedule], step: int) -> StepValues:
+    """The values of all schedules at `step`."""
+    return StepValues(**{name: schedule[step] for name, schedule in schedules.items()})
