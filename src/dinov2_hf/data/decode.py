@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _ORIENTATION = 0x0112  # EXIF tag
 
@@ -21,6 +21,8 @@ def open_image(data: bytes) -> Image.Image:
     """
     try:
         return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise BrokenImage(f"{len(data)} bytes that are not an image") from error
     except Exception as error:  # Pillow raises anything from OSError to struct.error on malformed files
         raise BrokenImage(str(error) or type(error).__name__) from error
 

@@ -13,7 +13,7 @@ from .reduce import global_max_, global_sum_
 def sinkhorn_knopp(logits: Tensor, temperature: float, num_iterations: int = 3) -> Tensor:
     """Soft assignments `[M, K]` of the global batch, nearly uniform over prototypes; each row sums to 1.
 
-    Alternates between giving every prototype the same total and every sample a total of 1, on
+    Alternates between giving every prototype an equal share of the samples and every sample a total of 1, on
     `Q = exp(logits / temperature)`. Only the scaling vectors of prototypes and samples are updated, so `Q` is written
     once and read twice an iteration. The maximum over the global batch is subtracted before the exponential, which
     changes nothing (the scaling absorbs it) but cannot overflow. `M` may differ between processes and be 0.
@@ -28,8 +28,9 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, num_iterations: int = 3) 
     assignments = scaled.sub_(global_max_(largest)).exp_()
 
     tiny = torch.finfo(torch.float32).tiny
+    share = global_sum_(scaled.new_tensor(float(scaled.shape[0]))) / scaled.shape[1]  # samples for each prototype
     samples = assignments.new_ones(assignments.shape[0])
     for _ in range(num_iterations):
-        prototypes = global_sum_(samples @ assignments).clamp_min_(tiny).reciprocal_()
+        prototypes = share / global_sum_(samples @ assignments).clamp_min_(tiny)
         samples = (assignments @ prototypes).clamp_min_(tiny).reciprocal_()
     return assignments.mul_(prototypes).mul_(samples.unsqueeze(1))

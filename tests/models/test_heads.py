@@ -1,0 +1,47 @@
+"""The projection head."""
+
+import pytest
+import torch
+
+from dinov2_hf.models import DINOHead
+
+
+def test_logits_are_cosines_with_the_prototypes():
+    torch.manual_seed(0)
+    head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8)
+    features = torch.randn(5, 16)
+    projected = head.mlp(features)
+    expected = torch.nn.functional.cosine_similarity(projected.unsqueeze(1), head.last_layer.weight_v, dim=2)
+    torch.testing.assert_close(head(features), expected)
+
+
+def test_length_of_a_direction_does_not_matter():
+    torch.manual_seed(0)
+    head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8)
+    features = torch.randn(5, 16)
+    before = head(features)
+    with torch.no_grad():
+        head.last_layer.weight_v.mul_(7)
+    torch.testing.assert_close(head(features), before)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
+def test_head_has_as_many_linear_layers_as_asked_for(num_layers):
+    head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8, num_layers=num_layers)
+    assert sum(isinstance(module, torch.nn.Linear) for module in head.mlp) == num_layers
+    assert head(torch.randn(3, 16)).shape == (3, 32)
+
+
+def test_no_features_give_no_logits():
+    head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8)
+    logits = head(torch.zeros(0, 16))
+    assert logits.shape == (0, 32)
+    logits.sum().backward()
+    assert all(parameter.grad.abs().max() == 0 for parameter in head.parameters())
+
+
+def test_zero_features_stay_finite():
+    head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8)
+    features = torch.zeros(2, 16, requires_grad=True)
+    head(features).sum().backward()
+    assert torch.isfinite(features.grad).all()

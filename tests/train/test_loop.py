@@ -1,0 +1,301 @@
+"""The loop: what a run leaves, resuming, accumulation, broken data, gradients that are not finite."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from dinov2_hf.config import load_config
+from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train.checkpoint import find_checkpoints
+from dinov2_hf.train.metrics import plot_metrics, read_metrics
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps its settings for the whole process; the next run may want others."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def train(config, until=None, resume="auto", evaluate=None, prepare=None):
+    """A run, ended by an exception after `until` updates as a kill would end it."""
+    trainer = Pretrainer(config, build_accelerator(config.train), evaluate, resume)
+    update = trainer._update
+
+    def ended(*arguments):
+        if trainer.step == until:
+            raise KeyboardInterrupt
+        return update(*arguments)
+
+    trainer._update = ended
+    if prepare:
+        prepare(trainer)
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        pass
+    return trainer
+
+
+def parameters(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_training_changes_student_and_teacher_and_lowers_the_loss(tiny_config):
+    config = tiny_config("train.epochs=20")
+    trainer = train(config)
+    losses = [line["loss"] for line in read_metrics(Path(config.train.output_dir)) if "loss" in line]
+    assert losses[-1] < losses[0] - 0.1
+    first = Pretrainer(config, trainer.accelerator, resume="never").model.state_dict()
+    last = trainer.model.state_dict()
+    for role in ("student", "teacher"):
+        name = f"{role}.backbone.encoder.layer.0.mlp.fc1.weight"
+        assert not torch.equal(first[name], last[name])
+
+
+@pytest.mark.parametrize("overrides", [[], ["teacher.centering=softmax"], ["train.gradient_accumulation_steps=2"]])
+def test_resume_matches_uninterrupted_run(tiny_config, tmp_path, overrides):
+    """Ended after update 5, resumed from the checkpoint at 4: every tensor bit for bit, stochastic depth included."""
+    whole = train(tiny_config(f"train.output_dir={tmp_path / 'whole'}", *overrides))
+    config = tiny_config(f"train.output_dir={tmp_path / 'parts'}", *overrides)
+    train(config, until=5)
+    again = train(config)
+    assert whole.step == again.step == 6
+    assert_equal(parameters(again), parameters(whole))
+    moments = [trainer.optimizer.optimizer.state_dict()["state"] for trainer in (whole, again)]
+    for first, second in zip(*(list(state.values()) for state in moments), strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_resumed_log_has_every_line_once(tiny_config, tmp_path):
+    config = tiny_config("train.log_every=1")
+    train(config, until=5)
+    train(config)
+    steps = [line["step"] for line in read_metrics(Path(config.train.output_dir))]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_number_of_workers_does_not_change_the_run(tiny_config, tmp_path):
+    first = train(tiny_config(f"train.output_dir={tmp_path / 'a'}"))
+    second = train(tiny_config(f"train.output_dir={tmp_path / 'b'}", "data.num_workers=2"))
+    assert_equal(parameters(first), parameters(second))
+
+
+def test_streaming_run_resumes_too(tiny_config, tmp_path):
+    overrides = ["data.train.streaming=true", "data.shuffle_buffer=8"]
+    whole = train(tiny_config(f"train.output_dir={tmp_path / 'whole'}", *overrides))
+    config = tiny_config(f"train.output_dir={tmp_path / 'parts'}", *overrides)
+    train(config, until=3)
+    assert_equal(parameters(train(config)), parameters(whole))
+
+
+def test_checkpoint_that_was_being_written_is_not_taken(tiny_config):
+    config = tiny_config()
+    train(config, until=5)
+    folder = Path(config.train.output_dir) / "checkpoints"
+    partial = folder / "writing-00000006"
+    shutil.copytree(folder / "step-00000004", partial)
+    (partial / ".metadata").unlink()
+    trainer = Pretrainer(config, build_accelerator(config.train))
+    assert trainer.step == 4
+    trainer.run()
+    assert [path.name for path in sorted(folder.iterdir())] == ["step-00000004", "step-00000006"]
+
+
+def test_only_the_newest_checkpoints_are_kept(tiny_config):
+    config = tiny_config("train.checkpoint_epochs=0.5", "train.keep_checkpoints=3")
+    train(config)
+    names = [path.name for path in find_checkpoints(Path(config.train.output_dir) / "checkpoints")]
+    assert names == ["step-00000004", "step-00000005", "step-00000006"]
+
+
+def test_resume_never_starts_anew_and_a_path_continues_there(tiny_config):
+    config = tiny_config()
+    train(config, until=5)
+    checkpoints = Path(config.train.output_dir) / "checkpoints"
+    accelerator = build_accelerator(config.train)
+    assert Pretrainer(config, accelerator, resume="never").step == 0
+    assert Pretrainer(config, accelerator, resume=str(checkpoints / "step-00000002")).step == 2
+    with pytest.raises(FileNotFoundError, match="nowhere is not a checkpoint"):
+        Pretrainer(config, accelerator, resume="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.base_lr=0.5", r"optim.base_lr=0.5, but .*step-00000004 was written with optim.base_lr=0.02"),
+        ("train.batch_size=8", "global batch is 8 images, but .* was written with 4"),
+        ("train.epochs=4", "train.epochs=4"),
+    ],
+)
+def test_resume_with_a_config_that_changes_the_run_is_refused(tiny_config, override, message):
+    train(tiny_config(), until=5)
+    config = tiny_config(override)
+    with pytest.raises(ValueError, match=message):
+        Pretrainer(config, build_accelerator(config.train))
+
+
+def test_resume_with_a_config_that_changes_nothing_is_taken(tiny_config):
+    train(tiny_config(), until=5)
+    config = tiny_config("train.batch_size=2", "train.gradient_accumulation_steps=2", "train.log_every=1")
+    assert Pretrainer(config, build_accelerator(config.train)).step == 4
+
+
+def test_accumulated_gradient_is_the_mean_over_forwards(tiny_config, tmp_path):
+    """Without terms that look at the whole batch, two forwards of 4 equal one of 8."""
+    overrides = ["koleo.loss_weight=0", "ibot.loss_weight=0", "teacher.centering=softmax", "model.drop_path_rate=0"]
+    overrides += ["optim.clip_grad=0", "train.epochs=0.5"]
+    runs = []
+    for batch, accumulation in ((8, 1), (4, 2)):
+        config = tiny_config(
+            *overrides, f"train.batch_size={batch}", f"train.gradient_accumulation_steps={accumulation}"
+        )
+        trainer = Pretrainer(config, build_accelerator(config.train), resume="never")
+        gradients = {}
+        step = trainer.optimizer.step
+
+        def keep(trainer=trainer, gradients=gradients, step=step):
+            gradients.update({n: p.grad.clone() for n, p in trainer.model.student.named_parameters()})
+            step()
+
+        trainer.optimizer.step = keep
+        trainer.run()
+        runs.append(gradients)
+    # the centre is 0 in the first forward alone, so compare what does not depend on it: with it at 0 they are equal
+    assert runs[0].keys() == runs[1].keys()
+    for name, gradient in runs[0].items():
+        torch.testing.assert_close(runs[1][name], gradient, atol=2e-3, rtol=0.05)
+
+
+def test_each_network_is_clipped_by_itself(tiny_config):
+    config = tiny_config("optim.clip_grad=0.01")
+    trainer = Pretrainer(config, build_accelerator(config.train))
+    norms = {}
+
+    def record():
+        for name, network in trainer.model.student.items():
+            gradients = [parameter.grad for parameter in network.parameters()]
+            norms.setdefault(name, []).append(torch.nn.utils.get_total_norm(gradients).item())
+
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (record(), step())
+    trainer.run()
+    assert norms.keys() == {"backbone", "dino_head", "ibot_head"}
+    for name, values in norms.items():
+        assert values == pytest.approx([0.01] * 6, rel=1e-3), name
+    line = read_metrics(Path(config.train.output_dir))[-1]
+    assert line["grad_norm/backbone"] > 0.01
+
+
+def spoil(trainer, steps):
+    """Makes the gradient of the given updates infinite."""
+    clip = trainer._clip
+
+    def spoiled():
+        if trainer.step in steps:
+            trainer.model.student["dino_head"].last_layer.weight_v.grad[0, 0] = float("inf")
+        return clip()
+
+    trainer._clip = spoiled
+
+
+def test_gradient_that_is_not_finite_never_reaches_weights_or_teacher(tiny_config, tmp_path):
+    config = tiny_config("teacher.momentum=1.0")
+    trainer = train(config, prepare=lambda trainer: spoil(trainer, {2}))
+    assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
+    assert read_metrics(Path(config.train.output_dir))[-1]["skipped_updates"] == 1.0
+
+    # a run of the same length whose every update is spoiled ends where it began
+    still = tiny_config(f"train.output_dir={tmp_path / 'still'}")
+    before = parameters(Pretrainer(still, trainer.accelerator, resume="never"))
+    after = train(still, prepare=lambda trainer: spoil(trainer, set(range(6))))
+    for name, value in parameters(after).items():
+        torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
+
+
+def test_run_stops_when_no_gradient_is_finite(tiny_config):
+    config = tiny_config("train.max_skipped_updates=4")
+    with pytest.raises(FloatingPointError, match="not finite in 4 updates in a row.*optim.base_lr"):
+        train(config, prepare=lambda trainer: spoil(trainer, set(range(6))))
+
+
+def test_evaluation_comes_first_on_cadence_and_last(tiny_config):
+    seen = []
+    config = tiny_config("knn.epochs=2")
+    trainer = train(config, evaluate=lambda model: seen.append(model.teacher["backbone"].training) or {"score": 1.0})
+    assert seen == [False] * 3 and trainer.step == 6
+    lines = [line["step"] for line in read_metrics(Path(config.train.output_dir)) if "score" in line]
+    assert lines == [0, 4, 6]
+
+
+def test_broken_files_are_counted_and_named_and_the_run_ends(tiny_config, image_folder, tmp_path, caplog):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(image_folder, mixed)
+    (mixed / "blobs" / "note.jpg").write_text("not an image")
+    config = tiny_config(f"data.train.path={mixed}", "train.epochs=10")
+    with caplog.at_level(logging.WARNING, logger="dinov2_hf"):
+        trainer = train(config)
+    assert trainer.step == 20
+    named = [record.getMessage() for record in caplog.records if "note.jpg" in record.getMessage()]
+    assert len(named) == 1
+    assert read_metrics(Path(config.train.output_dir))[-1]["broken_images"] == 1.0
+
+
+def test_too_many_broken_files_stop_the_run(tiny_config, image_folder, tmp_path):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(image_folder, mixed)
+    for index in range(12):
+        (mixed / "blobs" / f"note{index}.jpg").write_text("not an image")
+    config = tiny_config(f"data.train.path={mixed}", "train.epochs=100", "data.max_broken_share=0.2")
+    with pytest.raises(ValueError, match="images cannot be decoded, more than data.max_broken_share=0.2; the last: .*note"):
+        train(config)
+
+
+def test_only_broken_files_stop_at_once(tiny_config, tmp_path):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for index in range(5):
+        (folder / f"{index}.jpg").write_text("not an image")
+    with pytest.raises(ValueError, match="100 images in a row cannot be decoded.*data.train.path"):
+        train(tiny_config(f"data.train.path={folder}"))
+
+
+def test_run_writes_a_config_that_reads_back(tiny_config):
+    config = tiny_config()
+    train(config, until=1)
+    assert load_config(Path(config.train.output_dir) / "config.yaml") == config
+
+
+def test_metrics_go_to_jsonl_tensorboard_and_a_picture(tiny_config):
+    config = tiny_config()
+    folder = Path(config.train.output_dir)
+    train(config)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    expected = {"loss", "dino_global", "dino_local", "ibot", "koleo", "lr", "weight_decay", "teacher_temp"}
+    assert expected | {"images_per_second", "grad_norm/backbone", "teacher_momentum"} <= lines[0].keys()
+    assert list(folder.rglob("events.out.tfevents.*"))
+    assert plot_metrics(folder).stat().st_size > 10_000
+
+
+def test_half_precision_run_keeps_float32_weights(tiny_config):
+    trainer = train(tiny_config("train.precision=bf16"))
+    assert {value.dtype for value in trainer.model.state_dict().values()} == {torch.float32}
+    assert trainer.step == 6
+
+
+def test_fp16_without_a_gpu_is_refused(tiny_config):
+    if torch.cuda.is_available():
+        return
+    with pytest.raises(ValueError, match="train.precision=fp16 needs a CUDA GPU"):
+        build_accelerator(tiny_config("train.precision=fp16").train)

@@ -1,0 +1,46 @@
+"""Schedules of a run from its configuration."""
+
+import pytest
+
+from dinov2_hf.config import PretrainConfig
+from dinov2_hf.train.schedules import Schedule, build_schedules, values_at
+
+
+def config(**train):
+    run = PretrainConfig()
+    run.train.epochs, run.train.epoch_length = 10, 20
+    run.optim.warmup_epochs, run.optim.freeze_last_layer_epochs = 2, 0.5
+    run.teacher.warmup_temp_epochs = 3
+    return run
+
+
+def test_learning_rate_follows_the_square_root_of_the_global_batch():
+    for batch, factor in ((1024, 1.0), (256, 0.5), (4096, 2.0)):
+        schedules = build_schedules(config(), batch)
+        assert max(schedules["lr"][step] for step in range(200)) == pytest.approx(0.004 * factor)
+
+
+def test_prototypes_are_frozen_for_the_configured_epochs():
+    schedules = build_schedules(config(), 1024)
+    frozen = [schedules["last_layer_lr"][step] for step in range(10)]
+    assert frozen == [0.0] * 10
+    assert all(schedules["last_layer_lr"][step] == schedules["lr"][step] for step in range(10, 200))
+
+
+def test_values_start_and_end_where_configured():
+    schedules = build_schedules(config(), 1024)
+    first, last, after = (values_at(schedules, step) for step in (0, 199, 200))
+    assert first.lr == 0.0 and first.teacher_momentum == pytest.approx(0.992)
+    assert first.weight_decay == pytest.approx(0.04) and first.teacher_temp == pytest.approx(0.04)
+    assert last.teacher_momentum == pytest.approx(1.0, abs=1e-5) and last.lr < 1e-5
+    assert (after.lr, after.weight_decay, after.teacher_momentum, after.teacher_temp) == (1e-6, 0.4, 1.0, 0.07)
+    assert values_at(schedules, 59).teacher_temp == pytest.approx(0.07)
+
+
+def test_warm_up_longer_than_the_run_is_cut():
+    schedule = Schedule(1.0, 0.0, total_steps=4, warmup_steps=10)
+    assert [schedule[step] for step in range(5)] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0, 0.0])
+
+
+def test_schedule_without_steps_is_its_final_value():
+    assert Schedule(1.0, 0.5, total_steps=0)[0] == 0.5
