@@ -1,0 +1,368 @@
+import importlib.util
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from dinov2_hf.config import PretrainConfig, dotted_keys, load_config, save_config, value_at
+
+PATH = "data.train.path=/images"
+
+
+def write(folder, text):
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(*overrides, path=None):
+    """The message with which a configuration is refused."""
+    with pytest.raises(ValueError) as caught:
+        load_config(path, [PATH, *overrides])
+    return str(caught.value)
+
+
+def test_defaults_hold_where_nothing_is_said():
+    config = load_config(None, [PATH])
+    expected = PretrainConfig()
+    expected.data.train.path = "/images"
+    assert config == expected
+
+
+def test_file_overrides_defaults_and_command_line_overrides_file(tmp_path):
+    path = write(
+        tmp_path,
+        "optim:\n  base_lr: 0.001\n  min_lr: 0.0001\ncrops:\n  local_scale: [0.1, 0.2]\ndata:\n  train: {path: /images}\n",
+    )
+    config = load_config(path, ["optim.base_lr=0.5"])
+    assert config.optim.base_lr == 0.5  # command line
+    assert config.optim.min_lr == 0.0001  # file
+    assert config.optim.weight_decay == PretrainConfig().optim.weight_decay  # default
+    assert config.crops.local_scale == [0.1, 0.2]  # lists are replaced, not joined
+    assert config.data.train.path == "/images"
+    assert config.data.train.split == "train"  # a section given in part keeps its other defaults
+
+
+def test_last_of_two_equal_overrides_wins():
+    assert load_config(None, [PATH, "train.seed=1", "train.seed=2"]).train.seed == 2
+
+
+def test_empty_file_is_the_defaults(tmp_path):
+    assert load_config(write(tmp_path, ""), [PATH]) == load_config(None, [PATH])
+
+
+def test_configs_do_not_share_their_lists():
+    first, second = load_config(None, [PATH]), load_config(None, [PATH])
+    first.crops.global_scale[0] = 0.9
+    assert second.crops.global_scale[0] == PretrainConfig().crops.global_scale[0] == 0.32
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "0.0001", "1.0e-4"])
+def test_scientific_notation_is_a_float(number, tmp_path):
+    assert load_config(None, [PATH, f"optim.base_lr={number}"]).optim.base_lr == 1e-4
+    path = write(tmp_path, f"optim:\n  base_lr: {number}\n")
+    value = load_config(path, [PATH]).optim.base_lr
+    assert isinstance(value, float) and value == 1e-4
+
+
+def test_whole_numbers_are_accepted_as_floats():
+    value = load_config(None, [PATH, "train.epochs=3"]).train.epochs
+    assert isinstance(value, float) and value == 3
+
+
+def test_optional_values_can_be_set_and_unset(tmp_path):
+    path = write(tmp_path, "model: {hidden_size: 64}\n")
+    assert load_config(path, [PATH]).model.hidden_size == 64
+    assert load_config(path, [PATH, "model.hidden_size=null"]).model.hidden_size is None
+
+
+@pytest.mark.parametrize(
+    "key, nearest",
+    [
+        ("optim.base_lrr", "optim.base_lr"),
+        ("base_lr", "optim.base_lr"),
+        ("optimm.base_lr", "optim"),
+        ("data.train.pth", "data.train.path"),
+        ("train.batchsize", "train.batch_size"),
+        ("seed", "train.seed"),
+    ],
+)
+def test_unknown_key_is_refused_naming_the_nearest(key, nearest, tmp_path):
+    message = refusal(f"{key}=1")
+    assert key.split("=")[0].startswith(message.split(" in the command line")[0])
+    assert message.endswith(f"is not a config key; did you mean {nearest}?")
+
+    *sections, name = key.split(".")
+    text = "".join(f"{'  ' * depth}{section}:\n" for depth, section in enumerate(sections))
+    path = write(tmp_path, f"{text}{'  ' * len(sections)}{name}: 1\n")
+    message = refusal(path=path)
+    assert str(path) in message
+    assert message.endswith(f"is not a config key; did you mean {nearest}?")
+
+
+def test_unknown_key_that_is_near_to_nothing_is_refused_with_the_sections():
+    message = refusal("zzzz=1")
+    assert message.startswith("zzzz in the command line is not a config key; known sections: ")
+    for item in fields(PretrainConfig):
+        assert f" {item.name}" in message
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("optim.base_lr=fast", ["optim.base_lr", "'fast'", "Float"]),
+        ("optim.base_lr=null", ["optim.base_lr", "float"]),
+        ("train.batch_size=1.5", ["train.batch_size", "1.5", "Integer"]),
+        ("train.batch_size=many", ["train.batch_size", "'many'", "Integer"]),
+        ("crops.global_scale=[a,b]", ["crops.global_scale", "'a'", "Float"]),
+        ("data.train.streaming=perhaps", ["data.train.streaming", "'perhaps'"]),
+        ("data.train.path=[a]", ["data.train.path", "string"]),
+        ("optim.base_lr.start=1", ["optim.base_lr", "start"]),
+    ],
+)
+def test_wrong_type_is_refused_naming_key_and_value(override, words, tmp_path):
+    message = refusal(override)
+    assert "the command line" in message
+    for word in words:
+        assert word in message
+
+
+def test_wrong_type_in_a_file_is_refused_naming_the_file(tmp_path):
+    path = write(tmp_path, "optim:\n  base_lr: fast\n")
+    message = refusal(path=path)
+    assert message.startswith(f"optim.base_lr in {path}: ")
+    assert "fast" in message
+
+
+@pytest.mark.parametrize("value", ["0.5", "text"])
+def test_scalar_in_place_of_a_list_is_refused_naming_key_and_value(value):
+    message = refusal(f"crops.global_scale={value}")
+    assert "crops.global_scale" in message
+    assert value in message
+
+
+@pytest.mark.parametrize("value", ["3", "null", "[1, 2]", "fast"])
+def test_section_that_is_given_a_value_is_refused_naming_its_keys(value, tmp_path):
+    for message in (refusal(f"optim={value}"), refusal(path=write(tmp_path, f"optim: {value}\n"))):
+        assert message.startswith("optim=")
+        assert "optim is a section" in message
+        assert "optim.base_lr" in message and "optim.clip_grad" in message
+
+
+def test_nested_section_that_is_given_a_value_is_refused_naming_its_keys():
+    message = refusal("data.train=/images")
+    assert "data.train is a section" in message and "data.train.path" in message
+
+
+@pytest.mark.parametrize("override", ["optim.base_lr", "--optim.base_lr=1", "=1", "optim base_lr=1", ""])
+def test_malformed_override_is_refused_with_an_example(override):
+    message = refusal(override)
+    assert repr(override) in message and "optim.base_lr=1e-3" in message
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "3\n", "optim: {base_lr: 1\n"])
+def test_file_without_sections_is_refused_naming_the_file(text, tmp_path):
+    path = write(tmp_path, text)
+    assert str(path) in refusal(path=path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml.* does not exist"):
+        load_config(tmp_path / "nowhere.yaml", [PATH])
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ("model.preset=huge", "model.preset='huge' is not one of tiny, small, base, large, giant"),
+        ("model.patch_size=0", "model.patch_size=0 is not positive; use a value above 0"),
+        ("model.num_register_tokens=-1", "model.num_register_tokens=-1 is below 0; use 0 or more"),
+        ("model.drop_path_rate=1", "model.drop_path_rate=1.0 is not in [0, 1); it is a share"),
+        ("model.num_channels=1", "model.num_channels=1: training reads colour images; use 3"),
+        ("dino.num_prototypes=0", "dino.num_prototypes=0 is not positive; use a value above 0"),
+        ("ibot.bottleneck_dim=-4", "ibot.bottleneck_dim=-4 is not positive; use a value above 0"),
+        ("dino.loss_weight=-1", "dino.loss_weight=-1.0 is below 0; use 0 or more"),
+        ("koleo.loss_weight=nan", "koleo.loss_weight=nan is below 0; use 0 or more"),
+        (
+            "dino.loss_weight=0 ibot.loss_weight=0",
+            "dino.loss_weight=0 and ibot.loss_weight=0 leave nothing to learn from the teacher; switch one on",
+        ),
+        ("ibot.mask_probability=1.5", "ibot.mask_probability=1.5 is not in [0, 1]; it is a share"),
+        ("ibot.mask_ratio=[0.5,0.1]", "ibot.mask_ratio=[0.5, 0.1] is not [smallest, largest] within [0, 1]"),
+        ("ibot.mask_ratio=[0.5]", "ibot.mask_ratio=[0.5] is not [smallest, largest] within [0, 1]"),
+        ("teacher.centering=mean", "teacher.centering='mean' is not one of sinkhorn_knopp, softmax"),
+        ("teacher.temp=0", "teacher.temp=0.0 is not positive; use a value above 0"),
+        ("teacher.student_temp=nan", "teacher.student_temp=nan is not positive; use a value above 0"),
+        ("teacher.warmup_temp_epochs=-1", "teacher.warmup_temp_epochs=-1.0 is below 0; use 0 or more"),
+        ("teacher.momentum=1.1", "teacher.momentum=1.1 is not in [0, 1]; it is a share"),
+        ("crops.num_local=-1", "crops.num_local=-1 is below 0; use 0 or more"),
+        ("crops.flip_probability=2", "crops.flip_probability=2.0 is not in [0, 1]; it is a share"),
+        ("crops.global_scale=[0.3,1.2]", "crops.global_scale=[0.3, 1.2] is not [smallest, largest] within [0, 1]"),
+        ("crops.local_scale=[0,0]", "crops.local_scale=[0.0, 0.0] is not [smallest, largest] within [0, 1]"),
+        ("crops.global_size=225", "crops.global_size=225 is not a multiple of model.patch_size=14; use 224 or 238"),
+        ("crops.local_size=10", "crops.local_size=10 is not a multiple of model.patch_size=14; use 14"),
+        ("crops.local_size=-14", "crops.local_size=-14 is not positive; use a value above 0"),
+        ("colors.jitter_probability=-0.1", "colors.jitter_probability=-0.1 is not in [0, 1]; it is a share"),
+        ("colors.brightness=1.5", "colors.brightness=1.5 is not in [0, 1]; it is a share"),
+        ("colors.hue=0.6", "colors.hue=0.6 is not in [0, 0.5]; the colour circle is 1 around, published: 0.1"),
+        (
+            "colors.blur_probability=[0.5]",
+            "colors.blur_probability=[0.5] has not 3 values; "
+            "give those of global view 1, global view 2 and the local views",
+        ),
+        ("colors.blur_probability=[0,2,0]", "colors.blur_probability=2.0 is not in [0, 1]; it is a share"),
+        ("colors.blur_sigma=[2,1]", "colors.blur_sigma=[2.0, 1.0] is not [smallest, largest] within [0, inf]"),
+        ("colors.mean=[0.5,0.5]", "colors.mean=[0.5, 0.5] has not 3 values; give one for each of R, G, B"),
+        ("colors.std=[1,0,1]", "colors.std=[1.0, 0.0, 1.0] has a value that is not positive; use that of your images"),
+        ("data.train.path=null", "data.train.path is not set; give a folder of images: data.train.path=/my/images"),
+        ("data.num_workers=-1", "data.num_workers=-1 is below 0; use 0 or more"),
+        ("data.shuffle_buffer=0", "data.shuffle_buffer=0 is not positive; use a value above 0"),
+        ("data.max_broken_share=1.01", "data.max_broken_share=1.01 is not in [0, 1]; it is a share"),
+        ("optim.base_lr=0", "optim.base_lr=0.0 is not positive; use a value above 0"),
+        ("optim.clip_grad=-1", "optim.clip_grad=-1.0 is below 0; use 0 or more"),
+        ("optim.betas=[0.9]", "optim.betas=[0.9] has not 2 values; published: [0.9, 0.999]"),
+        ("optim.betas=[0.9,1]", "optim.betas=1.0 is not in [0, 1); it is a share"),
+        ("train.precision=fp8", "train.precision='fp8' is not one of auto, fp32, bf16, fp16"),
+        ("train.batch_size=0", "train.batch_size=0 is not positive; use a value above 0"),
+        ("train.epochs=1e-9", "train.epochs=1e-09 of 1250 updates is no update at all; use more"),
+        (
+            "train.batch_size=1",
+            "train.batch_size=1 leaves KoLeo without neighbours; use 2 or more, or koleo.loss_weight=0",
+        ),
+        ("knn.reference.path=/images", "knn.reference.path is set but knn.query.path is not; give both, or neither"),
+        ("knn.reference.path=/a knn.query.path=/b knn.k=0", "knn.k=0 is not positive; use a value above 0"),
+        (
+            "knn.reference.path=/a knn.query.path=/b knn.crop_size=100",
+            "knn.crop_size=100 is not a multiple of model.patch_size=14; use 98 or 112",
+        ),
+        (
+            "knn.reference.path=/a knn.query.path=/b knn.crop_size=10",
+            "knn.crop_size=10 is not a multiple of model.patch_size=14; use 14",
+        ),
+    ],
+)
+def test_impossible_value_is_refused_with_rule_and_remedy(overrides, message):
+    assert refusal(*overrides.split()) == message
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.epochs=inf", "train.seed=-1", "colors.mean=[nan,0,0]", "colors.std=[nan,1,1]", "model.hidden_size=0"],
+)
+def test_value_that_no_run_can_use_is_refused_naming_its_key(override):
+    assert override.partition("=")[0] in refusal(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "crops.num_local=0",
+        "optim.clip_grad=0",
+        "koleo.loss_weight=0",
+        "ibot.loss_weight=0",
+        "dino.loss_weight=0",
+        "teacher.momentum=1",
+        "crops.global_scale=[1,1]",
+        "colors.hue=0.5",
+        "model.num_register_tokens=0",
+        "data.num_workers=0",
+        "data.max_broken_share=0",
+    ],
+)
+def test_values_at_the_border_are_allowed(override):
+    load_config(None, [PATH, override])
+
+
+def test_batch_of_one_is_allowed_without_koleo():
+    assert load_config(None, [PATH, "train.batch_size=1", "koleo.loss_weight=0"]).train.batch_size == 1
+
+
+def test_sizes_follow_the_patch_size():
+    config = load_config(None, [PATH, "model.patch_size=16", "crops.local_size=96", "crops.global_size=224"])
+    assert config.crops.local_size == 96
+    assert "use 96 or 112" in refusal("model.patch_size=16", "crops.local_size=98")
+
+
+def test_knn_is_not_checked_where_it_is_off():
+    config = load_config(None, [PATH, "knn.crop_size=100", "knn.query.path=/b"])
+    assert not config.knn.enabled
+
+
+def test_number_of_steps_is_epochs_times_length():
+    config = load_config(None, [PATH, "train.epochs=2.5", "train.epoch_length=10"])
+    assert config.train.num_steps == 25
+
+
+def test_saved_config_loads_as_the_same_config(tmp_path):
+    config = load_config(
+        None,
+        [
+            PATH,
+            "optim.base_lr=1e-4",
+            "train.epochs=0.1",
+            "model.hidden_size=64",
+            "model.use_swiglu_ffn=true",
+            "colors.blur_sigma=[0.25,0.75]",
+            "data.train.streaming=true",
+            "knn.reference.path=/a b/ü",
+            "knn.query.path=/c",
+            "data.train.split='train[:10%]'",
+        ],
+    )
+    save_config(config, tmp_path / "config.yaml")
+    again = load_config(tmp_path / "config.yaml")
+    assert again == config
+    assert again.optim.base_lr == 1e-4 and again.data.train.split == "train[:10%]"
+    save_config(again, tmp_path / "again.yaml")
+    assert (tmp_path / "again.yaml").read_text() == (tmp_path / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("path", ["123", "1e-4", "null", "true", "/a: b", "/a #b", "[a]"])
+def test_text_that_looks_like_another_type_survives_saving(path, tmp_path):
+    config = load_config(None, [PATH])
+    config.data.train.path = path
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").data.train.path == path
+
+
+def test_dotted_keys_name_every_value_once():
+    def count(config):
+        values = (getattr(config, item.name) for item in fields(config))
+        return sum(count(value) if is_dataclass(value) else 1 for value in values)
+
+    config = PretrainConfig()
+    keys = list(dotted_keys(config))
+    assert len(keys) == len(set(keys)) == count(config)
+    assert value_at(config, "optim.base_lr") == config.optim.base_lr
+    assert value_at(config, "knn.query.split") == "validation"
+
+
+def test_every_value_can_be_set_by_its_dotted_key():
+    config = load_config(None, [PATH])
+    for key in dotted_keys(config):
+        value = value_at(config, key)
+        if value is not None:
+            assert value_at(load_config(None, [PATH, f"{key}={value}"]), key) == value
+
+
+def test_architecture_leaves_out_what_is_not_set():
+    architecture = load_config(None, [PATH, "model.hidden_size=64"]).model.architecture()
+    assert architecture["hidden_size"] == 64 and architecture["patch_size"] == 14
+    for name in ("preset", "gradient_checkpointing", "num_hidden_layers", "use_swiglu_ffn"):
+        assert name not in architecture
+
+
+def test_config_is_read_and_checked_without_torch_or_accelerate():
+    file = importlib.util.find_spec("dinov2_hf.config").origin
+    # the package's __init__ imports torch, so the file is loaded by itself
+    script = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("config", sys.argv[1])
+sys.modules["config"] = config = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(config)
+assert config.load_config(None, ["data.train.path=/images", "optim.base_lr=1e-4"]).optim.base_lr == 1e-4
+print(sorted({"torch", "accelerate", "transformers", "datasets", "numpy"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

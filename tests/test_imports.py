@@ -1,0 +1,87 @@
+"""Imports go down only: cli -> train, evaluation, curation, hub -> ssl, data, features -> models, losses."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "dinov2_hf"
+
+# what each part of the package may import from it; `ssl.batch` is a leaf that `data` may use
+ALLOWED = {
+    "config": set(),
+    "models": set(),
+    "losses": set(),
+    "ssl.batch": set(),
+    "data": {"config", "ssl.batch"},
+    "ssl": {"config", "ssl.batch", "models", "losses"},
+    "features": {"config", "data", "models"},
+    "train": {"config", "data", "ssl", "models", "losses"},
+    "evaluation": {"config", "data", "features", "models"},
+    "hub": {"config", "features", "models"},
+    "": {"models"},
+}
+
+
+def part_of(module: str) -> str:
+    if module == "ssl.batch":
+        return module
+    return module.split(".")[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that a file imports, relative to the package."""
+    package = list(path.relative_to(PACKAGE).parent.parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package[: len(package) - node.level + 1] + (node.module or "").split(".")
+            elif (node.module or "").split(".")[0] == "dinov2_hf":
+                base = node.module.split(".")[1:]
+            else:
+                continue
+            base = [name for name in base if name]
+            found |= {".".join(base)} if base else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("dinov2_hf.") for alias in node.names if "dinov2_hf" in alias.name}
+    return found
+
+
+def external_imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path):
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+    part = part_of(module)
+    assert part in ALLOWED, f"{part} has no place in the layout"
+    for imported in imports_of(path):
+        target = part_of(imported)
+        assert target == part or target in ALLOWED[part], f"{module or '__init__'} imports {imported}"
+
+
+def test_losses_import_torch_alone():
+    for path in (PACKAGE / "losses").glob("*.py"):
+        assert external_imports_of(path) <= {"torch", "__future__", "collections", "dataclasses", "math"}, path.name
+
+
+def test_config_imports_nothing_heavy():
+    heavy = {"torch", "accelerate", "transformers", "datasets", "numpy"}
+    assert not external_imports_of(PACKAGE / "config.py") & heavy
+
+
+def test_files_hold_one_idea():
+    """The soft limit of 400 lines; the configuration is one table and may be longer."""
+    long = {path.name: len(path.read_text().splitlines()) for path in FILES if path.name != "config.py"}
+    assert {name: lines for name, lines in long.items() if lines > 400} == {}
