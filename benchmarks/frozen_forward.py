@@ -63,8 +63,8 @@ def main() -> None:
         ratios = sorted(stock_time / our_time for our_time, stock_time in pairs)
         quarter = len(ratios) // 4
         print(
-            f"batch {args.batch} at {size}: ours {medians[0]:.1f} ms, stock {medians[1]:.1f} ms, "
-            f"stock/ours {statistics.median(ratios):.3f} (quartiles {ratios[quarter]:.3f} to {ratios[-quarter - 1]:.3f}), "
+            f"batch {args.batch}, {size} px: ours {medians[0]:.1f} ms, stock {medians[1]:.1f} ms, "
+            f"stock/ours {statistics.median(ratios):.3f} (quartiles {ratios[quarter]:.3f} {ratios[-quarter - 1]:.3f}), "
             f"largest difference {difference:.1e}"
         )
 

@@ -32,20 +32,6 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("dinov2_hf").setLevel(logging.INFO)
-    try:
-        config = load_config(args.config, args.overrides)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
-
-    accelerator = build_accelerator(config.train)
-    knn, colors = config.knn, config.colors
-    if knn.enabled:
-        evaluator = KnnEvaluator(knn, colors.mean, colors.std, config.data.num_workers)
-        transform = evaluator.transform
-    else:
-        evaluator = None
-        size = config.crops.global_size
-        transform = EvalTransform(size * 256 // 224, size, colors.mean, colors.std)
     results: list[float] = []
 
     def evaluate(model) -> dict[str, float]:
@@ -54,7 +40,21 @@ def main() -> None:
         results.append(values["knn_accuracy"])
         return values
 
-    trainer = Pretrainer(config, accelerator, evaluate if evaluator else None, resume=args.resume)
+    try:
+        config = load_config(args.config, args.overrides)
+        accelerator = build_accelerator(config.train)
+        colors = config.colors
+        if config.knn.enabled:
+            evaluator = KnnEvaluator(config.knn, colors.mean, colors.std, config.data.num_workers)
+            transform = evaluator.transform
+        else:
+            evaluator = None
+            size = config.crops.global_size
+            transform = EvalTransform(size * 256 // 224, size, colors.mean, colors.std)
+        trainer = Pretrainer(config, accelerator, evaluate if evaluator else None, resume=args.resume)
+    except (ValueError, FileNotFoundError) as error:  # what a user can mend
+        parser.error(str(error))
+
     model = trainer.run()
     if not accelerator.is_main_process:
         return

@@ -340,10 +340,9 @@ def test_dotted_keys_name_every_value_once():
 
 def test_every_value_can_be_set_by_its_dotted_key():
     config = load_config(None, [PATH])
-    for key in dotted_keys(config):
-        value = value_at(config, key)
-        if value is not None:
-            assert value_at(load_config(None, [PATH, f"{key}={value}"]), key) == value
+    values = {key: value_at(config, key) for key in dotted_keys(config)}
+    given = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
+    assert load_config(None, given) == config
 
 
 def test_architecture_leaves_out_what_is_not_set():

@@ -189,7 +189,7 @@ class ColorsConfig:
     grayscale_probability: float = 0.2
     """Loss of colour."""
     blur_probability: list[float] = field(default_factory=lambda: [0.0, 0.9, 0.5])
-    """Gaussian blur in global view 1, global view 2, local views: what the published code does (the paper: 1, 0.1, 0.5)."""
+    """Gaussian blur in global view 1, global view 2 and local views, as in the published code (docs/fidelity.md)."""
     blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])
     """Smallest and largest standard deviation of the blur in pixels."""
     solarize_probability: float = 0.2

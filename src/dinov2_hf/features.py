@@ -95,9 +95,7 @@ def extract_features(
     share = _Share(images, transform, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(share, batch_size=batch_size, num_workers=num_workers)
     parts, indices = [], []
-    for pixels, index, valid in tqdm(
-        loader, desc=description, leave=False, disable=not accelerator.is_main_process
-    ):
+    for pixels, index, valid in tqdm(loader, desc=description, leave=False, disable=not accelerator.is_main_process):
         with accelerator.autocast():
             values = features(transform.normalize(pixels.to(accelerator.device)))
         parts.append(values.float())

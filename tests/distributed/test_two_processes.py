@@ -113,7 +113,9 @@ def test_two_processes_train_the_model_of_one(runs):
     one, two = (load_file(folder / "export" / "model.safetensors") for folder in folders)
     for name, value in one.items():
         if not name.endswith("key.bias"):  # moved by rounding noise alone, see tests/parity/test_trajectory.py
-            torch.testing.assert_close(two[name], value, atol=2e-5, rtol=0, msg=lambda text, name=name: f"{name} {text}")
+            torch.testing.assert_close(
+                two[name], value, atol=2e-5, rtol=0, msg=lambda text, name=name: f"{name} {text}"
+            )
 
     # a checkpoint of two processes is continued by one, and the other way round
     for folder, processes in zip(folders, (2, 1)):

@@ -77,9 +77,7 @@ class TrainingBatches(IterableDataset):
         rng = np.random.default_rng([config.train.seed, _MASKS, number, self._rank])
         grid = (crops.global_size // config.model.patch_size,) * 2
         probability = config.ibot.mask_probability if config.ibot.loss_weight else 0.0
-        masks = torch.from_numpy(
-            draw_batch_masks(rng, 2 * images, grid, probability, tuple(config.ibot.mask_ratio))
-        )
+        masks = torch.from_numpy(draw_batch_masks(rng, 2 * images, grid, probability, tuple(config.ibot.mask_ratio)))
         indices, weights = SSLBatch.flatten_masks(masks)
         return SSLBatch(
             global_crops=torch.from_numpy(global_crops).flatten(0, 1),

@@ -117,7 +117,7 @@ def apply_parameters(crops: Tensor, parameters: Tensor) -> Tensor:
 
 
 def _apply_to(images: Tensor, chosen: Tensor, function, factor: Tensor | None = None) -> None:
-    """Replaces `images[chosen]` by `function(images[chosen], factor[chosen])`; `chosen` and `factor` are on the host."""
+    """Replaces `images[chosen]` by `function` of them and of `factor[chosen]`; indices and factors are on the host."""
     index = chosen.nonzero().flatten()
     if not len(index):
         return

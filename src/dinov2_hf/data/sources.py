@@ -112,10 +112,12 @@ class LabeledImages:
         image = find_image_column(dataset, config)
         label = config.label_column or _first_of_type(dataset, ClassLabel)
         if label is None or label not in dataset.column_names:
-            given = f"label_column={config.label_column!r}" if config.label_column else "a column of the type ClassLabel"
+            given = (
+                f"label_column={config.label_column!r}" if config.label_column else "a column of the type ClassLabel"
+            )
             raise ValueError(
                 f"{config.path} (split {config.split!r}) has no {given}; its columns are "
-                f"{', '.join(dataset.column_names)}; name one with label_column=, or sort images into a folder per class"
+                f"{', '.join(dataset.column_names)}; name one with label_column=, or give each class a folder"
             )
         self._images = dataset.select_columns([image]).cast_column(image, Image(decode=False))
         self._column = image

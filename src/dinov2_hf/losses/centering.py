@@ -1,4 +1,4 @@
-"""Softmax centering of teacher logits (DINO paper, section 3.1, "Avoiding collapse"), the alternative to Sinkhorn-Knopp."""
+"""Softmax centering of teacher logits (DINO paper, section 3.1, "Avoiding collapse")."""
 
 import torch
 from torch import Tensor, nn

@@ -32,7 +32,7 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         num_attention_heads: number of heads; must divide `hidden_size`.
         mlp_ratio: hidden width of the feed-forward network as a multiple of D (an integer, as the stock class asks).
         use_swiglu_ffn: SwiGLU in place of the MLP, with two thirds of its hidden width rounded up to a multiple of 8.
-        num_register_tokens: number of register tokens (Darcet et al., "Vision Transformers Need Registers"); 0 for none.
+        num_register_tokens: number of register tokens (Darcet et al., 2023, "Vision Transformers Need Registers").
         image_size: height and width in pixels that the position embeddings are made for; an int means a square.
         patch_size: height and width of a patch in pixels; an int means a square.
         num_channels: channels of the input.

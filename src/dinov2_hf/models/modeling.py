@@ -116,7 +116,7 @@ class Dinov2PreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights as the published training code starts them; CLS and registers ~ N(0, 1e-6), see `docs/fidelity.md`."""
+        """Weights as the published training code starts them; CLS and registers ~ N(0, 1e-6)."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
@@ -219,7 +219,7 @@ class Dinov2Model(_Transformer):
     def forward_packed(
         self, crops: Sequence[Tensor], bool_masked_pos: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
-        """One forward over groups of crops of different sizes; equal to one forward per group, but with larger matrices.
+        """One forward over groups of crops of different sizes: equal to a forward for each, with larger matrices.
 
         Args:
             crops: groups `[B_g, C, H_g, W_g]`.

@@ -29,9 +29,7 @@ def add_residual(tokens: Tensor, branch: Branch, packing: Packing, scale: Tensor
     return torch.addcmul(tokens, residual.to(tokens.dtype), scale.to(tokens.dtype))
 
 
-def add_residual_of_kept(
-    tokens: Tensor, branch: Branch, packing: Packing, scale: Tensor, kept: list[Tensor]
-) -> Tensor:
+def add_residual_of_kept(tokens: Tensor, branch: Branch, packing: Packing, scale: Tensor, kept: list[Tensor]) -> Tensor:
     """As `add_residual`, for the sequences `kept` of each group alone; the others pass unchanged."""
     rows, weights, groups, start = [], [], [], 0
     for group, indices in zip(packing.groups, kept):

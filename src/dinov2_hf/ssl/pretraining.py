@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import HeadConfig, PretrainConfig
 from ..losses import SoftmaxCentering, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
-from ..models import Dinov2Config, Dinov2Model, DINOHead
+from ..models import DINOHead, Dinov2Config, Dinov2Model
 from .batch import SSLBatch
 
 NUM_GLOBAL_CROPS = 2

@@ -24,7 +24,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 _MAY_DIFFER = re.compile(
     r"train\.(output_dir|log_every|checkpoint_epochs|keep_checkpoints|max_skipped_updates"
-    r"|batch_size|gradient_accumulation_steps)"  # their product with the number of processes may not, see check_same_run
+    r"|batch_size|gradient_accumulation_steps)"  # not the global batch: check_same_run
     r"|data\.(num_workers|max_broken_share)"
     r"|model\.(attn_implementation|gradient_checkpointing)"
     r"|knn\..*"

@@ -241,9 +241,7 @@ class Pretrainer:
             path = found[-1]
         else:
             path = Path(resume)
-        self.step = load_checkpoint(
-            path, self.model, self.optimizer.optimizer, self.config, self.global_batch_size
-        )
+        self.step = load_checkpoint(path, self.model, self.optimizer.optimizer, self.config, self.global_batch_size)
         if self.accelerator.is_main_process:
             logger.info("continuing from %s", path)
             tqdm.write(f"Continuing from {path}")

@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from dinov2_hf.data.decode import BrokenImage, decode_rgb, open_image, oriented_size
+
+ORIENTATION = 0x0112
+# what to do to the stored pixels [H, W, 3] to see them upright, by EXIF orientation
+UPRIGHT = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, k=-1),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: np.rot90(pixels, k=1),
+}
+
+
+def decode(data, reduction=1.0):
+    return np.asarray(decode_rgb(open_image(data), reduction))
+
+
+def oriented(encode, image, orientation, kind, **options):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return encode(image, kind, exif=exif, **options)
+
+
+@pytest.fixture
+def image(photograph):
+    return photograph(20, 30)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_images_come_upright(orientation, kind, encode, image):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = oriented(encode, image, orientation, kind, **options)
+    expected = UPRIGHT[orientation](np.asarray(image))
+    assert oriented_size(open_image(data)) == (expected.shape[1], expected.shape[0])
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_jpeg_comes_upright_at_full_and_reduced_scale(orientation, encode, photograph):
+    image = photograph(64, 96)
+    plain = encode(image, "JPEG", quality=95)
+    data = oriented(encode, image, orientation, "JPEG", quality=95)
+    for reduction in (1, 4):
+        expected = UPRIGHT[orientation](decode(plain, reduction))
+        np.testing.assert_array_equal(decode(data, reduction), expected)
+    assert min(expected.shape[:2]) == 16
+    assert oriented_size(open_image(data)) == (expected.shape[1] * 4, expected.shape[0] * 4)
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_unknown_orientation_is_taken_as_upright(orientation, encode, image):
+    data = oriented(encode, image, orientation, "PNG")
+    assert oriented_size(open_image(data)) == image.size
+    np.testing.assert_array_equal(decode(data), np.asarray(image))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0no tags", b"Exif\0\0II*\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_malformed_exif_is_taken_as_upright(exif, encode, image):
+    data = encode(image, "JPEG", exif=exif)
+    assert oriented_size(open_image(data)) == image.size
+    np.testing.assert_array_equal(decode(data), decode(encode(image, "JPEG")))
+
+
+def test_grey_becomes_three_equal_channels(encode, image):
+    grey = image.convert("L")
+    pixels = decode(encode(grey))
+    np.testing.assert_array_equal(pixels, np.repeat(np.asarray(grey)[:, :, None], 3, axis=2))
+
+
+def test_black_and_white_becomes_0_and_255(encode, image):
+    pixels = decode(encode(image.convert("1")))
+    assert pixels.shape == (20, 30, 3)
+    assert set(np.unique(pixels)) == {0, 255}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_palette_becomes_its_colours(kind, encode, image):
+    palette = image.quantize(16)
+    np.testing.assert_array_equal(decode(encode(palette, kind)), np.asarray(palette.convert("RGB")))
+
+
+def test_transparency_is_left_out(encode, image):
+    transparent = image.copy()
+    transparent.putalpha(Image.linear_gradient("L").resize(image.size))
+    np.testing.assert_array_equal(decode(encode(transparent)), np.asarray(image))
+
+
+def test_grey_with_transparency_becomes_three_equal_channels(encode, image):
+    pixels = decode(encode(image.convert("LA")))
+    np.testing.assert_array_equal(pixels, np.repeat(np.asarray(image.convert("L"))[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("reduction", [1, 4])
+def test_cmyk_becomes_nearly_the_colours_it_was_made_from(reduction, encode, photograph):
+    image = photograph(64, 96, cell=32)
+    pixels = decode(encode(image.convert("CMYK"), "JPEG", quality=95), reduction)
+    expected = np.asarray(image.resize((96 // reduction, 64 // reduction), Image.Resampling.BOX)).astype(float)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected).mean() < 3
+
+
+def test_sixteen_bit_grey_keeps_its_contrast_or_is_refused(encode):
+    ramp = np.linspace(0, 65535, 20 * 30).reshape(20, 30)
+    try:
+        pixels = decode(encode(ramp.astype(np.uint16)))
+    except BrokenImage:
+        return
+    assert np.abs(pixels - ramp[:, :, None] / 65535 * 255).max() <= 1
+
+
+def test_first_frame_of_an_animation_is_read(encode, photograph):
+    frames = [photograph(20, 30, seed).quantize(32) for seed in range(3)]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode(data), np.asarray(frames[0].convert("RGB")))
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image at all, but a text", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
+def test_other_bytes_are_broken(data):
+    with pytest.raises(BrokenImage):
+        oriented_size(open_image(data))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_truncated_file_is_broken(kind, share, encode, photograph):
+    data = encode(photograph(60, 80), kind)
+    with pytest.raises(BrokenImage) as caught:
+        image = open_image(data[: int(len(data) * share)])
+        oriented_size(image)
+        decode_rgb(image)
+    assert str(caught.value)
+
+
+def test_truncated_jpeg_is_broken_at_reduced_scale_too(encode, photograph):
+    data = encode(photograph(64, 96), "JPEG")
+    with pytest.raises(BrokenImage, match="truncated"):
+        decode(data[: len(data) // 2], reduction=4)
+
+
+def test_broken_image_is_a_value_error():
+    assert issubclass(BrokenImage, ValueError)
+
+
+@pytest.mark.parametrize("size", [(96, 64), (97, 63), (101, 33), (17, 250), (64, 64), (8, 8), (1, 40)])
+def test_reduced_jpeg_is_never_smaller_than_asked(size, encode, photograph):
+    width, height = size
+    data = encode(photograph(height, width), "JPEG")
+    for reduction in (0.3, 1, 1.9, 2, 2.1, 3.9, 4, 4.5, 7.99, 8, 8.01, 11, 40):
+        result = decode_rgb(open_image(data), reduction)
+        assert result.mode == "RGB"
+        assert result.width >= width / reduction or result.size == size
+        assert result.height >= height / reduction or result.size == size
+        factors = {round(width / result.width), round(height / result.height)} if min(size) >= 16 else {1}
+        assert factors <= {1, 2, 4, 8} and max(factors) <= max(reduction, 1)
+
+
+def test_reduced_jpeg_is_decoded_at_the_largest_reduction_allowed(encode, photograph):
+    data = encode(photograph(160, 240), "JPEG")
+    for reduction, width in ((1, 240), (1.99, 240), (2, 120), (3.9, 120), (4, 60), (7.9, 60), (8, 30), (20, 30)):
+        assert decode_rgb(open_image(data), reduction).width == width
+
+
+def test_reduced_jpeg_is_nearly_the_full_one_averaged(encode, photograph):
+    data = encode(photograph(160, 240), "JPEG", quality=95)
+    full = decode_rgb(open_image(data))
+    for reduction in (2, 4, 8):
+        difference = decode(data, reduction) - np.asarray(full.reduce(reduction)).astype(float)
+        assert np.abs(difference).mean() < 0.6
+        assert np.abs(difference).max() <= 8
+
+
+def test_only_jpeg_is_reduced(encode, image):
+    np.testing.assert_array_equal(decode(encode(image), reduction=8), np.asarray(image))
+
+
+def test_upright_pixels_equal_those_of_pillow(encode, image):
+    for orientation in UPRIGHT:
+        data = oriented(encode, image, orientation, "JPEG")
+        expected = ImageOps.exif_transpose(open_image(data)).convert("RGB")
+        np.testing.assert_array_equal(decode(data), np.asarray(expected))
