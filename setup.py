@@ -22,7 +22,7 @@ setup(
     package_data={"dinov2_hf.model_cards": ["*.md"]},
     install_requires=[
         "torch>=2.11",
-        "transformers>=5,<6",
+        "transformers>=5.17,<6",
         "accelerate>=1.15",
         "datasets>=5",
         "evaluate>=0.4.6",

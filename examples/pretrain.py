@@ -16,7 +16,7 @@ from dinov2_hf.config import load_config
 from dinov2_hf.evaluation import KnnEvaluator, plot_patch_pca
 from dinov2_hf.features import EvalTransform
 from dinov2_hf.hub import export_folder
-from dinov2_hf.train import Pretrainer, build_accelerator, plot_metrics
+from dinov2_hf.train import Pretrainer, build_accelerator, plot_metrics, read_metrics
 
 
 def main() -> None:
@@ -32,13 +32,10 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("dinov2_hf").setLevel(logging.INFO)
-    results: list[float] = []
 
     def evaluate(model) -> dict[str, float]:
         backbone = model.teacher["backbone"]
-        values = dict(evaluator(lambda images: backbone(images).pooler_output, accelerator))
-        results.append(values["knn_accuracy"])
-        return values
+        return dict(evaluator(lambda images: backbone(images).pooler_output, accelerator))
 
     try:
         config = load_config(args.config, args.overrides)
@@ -62,6 +59,7 @@ def main() -> None:
     output = Path(config.train.output_dir)
     teacher = {name: network.eval() for name, network in model.teacher.items()}
     backbone = teacher.pop("backbone")
+    results = [line["knn_accuracy"] for line in read_metrics(output) if "knn_accuracy" in line]
     facts = {"k-NN accuracy (classes of the evaluation set)": f"{results[-1]:.1f} %"} if results else {}
     exported = export_folder(output / "export", backbone, teacher, transform, config, facts)
     pictures = [plot_metrics(output)]

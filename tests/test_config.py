@@ -33,7 +33,7 @@ def test_defaults_hold_where_nothing_is_said():
 def test_file_overrides_defaults_and_command_line_overrides_file(tmp_path):
     path = write(
         tmp_path,
-        "optim:\n  base_lr: 0.001\n  min_lr: 0.0001\ncrops:\n  local_scale: [0.1, 0.2]\ndata:\n  train: {path: /images}\n",
+        "optim: {base_lr: 0.001, min_lr: 0.0001}\ncrops:\n  local_scale: [0.1, 0.2]\ndata:\n  train: {path: /images}\n",
     )
     config = load_config(path, ["optim.base_lr=0.5"])
     assert config.optim.base_lr == 0.5  # command line

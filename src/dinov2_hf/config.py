@@ -7,6 +7,7 @@ Everything a user can get wrong is refused here, before anything heavy is import
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -14,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -54,6 +56,11 @@ class ModelConfig:
         _positive("model.patch_size", self.patch_size)
         _at_least("model.num_register_tokens", self.num_register_tokens, 0)
         _share("model.drop_path_rate", self.drop_path_rate, below_one=True)
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            if getattr(self, name) is not None:
+                _positive(f"model.{name}", getattr(self, name))
+        implementations = ("sdpa", "eager", "flash_attention_2", "flex_attention", "xformers")
+        _choice("model.attn_implementation", self.attn_implementation, implementations)
         if self.num_channels != 3:
             raise ValueError(f"model.num_channels={self.num_channels}: training reads colour images; use 3")
 
@@ -166,10 +173,7 @@ class CropsConfig:
         for name in ("global_size", "local_size"):
             size = getattr(self, name)
             _positive(f"crops.{name}", size)
-            if size % patch_size:
-                below, above = size // patch_size * patch_size, (size // patch_size + 1) * patch_size
-                remedy = f"use {below} or {above}" if below else f"use {above}"
-                raise ValueError(f"crops.{name}={size} is not a multiple of model.patch_size={patch_size}; {remedy}")
+            _multiple_of_patch(f"crops.{name}", size, patch_size)
 
 
 @dataclass
@@ -215,8 +219,9 @@ class ColorsConfig:
             _share("colors.blur_probability", value)
         _interval("colors.blur_sigma", self.blur_sigma, 0, float("inf"))
         for name in ("mean", "std"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"colors.{name}={getattr(self, name)} has not 3 values; give one for each of R, G, B")
+            values = getattr(self, name)
+            if len(values) != 3 or not all(map(math.isfinite, values)):
+                raise ValueError(f"colors.{name}={values} has not 3 values; give one for each of R, G, B")
         if min(self.std) <= 0:
             raise ValueError(f"colors.std={self.std} has a value that is not positive; use that of your images")
 
@@ -338,6 +343,7 @@ class TrainConfig:
 
     def check(self) -> None:
         _choice("train.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        _at_least("train.seed", self.seed, 0)
         for name in (
             "batch_size",
             "gradient_accumulation_steps",
@@ -385,12 +391,7 @@ class KnnConfig:
             raise ValueError("knn.reference.path is set but knn.query.path is not; give both, or neither")
         for name in ("epochs", "k", "temperature", "resize_size", "crop_size", "batch_size"):
             _positive(f"knn.{name}", getattr(self, name))
-        if self.crop_size % patch_size:
-            below, above = self.crop_size // patch_size * patch_size, (self.crop_size // patch_size + 1) * patch_size
-            raise ValueError(
-                f"knn.crop_size={self.crop_size} is not a multiple of model.patch_size={patch_size}; "
-                f"use {below or above} or {above}"
-            )
+        _multiple_of_patch("knn.crop_size", self.crop_size, patch_size)
 
 
 @dataclass
@@ -454,7 +455,10 @@ def load_config(path: str | PathLike | None = None, overrides: Sequence[str] = (
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"config file {str(path)!r} does not exist")
-        layers.append((str(path), OmegaConf.load(path)))
+        try:
+            layers.append((str(path), OmegaConf.load(path)))
+        except (yaml.YAMLError, OSError, OmegaConfBaseException) as error:
+            raise ValueError(f"{path} is not a YAML file of sections and keys: {error}") from None
     for override in overrides:
         if not re.match(r"[A-Za-z_][\w.]*=", override):
             raise ValueError(f"{override!r} is not an override; write section.key=value, such as optim.base_lr=1e-3")
@@ -468,8 +472,9 @@ def load_config(path: str | PathLike | None = None, overrides: Sequence[str] = (
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{error.full_key or 'config'} in {origin}: {reason}") from None
+            reason, key = str(error).splitlines()[0], error.full_key or "config"
+            value = OmegaConf.select(layer, key, default=None) if error.full_key else None
+            raise ValueError(f"{key} in {origin}: {reason} (given: {value!r})") from None
     return OmegaConf.to_object(merged).check()
 
 
@@ -519,7 +524,7 @@ def _choice(key: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _positive(key: str, value: float) -> None:
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise ValueError(f"{key}={value} is not positive; use a value above 0")
 
 
@@ -536,3 +541,10 @@ def _share(key: str, value: float, below_one: bool = False) -> None:
 def _interval(key: str, value: Sequence[float], lowest: float, highest: float) -> None:
     if len(value) != 2 or not lowest <= value[0] <= value[1] <= highest or value[1] == 0:
         raise ValueError(f"{key}={list(value)} is not [smallest, largest] within [{lowest}, {highest}]")
+
+
+def _multiple_of_patch(key: str, size: int, patch_size: int) -> None:
+    if size % patch_size:
+        below, above = size // patch_size * patch_size, (size // patch_size + 1) * patch_size
+        remedy = f"use {below} or {above}" if below else f"use {above}"
+        raise ValueError(f"{key}={size} is not a multiple of model.patch_size={patch_size}; {remedy}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .data.decode import BrokenImage, decode_rgb, open_image, oriented_size
+from .data.decode import BrokenImage, decode_rgb, decoded_scale, open_image, oriented_size
 from .data.photometric import normalize
 from .data.sources import LabeledImages
 
@@ -46,7 +46,8 @@ class EvalTransform:
         scale = self.resize_size / min(width, height)
         image = decode_rgb(image, reduction=1 / scale / 2)  # keep twice the pixels for a clean resize
         size = (int(width * scale + 1e-6), int(height * scale + 1e-6))  # as the stock image processor rounds
-        image = image.resize(size, Image.Resampling.BICUBIC)
+        whole = decoded_scale(image, width, height)
+        image = image.resize(size, Image.Resampling.BICUBIC, box=(0, 0, width * whole, height * whole))
         left, top = (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2
         image = image.crop((left, top, left + self.crop_size, top + self.crop_size))
         return np.asarray(image).transpose(2, 0, 1)

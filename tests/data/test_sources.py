@@ -87,12 +87,12 @@ def test_source_that_was_pickled_goes_on_with_the_same_samples(streaming, paths,
 
 
 def test_map_source_is_shuffled_over_its_whole_length(paths, files):
-    position = np.zeros((200, len(files)))
-    for seed in range(200):
+    position = np.zeros((100, len(files)))
+    for seed in range(100):
         samples = read_all(open_source(paths["saved"], seed=seed), 0, len(files))
         position[seed, [sample.index for sample in samples]] = np.arange(len(files))
-    # the mean of 200 uniform positions has a deviation of 6.6 / sqrt(200) = 0.47; five of it
-    assert np.abs(position.mean(axis=0) - (len(files) - 1) / 2).max() < 2.4
+    # the mean of 100 uniform positions has a deviation of 6.6 / sqrt(100) = 0.66; five of it
+    assert np.abs(position.mean(axis=0) - (len(files) - 1) / 2).max() < 3.3
 
 
 def test_split_chooses_the_rows(paths, files):
@@ -244,7 +244,7 @@ def test_images_without_labels_are_refused_naming_columns_and_remedy(dataset, pa
     with pytest.raises(ValueError) as caught:
         LabeledImages(SourceConfig(path=str(paths["flat"])))
     assert str(paths["flat"]) in str(caught.value) and "ClassLabel" in str(caught.value)
-    assert "its columns are image" in str(caught.value) and "folder per class" in str(caught.value)
+    assert "its columns are image" in str(caught.value) and "folder" in str(caught.value)
 
 
 def test_missing_label_column_is_refused_naming_those_there_are(paths):

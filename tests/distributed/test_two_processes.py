@@ -21,7 +21,7 @@ def launch(processes: int, *arguments: str) -> str:
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def share_of_rank(tensor: torch.Tensor, rank: int) -> torch.Tensor:

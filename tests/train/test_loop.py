@@ -257,9 +257,7 @@ def test_too_many_broken_files_stop_the_run(tiny_config, image_folder, tmp_path)
     for index in range(12):
         (mixed / "blobs" / f"note{index}.jpg").write_text("not an image")
     config = tiny_config(f"data.train.path={mixed}", "train.epochs=100", "data.max_broken_share=0.2")
-    with pytest.raises(
-        ValueError, match="images cannot be decoded, more than data.max_broken_share=0.2.*note"
-    ):
+    with pytest.raises(ValueError, match="images cannot be decoded, more than data.max_broken_share=0.2.*note"):
         train(config)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import CropsConfig
-from .decode import decode_rgb, open_image, oriented_size
+from .decode import decode_rgb, decoded_scale, open_image, oriented_size
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the upright image."""
@@ -64,13 +64,13 @@ class MultiCrop:
             min(right - left, bottom - top) / size for (left, top, right, bottom), (size, _) in zip(boxes, plan)
         )
         image = decode_rgb(image, reduction)
-        x_scale, y_scale = image.width / width, image.height / height
+        scale = decoded_scale(image, width, height)
         crops = []
         for (left, top, right, bottom), (size, _), flip in zip(boxes, plan, flips):
             crop = image.resize(
                 (size, size),
                 Image.Resampling.BICUBIC,
-                box=(left * x_scale, top * y_scale, right * x_scale, bottom * y_scale),
+                box=(left * scale, top * scale, right * scale, bottom * scale),
                 reducing_gap=2.0,
             )
             pixels = np.asarray(crop).transpose(2, 0, 1)

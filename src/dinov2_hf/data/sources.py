@@ -7,6 +7,7 @@ restart: a source of `L` images runs through them in a new random order every `L
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
+from datasets.utils.file_utils import xopen
 
 from ..config import SourceConfig
 
+# a stream goes back this far without being read anew: further than the loader looks ahead for a readable image
+_KEPT_SAMPLES = 128
 _SUFFIX_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -74,15 +78,16 @@ class StreamSource:
         self._column = image_column
         self._samples: Iterator[Sample] | None = None
         self._number = -1
-        self._current: Sample | None = None
+        self._recent: deque[Sample] = deque(maxlen=_KEPT_SAMPLES)
 
     def read(self, number: int) -> Sample:
-        if self._samples is None or number < self._number:
+        if self._samples is None or number <= self._number - len(self._recent):
             self._samples, self._number = self._endless(), -1
+            self._recent.clear()
         while self._number < number:
-            self._current = next(self._samples)
+            self._recent.append(next(self._samples))
             self._number += 1
-        return self._current
+        return self._recent[number - self._number - 1]
 
     def _endless(self) -> Iterator[Sample]:
         epoch = 0
@@ -101,7 +106,7 @@ class StreamSource:
 
 
 class LabeledImages:
-    """A map-style source of images with class labels, for evaluation.
+    """A map-style source of images with class labels, for evaluation: `labels` `[N]` index into `names`.
 
     Raises:
         ValueError: no label column.
@@ -116,15 +121,17 @@ class LabeledImages:
                 f"label_column={config.label_column!r}" if config.label_column else "a column of the type ClassLabel"
             )
             raise ValueError(
-                f"{config.path} (split {config.split!r}) has no {given}; its columns are "
+                f"{config.path} (split {config.split!r}) lacks {given}; its columns are "
                 f"{', '.join(dataset.column_names)}; name one with label_column=, or give each class a folder"
             )
         self._images = dataset.select_columns([image]).cast_column(image, Image(decode=False))
         self._column = image
-        feature = dataset.features[label]
-        self.labels = np.asarray(dataset[label][:])
-        self.names = feature.names if isinstance(feature, ClassLabel) else [str(i) for i in np.unique(self.labels)]
-        """Class names."""
+        feature, values = dataset.features[label], np.asarray(dataset[label][:])
+        if isinstance(feature, ClassLabel):
+            self.labels, self.names = values, feature.names
+        else:
+            found, self.labels = np.unique(values, return_inverse=True)
+            self.names = [str(value) for value in found]
 
     def __len__(self) -> int:
         return len(self._images)
@@ -159,14 +166,15 @@ def load(config: SourceConfig, streaming: bool) -> Dataset | IterableDataset:
                     f"{' or '.join(_SUFFIX_FORMATS)}"
                 )
             dataset = load_dataset(
-                _SUFFIX_FORMATS[local.suffix], data_files={config.split: path}, split=config.split, streaming=streaming
+                _SUFFIX_FORMATS[local.suffix], data_files={"train": path}, split=config.split, streaming=streaming
             )
         elif (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
             dataset = load_from_disk(path)
-            if isinstance(dataset, DatasetDict):
-                if config.split not in dataset:
-                    raise ValueError(f"split={config.split!r} is not in {path}; it has {', '.join(dataset)}")
-                dataset = dataset[config.split]
+            if not isinstance(dataset, DatasetDict):
+                dataset = DatasetDict({str(dataset.split or "train"): dataset})
+            if config.split not in dataset:
+                raise ValueError(f"split={config.split!r} is not in {path}; it has {', '.join(dataset)}")
+            dataset = dataset[config.split]
             dataset = dataset.to_iterable_dataset() if streaming else dataset
         elif local.exists() or path.startswith(("/", "./", "../")):
             if not local.exists():
@@ -196,7 +204,7 @@ def find_image_column(dataset: Dataset | IterableDataset, config: SourceConfig) 
     if found is None or found not in columns:
         given = f"image_column={config.image_column!r}" if config.image_column else "a column of the type Image"
         raise ValueError(
-            f"{config.path} (split {config.split!r}) has no {given}; its columns are {', '.join(columns) or 'none'}; "
+            f"{config.path} (split {config.split!r}) lacks {given}; its columns are {', '.join(columns) or 'none'}; "
             "name the one with the images with image_column="
         )
     if not isinstance(dataset.features[found], Image):
@@ -215,8 +223,9 @@ def encoded_bytes(image: dict[str, Any] | None, position: str) -> tuple[bytes, s
     if image.get("bytes") is not None:
         return image["bytes"], name
     try:
-        return Path(name).read_bytes(), name
-    except OSError:
+        with xopen(name, "rb") as file:  # reads inside archives, too
+            return file.read(), name
+    except (OSError, ValueError):
         return b"", name
 
 

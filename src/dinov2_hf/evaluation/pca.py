@@ -20,6 +20,8 @@ def principal_colors(features: Tensor) -> Tensor:
     flat = features.float().flatten(0, -2)
     centred = flat - flat.mean(dim=0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    if len(directions) < 3:
+        directions = torch.cat((directions, directions.new_zeros(3 - len(directions), directions.shape[1])))
     # the sign of a component is arbitrary: make its largest loading positive, so that pictures can be compared
     directions = directions[:3] * directions[:3].gather(1, directions[:3].abs().argmax(1, keepdim=True)).sign()
     components = centred @ directions.T

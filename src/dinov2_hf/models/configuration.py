@@ -123,7 +123,7 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches that the position embeddings are made for."""
-        return self.grid_of(*_pair(self.image_size))
+        return _count_patches(("image_size", "image_size"), _pair(self.image_size), self.patch_height_width)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -145,13 +145,7 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: a side that the patch does not divide.
         """
-        patch = self.patch_height_width
-        for name, side, step in zip(("height", "width"), (height, width), patch):
-            if side < step or side % step:
-                below, above = side // step * step, (side // step + 1) * step
-                remedy = f"use {below} or {above}" if below else f"use {above}"
-                raise ValueError(f"{name}={side} is not a multiple of patch_size={step}; {remedy}")
-        return height // patch[0], width // patch[1]
+        return _count_patches(("height", "width"), (height, width), self.patch_height_width)
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
@@ -187,13 +181,18 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"drop_path_rate={self.drop_path_rate} is not in [0, 1); published runs use 0.3 and 0.4")
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens={self.num_register_tokens} is negative; use 0 for none or 4")
-        patch = self.patch_height_width
-        for side, step in zip(_pair(self.image_size), patch):
-            if side < step or side % step:
-                below, above = side // step * step, (side // step + 1) * step
-                remedy = f"use {below} or {above}" if below else f"use {above}"
-                raise ValueError(f"image_size={side} is not a multiple of patch_size={step}; {remedy}")
+        _ = self.grid_size  # refuses an image size that the patch does not divide
 
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _count_patches(names: tuple[str, str], sides: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches; refuses a side that its patch does not divide."""
+    for name, side, step in zip(names, sides, patch):
+        if side < step or side % step:
+            below, above = side // step * step, (side // step + 1) * step
+            remedy = f"use {below} or {above}" if below else f"use {above}"
+            raise ValueError(f"{name}={side} is not a multiple of patch_size={step}; {remedy}")
+    return sides[0] // patch[0], sides[1] // patch[1]

@@ -2,6 +2,6 @@
 
 from .accelerator import build_accelerator
 from .loop import Pretrainer
-from .metrics import plot_metrics
+from .metrics import plot_metrics, read_metrics
 
-__all__ = ["Pretrainer", "build_accelerator", "plot_metrics"]
+__all__ = ["Pretrainer", "build_accelerator", "plot_metrics", "read_metrics"]

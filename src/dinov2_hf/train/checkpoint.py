@@ -12,6 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from torch import nn
@@ -58,7 +59,8 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=partial)
+    state = {"model": model_state, "optimizer": optimizer_state}
+    dcp.save(state, checkpoint_id=partial, no_dist=not dist.is_initialized())
     if accelerator.is_main_process:
         save_config(config, partial / "config.yaml")
         run = {"step": step, "global_batch_size": global_batch_size}
@@ -86,7 +88,7 @@ def load_checkpoint(
     check_same_run(path, config, run["global_batch_size"], global_batch_size)
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state}
-    dcp.load(state, checkpoint_id=path)
+    dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return run["step"]
 

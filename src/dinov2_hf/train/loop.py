@@ -129,12 +129,12 @@ class Pretrainer:
                 shown["loss"] = f"{scalars['loss']:.3f}"
                 progress.set_postfix(shown)
                 since, since_step = time.perf_counter(), self.step
-            if self.step % checkpoint_steps == 0 or self.step == total:
-                self._save()
             if self.step % evaluate_steps == 0 or self.step == total:
                 self._evaluate(log, shown)
                 progress.set_postfix(shown)
                 since, since_step = time.perf_counter(), self.step
+            if self.step % checkpoint_steps == 0 or self.step == total:
+                self._save()  # last, so that a run that is killed in between makes up for the evaluation
         progress.close()
         accelerator.end_training()
         return self.model
@@ -244,4 +244,3 @@ class Pretrainer:
         self.step = load_checkpoint(path, self.model, self.optimizer.optimizer, self.config, self.global_batch_size)
         if self.accelerator.is_main_process:
             logger.info("continuing from %s", path)
-            tqdm.write(f"Continuing from {path}")
