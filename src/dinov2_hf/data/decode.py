@@ -42,7 +42,7 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
 def decode_rgb(image: Image.Image, reduction: float = 1.0) -> Image.Image:
     """Decodes an opened image to RGB, upright; 16-bit values lose their lower byte.
 
-    JPEG files may come back smaller, at 1/2, 1/4 or 1/8 of their size (`decoded_scale`), never by more than `reduction`.
+    JPEG files may come back smaller, at 1/2, 1/4 or 1/8 of their size (`decoded_scale`), never below `1 / reduction`.
 
     Raises:
         BrokenImage: the pixels cannot be decoded.

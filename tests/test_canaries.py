@@ -1,0 +1,58 @@
+"""Seams of torch, transformers, accelerate and datasets that we rely on; a new release that moves one fails here."""
+
+import datasets
+import torch
+import torch.utils.data
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import dinov2_hf  # noqa: F401 - registers the attention implementation
+
+
+def test_fused_adamw_skips_a_step_whose_gradient_is_marked_as_not_finite():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.5, fused=True)
+    for found_inf, moves in ((1.0, False), (0.0, True)):
+        parameter.grad = torch.ones(3)
+        optimizer.found_inf = torch.tensor(found_inf)
+        before = parameter.detach().clone()
+        optimizer.step()
+        assert torch.equal(parameter, before) != moves
+    assert optimizer.state[parameter]["step"].item() == 1  # the skipped step is not counted
+
+
+def test_accelerate_hands_the_optimizer_through():
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(torch.nn.Linear(2, 2), torch.optim.AdamW([torch.zeros(1)], fused=True))
+    assert isinstance(optimizer.optimizer, torch.optim.AdamW)
+    assert accelerator.scaler is None
+
+
+def test_classes_outside_transformers_are_saved_under_their_own_names():
+    """transformers renames tensors of its own DINOv2 classes on saving and loading, but not those of other packages."""
+    assert PreTrainedModel.is_custom_code() is False
+    assert dinov2_hf.Dinov2Model.is_custom_code() is True
+
+
+def test_attention_implementations_are_found_by_name():
+    for name in ("sdpa", "flash_attention_2", "flex_attention", "xformers"):
+        assert callable(ALL_ATTENTION_FUNCTIONS[name]), name
+
+
+class Whole(torch.utils.data.IterableDataset):
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __iter__(self):
+        yield [value for rows in self.stream.iter(batch_size=2) for value in rows["x"]]
+
+
+def test_iter_gives_every_sample_in_every_worker():
+    stream = datasets.Dataset.from_dict({"x": list(range(7))}).to_iterable_dataset()
+    loader = torch.utils.data.DataLoader(Whole(stream), batch_size=None, num_workers=2)
+    assert list(loader) == [list(range(7))] * 2
+
+
+def test_bfloat16_support_of_the_processor_can_be_asked():
+    assert torch.cpu._is_avx512_bf16_supported() in (True, False)
