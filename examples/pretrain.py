@@ -26,7 +26,7 @@ def main() -> None:
         "--resume",
         default="auto",
         help="auto: continue from the newest checkpoint in train.output_dir if there is one (default); "
-        "never: start anew; or the path of a checkpoint",
+        "never: refuse a folder that has one; or the path of a checkpoint",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_args()

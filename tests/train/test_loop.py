@@ -51,12 +51,13 @@ def assert_equal(first, second):
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-def test_training_changes_student_and_teacher_and_lowers_the_loss(tiny_config):
+def test_training_changes_student_and_teacher_and_lowers_the_loss(tiny_config, tmp_path):
     config = tiny_config("train.epochs=20")
     trainer = train(config)
     losses = [line["loss"] for line in read_metrics(Path(config.train.output_dir)) if "loss" in line]
     assert losses[-1] < losses[0] - 0.1
-    first = Pretrainer(config, trainer.accelerator, resume="never").model.state_dict()
+    anew = tiny_config("train.epochs=20", f"train.output_dir={tmp_path / 'anew'}")
+    first = Pretrainer(anew, trainer.accelerator).model.state_dict()
     last = trainer.model.state_dict()
     for role in ("student", "teacher"):
         name = f"{role}.backbone.encoder.layer.0.mlp.fc1.weight"
@@ -119,12 +120,15 @@ def test_only_the_newest_checkpoints_are_kept(tiny_config):
     assert names == ["step-00000004", "step-00000005", "step-00000006"]
 
 
-def test_resume_never_starts_anew_and_a_path_continues_there(tiny_config):
+def test_resume_never_refuses_an_old_run_and_a_path_continues_there(tiny_config):
     config = tiny_config()
-    train(config, until=5)
+    train(config, until=5, resume="never")
     checkpoints = Path(config.train.output_dir) / "checkpoints"
     accelerator = build_accelerator(config.train)
-    assert Pretrainer(config, accelerator, resume="never").step == 0
+    with pytest.raises(
+        ValueError, match="checkpoints holds a run up to update 4; to start anew give another train.out"
+    ):
+        Pretrainer(config, accelerator, resume="never")
     assert Pretrainer(config, accelerator, resume=str(checkpoints / "step-00000002")).step == 2
     with pytest.raises(FileNotFoundError, match="nowhere is not a checkpoint"):
         Pretrainer(config, accelerator, resume="nowhere")
@@ -158,9 +162,12 @@ def test_accumulated_gradient_is_the_mean_over_forwards(tiny_config, tmp_path):
     runs = []
     for batch, accumulation in ((8, 1), (4, 2)):
         config = tiny_config(
-            *overrides, f"train.batch_size={batch}", f"train.gradient_accumulation_steps={accumulation}"
+            *overrides,
+            f"train.batch_size={batch}",
+            f"train.gradient_accumulation_steps={accumulation}",
+            f"train.output_dir={tmp_path / str(batch)}",
         )
-        trainer = Pretrainer(config, build_accelerator(config.train), resume="never")
+        trainer = Pretrainer(config, build_accelerator(config.train))
         gradients = {}
         step = trainer.optimizer.step
 

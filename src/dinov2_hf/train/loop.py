@@ -38,8 +38,8 @@ class Pretrainer:
         accelerator: from `build_accelerator`.
         evaluate: called with the model at the start, every `knn.epochs` and at the end; its numbers are logged.
             Collective: called on all ranks.
-        resume: `auto` continues from the newest checkpoint in `train.output_dir` if there is one, `never` starts anew,
-            and a path continues from that checkpoint.
+        resume: `auto` continues from the newest checkpoint in `train.output_dir` if there is one, `never` refuses a
+            folder that has one, and a path continues from that checkpoint.
     """
 
     def __init__(
@@ -232,10 +232,13 @@ class Pretrainer:
         )
 
     def _resume(self, resume: str) -> None:
-        if resume == "never":
-            return
-        if resume == "auto":
-            found = find_checkpoints(self.checkpoints)
+        found = find_checkpoints(self.checkpoints)
+        if resume == "never" and found:
+            raise ValueError(
+                f"{self.checkpoints} holds a run up to update {int(found[-1].name.removeprefix('step-'))}; to start anew "
+                "give another train.output_dir or remove that folder, to continue leave out --resume never"
+            )
+        if resume in ("auto", "never"):
             if not found:
                 return
             path = found[-1]
