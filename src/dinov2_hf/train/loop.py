@@ -235,8 +235,8 @@ class Pretrainer:
         found = find_checkpoints(self.checkpoints)
         if resume == "never" and found:
             raise ValueError(
-                f"{self.checkpoints} holds a run up to update {int(found[-1].name.removeprefix('step-'))}; to start anew "
-                "give another train.output_dir or remove that folder, to continue leave out --resume never"
+                f"{self.checkpoints} holds a run up to update {int(found[-1].name.removeprefix('step-'))}; "
+                "to start anew give another train.output_dir or remove that folder, to continue leave out --resume never"
             )
         if resume in ("auto", "never"):
             if not found:
