@@ -236,7 +236,7 @@ class Pretrainer:
         if resume == "never" and found:
             raise ValueError(
                 f"{self.checkpoints} holds a run up to update {int(found[-1].name.removeprefix('step-'))}; "
-                "to start anew give another train.output_dir or remove that folder, to continue leave out --resume never"
+                "to start anew give another train.output_dir or remove that folder, to continue use --resume auto"
             )
         if resume in ("auto", "never"):
             if not found:
