@@ -1,5 +1,7 @@
 # make quickstart   environment, pretraining on the bundled photographs, evaluation, export
-# make test         environment, linters, tests
+# make test         environment, tests
+# make lint         environment, linters
+# make clean        removes the environment and the runs
 
 PYTHON ?= python3
 VENV := .venv

@@ -32,6 +32,7 @@ setup(
         "numpy>=1.26",
         "omegaconf>=2.3",
         "pillow>=11",
+        "pyyaml>=6",
         "safetensors>=0.5",
         "tensorboard>=2.17",
         "tqdm>=4.66",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from dinov2_hf.config import load_config
+from dinov2_hf.config import PretrainConfig, dotted_keys, load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -140,8 +140,17 @@ def test_readme_names_only_what_exists():
     for path in re.findall(r"`((?:examples|configs|docs|src)/[\w./]+)`", text) + re.findall(r"\]\(([^)]+)\)", text):
         assert (ROOT / path).exists(), path
     keys = set(re.findall(r"\b((?:model|crops|dino|ibot|data|train|knn|optim|teacher)\.[a-z_.]+[a-z])=", text))
-    from dinov2_hf.config import PretrainConfig, dotted_keys
-
     assert keys and keys <= set(dotted_keys(PretrainConfig()))
     for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
+
+
+def test_training_commands_of_the_readme_are_valid():
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^accelerate launch examples/pretrain.py (.+)$", text, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        words = command.split()
+        path = ROOT / words[1] if words[0] == "--config" else None
+        overrides = [word for word in words if "=" in word]
+        assert load_config(path, overrides).data.train.path == "/my/images"
