@@ -7,6 +7,7 @@ Everything after the options overrides a key of the config file: section.key=val
 
 import argparse
 import logging
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("dinov2_hf").setLevel(logging.INFO)
 
-    def evaluate(model) -> dict[str, float]:
-        backbone = model.teacher["backbone"]
-        return dict(evaluator(lambda images: backbone(images).pooler_output, accelerator))
+    def evaluate(features) -> dict[str, float]:
+        return dict(evaluator(features, accelerator))
 
     try:
         config = load_config(args.config, args.overrides)
@@ -52,13 +52,17 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:  # what a user can mend
         parser.error(str(error))
 
-    model = trainer.run()
+    try:
+        teacher = trainer.run()
+    except (OSError, FloatingPointError) as error:  # a full disk, a run that diverges
+        raise SystemExit(f"{parser.prog}: error: {error}") from None
+    if trainer.stopped:
+        raise SystemExit(128 + signal.SIGTERM)  # as a shell reports it, so that a job script can tell it from the end
     if not accelerator.is_main_process:
         return
 
     output = Path(config.train.output_dir)
-    teacher = {name: network.eval() for name, network in model.teacher.items()}
-    backbone = teacher.pop("backbone")
+    backbone = teacher.pop("backbone").eval()
     results = [line["knn_accuracy"] for line in read_metrics(output) if "knn_accuracy" in line]
     facts = {"k-NN accuracy (classes of the evaluation set)": f"{results[-1]:.1f} %"} if results else {}
     exported = export_folder(output / "export", backbone, teacher, transform, config, facts)
@@ -67,7 +71,7 @@ def main() -> None:
         queries = evaluator.queries
         chosen = np.linspace(0, len(queries) - 1, num=min(16, len(queries)), dtype=int)
         pixels = np.stack([transform.pixels(queries.read(int(index))[0]) for index in chosen])
-        images = transform.normalize(torch.from_numpy(pixels)).to(accelerator.device)
+        images = transform.normalize(torch.from_numpy(pixels)).to(backbone.device)
         titles = [str(queries.names[queries.labels[index]]) for index in chosen]
         pictures.append(plot_patch_pca(backbone, images, pixels, output / "features.png", titles))
         print(f"\nk-NN accuracy of the teacher: {results[0]:.1f} % at first, {results[-1]:.1f} % at the end")

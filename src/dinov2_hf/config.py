@@ -46,10 +46,12 @@ class ModelConfig:
     """Stochastic depth of the student, share of samples left out per layer."""
     drop_path_uniform: bool = True
     """The same rate in every layer, or a linear rise from 0."""
-    attn_implementation: str = "sdpa"
-    """sdpa, eager, flash_attention_2, flex_attention or xformers."""
+    attn_implementation: str = "auto"
+    """sdpa, eager, flash_attention_2, flex_attention, xformers, or auto: eager on CPUs (faster there), else sdpa."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """Compile each layer with torch.compile: faster steps after a start of a minute or more."""
 
     def check(self) -> None:
         _choice("model.preset", self.preset, ("tiny", "small", "base", "large", "giant"))
@@ -59,7 +61,7 @@ class ModelConfig:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) is not None:
                 _positive(f"model.{name}", getattr(self, name))
-        implementations = ("sdpa", "eager", "flash_attention_2", "flex_attention", "xformers")
+        implementations = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention", "xformers")
         _choice("model.attn_implementation", self.attn_implementation, implementations)
         if self.num_channels != 3:
             raise ValueError(f"model.num_channels={self.num_channels}: training reads colour images; use 3")
@@ -67,9 +69,26 @@ class ModelConfig:
     def architecture(self) -> dict[str, Any]:
         """The arguments of `Dinov2Config.preset` that this section sets, `preset` aside."""
         values = {name: value for name, value in asdict(self).items() if value is not None}
-        for name in ("preset", "gradient_checkpointing"):
+        for name in ("preset", "gradient_checkpointing", "compile"):
             values.pop(name)
         return values
+
+
+@dataclass
+class InitConfig:
+    """Where the weights start from; from scratch where `path` is not set."""
+
+    path: str | None = None
+    """A run's output folder or one of its checkpoints (student, teacher and heads go on), a model on the Hub or in a
+    folder that transformers loads, one of our exports, or an original `.pth` file."""
+    heads: bool = True
+    """Take the heads too, where the source has them."""
+    head_warmup_epochs: float = 1.0
+    """Where heads start anew on a backbone that does not: epochs in which they alone are trained. The learning rate of
+    the backbone then rises over `optim.warmup_epochs`."""
+
+    def check(self) -> None:
+        _at_least("init.head_warmup_epochs", self.head_warmup_epochs, 0)
 
 
 @dataclass
@@ -118,6 +137,8 @@ class KoleoConfig:
 
     loss_weight: float = 0.1
     """Weight in the objective; 0 switches the term off."""
+    distributed: bool = False
+    """Look for the nearest neighbour in the batches of all processes; published: in that of one GPU."""
 
 
 @dataclass
@@ -333,6 +354,8 @@ class TrainConfig:
     """Epochs between two checkpoints; the end is always one."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Every how many-th checkpoint is kept for good besides; 0 for none."""
     max_skipped_updates: int = 20
     """The run stops after this many updates in a row with a gradient that is not finite."""
 
@@ -355,6 +378,7 @@ class TrainConfig:
             "max_skipped_updates",
         ):
             _positive(f"train.{name}", getattr(self, name))
+        _at_least("train.keep_every", self.keep_every, 0)
         if self.num_steps < 1:
             raise ValueError(f"train.epochs={self.epochs} of {self.epoch_length} updates is no update at all; use more")
 
@@ -399,6 +423,7 @@ class PretrainConfig:
     """A pretraining run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     dino: DinoConfig = field(default_factory=DinoConfig)
     ibot: IbotConfig = field(default_factory=IbotConfig)
     koleo: KoleoConfig = field(default_factory=KoleoConfig)
@@ -417,6 +442,7 @@ class PretrainConfig:
             ValueError: naming the key, its value, the rule and what to use instead.
         """
         self.model.check()
+        self.init.check()
         self.dino.check("dino")
         self.ibot.check("ibot")
         self.teacher.check()

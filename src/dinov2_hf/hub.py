@@ -13,9 +13,7 @@ from torch import nn
 
 from .config import PretrainConfig
 from .features import EvalTransform
-from .models import Dinov2Model
-
-HEADS_FILE = "heads.safetensors"
+from .models import HEADS_FILE, Dinov2Model
 
 
 def export_folder(

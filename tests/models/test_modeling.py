@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dinov2_hf import Dinov2Backbone, Dinov2Config, Dinov2Model
+from dinov2_hf.models.attention import SelfAttentionProjections, eager_attention_forward
 from dinov2_hf.models.embeddings import interpolate_positions
 
 
@@ -74,6 +75,34 @@ def test_sdpa_equals_eager_in_values_and_gradients(tiny):
         results.append((output.detach(), model.embeddings.patch_embeddings.projection.weight.grad))
     for found, wanted in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_projections_equal_three_separate_ones_in_values_and_gradients(bias):
+    projections = SelfAttentionProjections(Dinov2Config(hidden_size=48, num_attention_heads=4, qkv_bias=bias))
+    tokens, weights = torch.randn(7, 48, requires_grad=True), torch.randn(7, 3 * 48)
+    inputs = [tokens, *projections.parameters()]
+    assert len(inputs) == (7 if bias else 4)
+    separate = [layer(tokens) for layer in (projections.query, projections.key, projections.value)]
+    fused, naive = projections(tokens), torch.cat(separate, dim=1)
+    torch.testing.assert_close(fused, naive)
+    found, expected = (torch.autograd.grad((output * weights).sum(), inputs) for output in (fused, naive))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_eager_softmax_is_made_in_float32_and_rounded_once(dtype):
+    query, key, value = (torch.randn(2, 3, 9, 4).to(dtype) * 4 for _ in range(3))
+    scores = query * 0.5 @ key.transpose(2, 3)
+    output, probabilities = eager_attention_forward(torch.nn.Module(), query, key, value, None, 0.5)
+    assert output.dtype == probabilities.dtype == dtype
+    expected = scores.float().softmax(-1).to(dtype)
+    torch.testing.assert_close(probabilities, expected, atol=1e-7, rtol=torch.finfo(dtype).eps)
+    if dtype != torch.float32:
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(
+                eager_attention_forward(torch.nn.Module(), query, key, value, None, 0.5)[1], probabilities
+            )
 
 
 @torch.no_grad()

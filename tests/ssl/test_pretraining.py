@@ -143,6 +143,79 @@ def test_gradient_checkpointing_gives_the_same_loss(tiny_config):
     torch.testing.assert_close(losses[0][1], losses[1][1])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "term_tolerance", "gradient_tolerance"), [(torch.bfloat16, 0.02, 0.04), (torch.float16, 0.0025, 0.01)]
+)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["teacher.centering=sinkhorn_knopp"],
+        ["teacher.centering=softmax"],
+        ["ibot.separate_head=false", "model.use_swiglu_ffn=true"],
+        ["model.gradient_checkpointing=true", "ibot.mask_probability=0"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_autocast_gives_the_float32_objective_to_rounding(
+    tiny_config, overrides, dtype, term_tolerance, gradient_tolerance
+):
+    """Terms, and gradients in the norm of each network.
+
+    bfloat16 rounds a cosine by up to 2^-9, float16 by 2^-12. Over the temperatures of 0.1 and 0.05 that moves logits by
+    0.02 and 0.04 (0.0025 and 0.005), a log probability by as much and a probability by as large a share of itself. The
+    signs of these errors differ, so sums over samples and prototypes are off by less: terms are given half of the
+    largest, and gradients, which go through the backbone's rounding too, all of it (in float16, where small ones are
+    subnormal, twice that).
+    """
+    config = tiny_config(*overrides)
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model = DINOv2Pretraining(config).train()
+        with torch.no_grad():
+            for parameter in model.student["backbone"].parameters():  # so that student and teacher disagree
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        batch = make_batch(config)
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            output = model(batch, 0.05)
+        assert all(term.dtype == torch.float32 for term in (output.loss, *output.terms.values()))
+        output.loss.backward()
+        gradients = {
+            name: torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+            for name, network in model.student.items()
+        }
+        results.append((output.terms, gradients))
+    (terms, gradients), (found_terms, found_gradients) = results
+    for name, term in terms.items():
+        assert found_terms[name].item() == pytest.approx(term.item(), abs=term_tolerance), name
+    for name, gradient in gradients.items():
+        assert torch.isfinite(found_gradients[name]).all()
+        assert (found_gradients[name] - gradient).norm() <= gradient_tolerance * gradient.norm(), name
+
+
+def test_positions_are_those_of_cls_and_of_the_masked_patches(tiny_config):
+    """Against the packed tokens taken apart: CLS of global crops, masked patches in order, CLS of local crops."""
+    config = tiny_config()
+    model, batch = DINOv2Pretraining(config), make_batch(config)
+    backbone = model.student["backbone"]
+    num_global, num_local, num_patches = len(batch.global_crops), len(batch.local_crops), batch.masks.shape[1]
+    length, local_length = (
+        backbone(crops[:1]).last_hidden_state.shape[1] for crops in (batch.global_crops, batch.local_crops)
+    )
+    # each token is the number of its crop, and of its patch within it
+    crop = torch.arange(num_global).repeat_interleave(length), torch.arange(num_local).repeat_interleave(local_length)
+    patch = torch.arange(-3, num_patches).repeat(num_global), torch.arange(-3, local_length - 3).repeat(num_local)
+    crop, patch = torch.cat((crop[0], num_global + crop[1])), torch.cat(patch)
+    global_positions, local_positions = model._positions(batch)
+    cls, patches = global_positions[:num_global], global_positions[num_global:]
+    assert crop[cls].tolist() == list(range(num_global)) and set(patch[cls].tolist()) == {-3}
+    assert crop[local_positions].tolist() == list(range(num_global, num_global + num_local))
+    assert set(patch[local_positions].tolist()) == {-3}
+    assert len(batch.mask_indices) > 0
+    assert torch.equal(torch.stack((crop[patches], patch[patches]), dim=1), batch.masks.nonzero())
+
+
 def test_mask_indices_and_weights_describe_the_masks():
     masks = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
     indices, weights = SSLBatch.flatten_masks(masks)

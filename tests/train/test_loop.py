@@ -25,14 +25,14 @@ def fresh_accelerate():
 def train(config, until=None, resume="auto", evaluate=None, prepare=None):
     """A run, ended by an exception after `until` updates as a kill would end it."""
     trainer = Pretrainer(config, build_accelerator(config.train), evaluate, resume)
-    update = trainer._update
+    next_batch = trainer._next_batch
 
-    def ended(*arguments):
+    def ended(loader):
         if trainer.step == until:
             raise KeyboardInterrupt
-        return update(*arguments)
+        return next_batch(loader)
 
-    trainer._update = ended
+    trainer._next_batch = ended
     if prepare:
         prepare(trainer)
     try:
@@ -73,7 +73,7 @@ def test_resume_matches_uninterrupted_run(tiny_config, tmp_path, overrides):
     again = train(config)
     assert whole.step == again.step == 6
     assert_equal(parameters(again), parameters(whole))
-    moments = [trainer.optimizer.optimizer.state_dict()["state"] for trainer in (whole, again)]
+    moments = [trainer.training_step.optimizer.state_dict()["state"] for trainer in (whole, again)]
     for first, second in zip(*(list(state.values()) for state in moments), strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -170,13 +170,13 @@ def test_accumulated_gradient_is_the_mean_over_forwards(tiny_config, tmp_path):
         trainer = Pretrainer(config, build_accelerator(config.train))
         trainer.model.centering["dino"].momentum = 1.0  # the centre stays 0, or the second forward would see the first
         gradients = {}
-        step = trainer.optimizer.step
+        step = trainer.training_step._optimizer.step
 
         def keep(trainer=trainer, gradients=gradients, step=step):
             gradients.update({n: p.grad.clone() for n, p in trainer.model.student.named_parameters()})
             step()
 
-        trainer.optimizer.step = keep
+        trainer.training_step._optimizer.step = keep
         trainer.run()
         runs.append(gradients)
     assert runs[0].keys() == runs[1].keys()
@@ -194,8 +194,8 @@ def test_each_network_is_clipped_by_itself(tiny_config):
             gradients = [parameter.grad for parameter in network.parameters()]
             norms.setdefault(name, []).append(torch.nn.utils.get_total_norm(gradients).item())
 
-    step = trainer.optimizer.step
-    trainer.optimizer.step = lambda: (record(), step())
+    step = trainer.training_step._optimizer.step
+    trainer.training_step._optimizer.step = lambda: (record(), step())
     trainer.run()
     assert norms.keys() == {"backbone", "dino_head", "ibot_head"}
     for name, values in norms.items():
@@ -206,14 +206,14 @@ def test_each_network_is_clipped_by_itself(tiny_config):
 
 def spoil(trainer, steps):
     """Makes the gradient of the given updates infinite."""
-    clip = trainer._clip
+    clip = trainer.training_step._clip
 
     def spoiled():
         if trainer.step in steps:
             trainer.model.student["dino_head"].last_layer.weight_v.grad[0, 0] = float("inf")
         return clip()
 
-    trainer._clip = spoiled
+    trainer.training_step._clip = spoiled
 
 
 def test_gradient_that_is_not_finite_never_reaches_weights_or_teacher(tiny_config, tmp_path):
@@ -239,8 +239,13 @@ def test_run_stops_when_no_gradient_is_finite(tiny_config):
 def test_evaluation_comes_first_on_cadence_and_last(tiny_config):
     seen = []
     config = tiny_config("knn.epochs=2")
-    trainer = train(config, evaluate=lambda model: seen.append(model.teacher["backbone"].training) or {"score": 1.0})
-    assert seen == [False] * 3 and trainer.step == 6
+
+    def evaluate(features):
+        seen.append(features(torch.zeros(3, 3, 32, 32)).shape)
+        return {"score": 1.0}
+
+    trainer = train(config, evaluate=evaluate)
+    assert seen == [(3, 32)] * 3 and trainer.step == 6
     lines = [line["step"] for line in read_metrics(Path(config.train.output_dir)) if "score" in line]
     assert lines == [0, 4, 6]
 

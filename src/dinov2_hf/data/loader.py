@@ -7,6 +7,7 @@ a restart continues by the number of the batch alone.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -119,4 +120,17 @@ def build_loader(batches: TrainingBatches, num_workers: int, pin_memory: bool) -
         pin_memory=pin_memory,
         prefetch_factor=2 if num_workers else None,
         persistent_workers=False,
+        worker_init_fn=_outlive_sigterm,
     )
+
+
+def close_workers(iterator: Iterator[SSLBatch]) -> None:
+    """Ends the workers of an iterator over a loader, also where an exception still holds on to it."""
+    shut_down = getattr(iterator, "_shutdown_workers", None)  # without workers there is none
+    if shut_down:
+        shut_down()
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """A job's SIGTERM reaches the workers too, but the run needs them until it has saved: see `close_workers`."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

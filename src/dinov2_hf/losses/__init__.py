@@ -1,9 +1,20 @@
 """The terms of the objective: tensors in, scalars out, always in float32."""
 
+from .assignments import Assignments
 from .centering import SoftmaxCentering
-from .dino import dino_loss, prototype_cross_entropy
+from .cross_entropy import prototype_cross_entropy
+from .dino import NUM_GLOBAL_CROPS, dino_loss
 from .ibot import ibot_loss
 from .koleo import koleo_loss
 from .sinkhorn import sinkhorn_knopp
 
-__all__ = ["SoftmaxCentering", "dino_loss", "ibot_loss", "koleo_loss", "prototype_cross_entropy", "sinkhorn_knopp"]
+__all__ = [
+    "NUM_GLOBAL_CROPS",
+    "Assignments",
+    "SoftmaxCentering",
+    "dino_loss",
+    "ibot_loss",
+    "koleo_loss",
+    "prototype_cross_entropy",
+    "sinkhorn_knopp",
+]

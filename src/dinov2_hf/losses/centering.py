@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .assignments import Assignments, chunks
 from .reduce import global_sum_
 
 
@@ -20,17 +21,19 @@ class SoftmaxCentering(nn.Module):
         self.register_buffer("center", torch.zeros(1, num_prototypes))
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Probabilities `[M, K]` under the centre of the batches before; then the centre takes this batch in.
+    def forward(self, logits: Tensor, temperature: float) -> Assignments:
+        """Assignments of `logits` `[M, K]` under the centre of the batches before; then it takes this batch in.
 
-        The centre moves towards the mean over the global batch; a batch without samples leaves it where it is.
+        The centre moves towards the mean over the global batch; a batch without samples, or with
+        logits that are not finite, leaves it where it is.
         Collective: call on all ranks.
         """
-        logits = logits.float()
-        probabilities = torch.softmax((logits - self.center) / temperature, dim=-1)
-        total = global_sum_(torch.cat((logits.sum(dim=0), logits.new_tensor([logits.shape[0]]))))
-        count = total[-1]
-        mean = total[:-1] / count.clamp_min(1)
-        momentum = torch.where(count > 0, self.momentum, 1.0)
-        self.center.mul_(momentum).add_((1 - momentum) * mean)
-        return probabilities
+        assignments = Assignments(logits, temperature, self.center[0] / -temperature)
+        total = self.center.new_zeros(logits.shape[1] + 1)
+        total[-1] = logits.shape[0]
+        for start, stop in chunks(*logits.shape):
+            total[:-1] += logits[start:stop].float().sum(dim=0)
+        count = global_sum_(total)[-1]
+        moved = self.center.lerp(total[:-1] / count, 1 - self.momentum)
+        self.center.copy_(torch.where((count > 0) & torch.isfinite(moved).all(), moved, self.center))
+        return assignments

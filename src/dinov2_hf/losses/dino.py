@@ -1,26 +1,49 @@
-"""Cross-entropy between student and teacher over prototypes (DINO paper, section 3.1, equation 2).
+"""The image-level objective: CLS of every crop against CLS of the global crops (DINO paper, section 3.1, equation 3).
 
-Axes: `S` student crops, `V` teacher views, `B` images, `K` prototypes.
+Axes: `V` crops of an image of which the first two are global, `B` images, `K` prototypes, `d` width of the bottleneck.
 """
 
 import torch
 from torch import Tensor
 
+from .assignments import Assignments
+from .cross_entropy import prototype_cross_entropy
 
-def prototype_cross_entropy(student_logits: Tensor, targets: Tensor, student_temp: float = 0.1) -> Tensor:
-    """`-sum_k targets_k log softmax(student_logits / student_temp)_k`, float32: `[..., K]` to `[...]`."""
-    log_probabilities = torch.log_softmax(student_logits.float() / student_temp, dim=-1)
-    return -(targets.float() * log_probabilities).sum(dim=-1)
+NUM_GLOBAL_CROPS = 2
 
 
-def dino_loss(student_logits: Tensor, teacher_probabilities: Tensor, student_temp: float = 0.1) -> Tensor:
-    """Sum over all pairs of a student crop and a teacher view of their mean cross-entropy over the images.
+def dino_loss(
+    features: Tensor, prototypes: Tensor, teacher: Assignments, student_temp: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """Sums over the pairs of a student crop and a teacher view of another crop of their mean cross-entropy.
 
-    The cross-entropy is linear in its targets, so each student crop is compared once with the sum of the views.
+    The cross-entropy is linear in its targets, so a local crop is compared once with the sum of the teacher's views.
 
     Args:
-        student_logits: `[S, B, K]`.
-        teacher_probabilities: `[V, B, K]`, each row sums to 1.
+        features: of the student before the prototypes, `[V, B, d]`.
+        prototypes: of the student, `[K, d]` float32.
+        teacher: assignments of the global crops, `2B` rows, view by view.
+
+    Returns:
+        The sum over the pairs of two global crops, and over those of a local with a global crop (0 if there is none).
     """
-    targets = teacher_probabilities.float().sum(dim=0)
-    return prototype_cross_entropy(student_logits, targets, student_temp).mean(dim=1).sum()
+    batch = features.shape[1]
+    weights = torch.full((batch,), 1 / max(batch, 1), device=features.device)
+
+    def views(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        return teacher.rows(start, stop), teacher.rows(batch + start, batch + stop)
+
+    def of_other_view(start: int, stop: int) -> Tensor:
+        first, second = views(start, stop)
+        return torch.stack((second, first))
+
+    def of_both_views(start: int, stop: int) -> Tensor:
+        first, second = views(start, stop)
+        return first.add_(second).unsqueeze(0)
+
+    global_crops, local_crops = features[:NUM_GLOBAL_CROPS], features[NUM_GLOBAL_CROPS:]
+    among_global = prototype_cross_entropy(global_crops, prototypes, of_other_view, 1, weights, student_temp)
+    with_local = prototype_cross_entropy(
+        local_crops, prototypes, of_both_views, NUM_GLOBAL_CROPS, weights, student_temp
+    )
+    return among_global, with_local

@@ -3,21 +3,25 @@
 import torch
 from torch import Tensor
 
+from .reduce import gather_rows
 
-def koleo_loss(features: Tensor, eps: float = 1e-8) -> Tensor:
+
+def koleo_loss(features: Tensor, distributed: bool = False, eps: float = 1e-8) -> Tensor:
     """Mean of `-log` distance to the nearest neighbour within the batch, of unit-length features; float32.
 
     Args:
-        features: `[B, D]`. With fewer than two there is no neighbour and the loss is 0. Identical features give a
-            large but finite loss.
+        features: `[B, D]`. Where there is no neighbour the loss is 0. Identical features give a large but finite loss.
+        distributed: look for neighbours in the batches of all processes. Collective then: call on all ranks, with the
+            same `B`; the mean over the processes is the loss of the global batch.
     """
-    if features.shape[0] < 2:
-        return features.float().sum() * 0.0
     with torch.autocast(features.device.type, enabled=False):
         features = torch.nn.functional.normalize(features.float(), dim=-1, eps=eps)
+        pool, first = gather_rows(features) if distributed else (features, 0)
+        if pool.shape[0] < 2:
+            return features.sum() * 0.0
         with torch.no_grad():
-            similarities = features @ features.T
-            similarities.fill_diagonal_(-1)
+            similarities = features @ pool.T
+            similarities.diagonal(first).fill_(-1)
             nearest = similarities.argmax(dim=1)
-        distances = torch.nn.functional.pairwise_distance(features, features[nearest], eps=eps)
+        distances = torch.nn.functional.pairwise_distance(features, pool[nearest], eps=eps)
         return -torch.log(distances + eps).mean()

@@ -1,5 +1,6 @@
-"""Sums over all processes, which are the identity where there is one."""
+"""Sums and gathers over all processes, which are the identity where there is one."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -16,3 +17,26 @@ def global_max_(tensor: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """The rows `[B, ...]` of all processes, rank by rank, and the position of this one's first; differentiable.
+
+    Collective, in the backward pass too: call on all ranks, with the same shape.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows, 0
+    return _GatherRows.apply(rows), dist.get_rank() * rows.shape[0]
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows):
+        gathered = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        total = global_sum_(grad_output.clone(memory_format=torch.contiguous_format))
+        return total.chunk(dist.get_world_size())[dist.get_rank()]

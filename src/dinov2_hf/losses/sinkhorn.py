@@ -6,31 +6,36 @@ Axes: `M` samples of this process, `K` prototypes.
 import torch
 from torch import Tensor
 
+from .assignments import Assignments, chunks
 from .reduce import global_max_, global_sum_
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: Tensor, temperature: float, num_iterations: int = 3) -> Tensor:
-    """Soft assignments `[M, K]` of the global batch, nearly uniform over prototypes; each row sums to 1.
+def sinkhorn_knopp(logits: Tensor, temperature: float, num_iterations: int = 3) -> Assignments:
+    """Soft assignments of the global batch, nearly uniform over prototypes.
 
     Alternates between giving every prototype an equal share of the samples and every sample a total of 1, on
-    `Q = exp(logits / temperature)`. Only the scaling vectors of prototypes and samples are updated, so `Q` is written
-    once and read twice an iteration. The maximum over the global batch is subtracted before the exponential, which
-    changes nothing (the scaling absorbs it) but cannot overflow. `M` may differ between processes and be 0.
+    `Q = exp(logits / temperature)`. Scaling the columns of `Q` and then its rows is a softmax of the logits with a bias
+    for each prototype, the logarithm of its scale; so all that an iteration has to find is that vector, from the column
+    sums of the assignments before. The first column sums are of `Q` itself, of which the maximum over the global batch
+    is subtracted before the exponential: the rows absorb it, and it cannot overflow. `M` may differ between processes
+    and be 0.
 
     Collective: call on all ranks.
     """
-    scaled = logits.float() / temperature
-    if scaled.shape[0]:
-        largest = scaled.max()
-    else:
-        largest = scaled.new_tensor(torch.finfo(torch.float32).min)
-    assignments = scaled.sub_(global_max_(largest)).exp_()
-
+    num_samples, num_prototypes = logits.shape
+    lowest = torch.finfo(torch.float32).min
+    largest = logits.max().float() if num_samples else torch.full((), lowest, device=logits.device)
+    largest = global_max_(largest)
+    sums = torch.zeros(num_prototypes, device=logits.device)
+    for start, stop in chunks(num_samples, num_prototypes):
+        # subtracted before the division, of which the rounding could leave the largest above 0
+        sums += (logits[start:stop].float() - largest).mul_(1 / temperature).exp_().sum(dim=0)
+    share = global_sum_(torch.full((), float(num_samples), device=logits.device)) / num_prototypes
+    assignments = Assignments(logits, temperature, torch.zeros_like(sums))
     tiny = torch.finfo(torch.float32).tiny
-    share = global_sum_(scaled.new_tensor(float(scaled.shape[0]))) / scaled.shape[1]  # samples for each prototype
-    samples = assignments.new_ones(assignments.shape[0])
-    for _ in range(num_iterations):
-        prototypes = share / global_sum_(samples @ assignments).clamp_min_(tiny)
-        samples = (assignments @ prototypes).clamp_min_(tiny).reciprocal_()
-    return assignments.mul_(prototypes).mul_(samples.unsqueeze(1))
+    for iteration in range(num_iterations):
+        if iteration:
+            sums = assignments.column_sums()
+        assignments.bias += torch.log(share / global_sum_(sums).clamp_min_(tiny))
+    return assignments

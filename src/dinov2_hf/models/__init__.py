@@ -1,11 +1,12 @@
 """The DINOv2 vision transformer, its heads, and conversion of original checkpoints."""
 
 from .configuration import PRESETS, Dinov2Config
-from .convert import model_from_original
-from .heads import DINOHead
+from .convert import model_from_original, resize_position_embeddings
+from .heads import HEADS_FILE, DINOHead
 from .modeling import Dinov2Backbone, Dinov2ForImageClassification, Dinov2Model, Dinov2PreTrainedModel
 
 __all__ = [
+    "HEADS_FILE",
     "PRESETS",
     "DINOHead",
     "Dinov2Backbone",
@@ -14,4 +15,5 @@ __all__ = [
     "Dinov2Model",
     "Dinov2PreTrainedModel",
     "model_from_original",
+    "resize_position_embeddings",
 ]

@@ -28,7 +28,8 @@ def eager_attention_forward(
     scores = torch.matmul(query * scaling, key.transpose(-1, -2))
     if attention_mask is not None:
         scores = scores + attention_mask
-    probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    with torch.autocast(scores.device.type, enabled=False):  # the kernel computes in float32 and rounds once
+        probabilities = nn.functional.softmax(scores, dim=-1)
     probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     return torch.matmul(probabilities, value).transpose(1, 2), probabilities
 
@@ -72,6 +73,13 @@ class SelfAttentionProjections(nn.Module):
         self.key = nn.Linear(width, width, bias=config.qkv_bias)
         self.value = nn.Linear(width, width, bias=config.qkv_bias)
 
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[M, D]` to queries, keys and values side by side, `[M, 3D]`: one matrix product for the three."""
+        layers = (self.query, self.key, self.value)
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = None if self.query.bias is None else torch.cat([layer.bias for layer in layers])
+        return nn.functional.linear(tokens, weight, bias)
+
 
 class SelfAttentionOutput(nn.Module):
     """Output projection, under the names of the interchange format."""
@@ -95,7 +103,11 @@ class Dinov2Attention(nn.Module):
         self.output = SelfAttentionOutput(config)
 
     def forward(self, tokens: Tensor, packing: Packing, attentions: list[Tensor] | None = None) -> Tensor:
-        """Attends within each sequence of `packing`.
+        """Attends within each sequence of `packing`: `[M, D]` to `[M, D]`, see `mix`."""
+        return self.output.dense(self.mix(tokens, packing, attentions))
+
+    def mix(self, tokens: Tensor, packing: Packing, attentions: list[Tensor] | None = None) -> Tensor:
+        """Attention before the output projection.
 
         Args:
             tokens: packed `[M, D]`.
@@ -104,18 +116,14 @@ class Dinov2Attention(nn.Module):
         """
         implementation = "eager" if attentions is not None else self.config._attn_implementation
         attend = eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
-        projections = self.attention
-        heads = [
-            packing.unpack(linear(tokens).unflatten(-1, (self.num_heads, -1)))
-            for linear in (projections.query, projections.key, projections.value)
-        ]
         outputs = []
-        for query, key, value in zip(*heads):
+        for group in packing.unpack(self.attention(tokens).unflatten(-1, (3, self.num_heads, -1))):
+            query, key, value = group.permute(2, 0, 3, 1, 4)  # each [B, H, T, d]
             output, probabilities = attend(
                 self,
-                query.transpose(1, 2),
-                key.transpose(1, 2),
-                value.transpose(1, 2),
+                query,
+                key,
+                value,
                 attention_mask=None,
                 scaling=self.scaling,
                 dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
@@ -123,5 +131,4 @@ class Dinov2Attention(nn.Module):
             outputs.append(output.flatten(2))
             if attentions is not None:
                 attentions.append(probabilities)
-        mixed, _ = Packing.pack(outputs)
-        return self.output.dense(mixed)
+        return Packing.pack(outputs)[0]

@@ -6,6 +6,7 @@ Original state dicts come in variants: transformer blocks chunked for FSDP (`blo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .configuration import Dinov2Config
+from .embeddings import interpolate_positions
 from .modeling import Dinov2Model
 
 _TOP = {
@@ -140,3 +142,30 @@ def model_from_original(state_dict: Mapping[str, Tensor] | str | PathLike, **ove
     model = Dinov2Model(config_from_original(state_dict, **overrides))
     model.load_state_dict(from_original(state_dict))
     return model.eval()
+
+
+def resize_position_embeddings(state_dict: Mapping[str, Tensor], config: Dinov2Config) -> dict[str, Tensor]:
+    """A backbone's state dict with its position embeddings resampled to the grid of `config`, by the rule of `config`.
+
+    Features of images of `config.image_size` stay what resampling in every forward would give.
+
+    Raises:
+        ValueError: the saved grid is not square, so that its shape is not known.
+    """
+    name = "embeddings.position_embeddings"
+    positions = state_dict[name]
+    rows, columns = config.grid_size
+    count = positions.shape[1] - 1
+    if count == rows * columns:
+        return dict(state_dict)
+    side = math.isqrt(count)
+    if side * side != count:
+        raise ValueError(f"{count} position embeddings are not a square grid; start from a model of square images")
+    patches = interpolate_positions(
+        positions[:, 1:],
+        (side, side),
+        (rows, columns),
+        antialias=config.interpolate_antialias,
+        offset=config.interpolate_offset,
+    )
+    return {**state_dict, name: torch.cat((positions[:, :1], patches), dim=1)}

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
+
+HEADS_FILE = "heads.safetensors"
+"""Where an exported model keeps its heads, beside the backbone's `model.safetensors`."""
+
+Result = TypeVar("Result")
 
 
 class PrototypeLayer(nn.Module):
@@ -19,9 +27,13 @@ class PrototypeLayer(nn.Module):
         bound = bottleneck_dim**-0.5
         nn.init.uniform_(self.weight_v, -bound, bound)
 
+    @property
+    def weight(self) -> Tensor:
+        """The prototypes `[K, d]`, float32."""
+        return torch._weight_norm(self.weight_v.float(), self.weight_g.float(), 0)
+
     def forward(self, features: Tensor) -> Tensor:
-        weight = nn.functional.normalize(self.weight_v.float(), dim=1) * self.weight_g.float()
-        return nn.functional.linear(features, weight.to(features.dtype))
+        return nn.functional.linear(features, self.weight.to(features.dtype))
 
 
 class DINOHead(nn.Module):
@@ -57,7 +69,13 @@ class DINOHead(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, criterion: Callable[[Tensor, Tensor], Result] | None = None) -> Tensor | Result:
+        """Logits `[M, K]`, or what `criterion` makes of unit-length features `[M, d]` and prototypes `[K, d]`.
+
+        With a criterion the logits are its affair, and it need not hold all of them at once. It is called in here
+        because only here sharded prototypes are whole.
+        """
         features = self.mlp(features)
-        eps = 1e-6 if features.dtype == torch.float16 else 1e-12
-        return self.last_layer(nn.functional.normalize(features, dim=-1, eps=eps))
+        dtype = features.dtype
+        features = nn.functional.normalize(features.float(), dim=-1).to(dtype)
+        return self.last_layer(features) if criterion is None else criterion(features, self.last_layer.weight)

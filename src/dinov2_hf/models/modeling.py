@@ -23,7 +23,7 @@ from .attention import Dinov2Attention
 from .configuration import Dinov2Config
 from .embeddings import Dinov2Embeddings
 from .packing import Packing
-from .stochastic_depth import add_residual, add_residual_of_kept, draw_kept
+from .stochastic_depth import add_residual, add_residual_of_kept, draw_kept, rows_of_kept
 
 
 class LayerScale(nn.Module):
@@ -76,7 +76,20 @@ class Dinov2Layer(GradientCheckpointingLayer):
         self.mlp = SwiGLU(config) if config.use_swiglu_ffn else Mlp(config)
         self.layer_scale2 = LayerScale(config)
 
-    def forward(self, tokens: Tensor, packing: Packing, attentions: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        packing: Packing,
+        attentions: list[Tensor] | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """All tokens after the layer, or those at `positions` `[S]` alone: `[S, D]`, at the cost of those.
+
+        Every token has to be there for the others to attend to; what follows attention is done for the ones wanted.
+        """
+        if positions is not None:
+            return self._forward_at(tokens, packing, positions)
+
         def attend(tokens: Tensor, packing: Packing) -> Tensor:
             return self.attention(self.norm1(tokens), packing, attentions)
 
@@ -84,12 +97,32 @@ class Dinov2Layer(GradientCheckpointingLayer):
             return self.mlp(self.norm2(tokens))
 
         for branch, scale in ((attend, self.layer_scale1.lambda1), (feed_forward, self.layer_scale2.lambda1)):
-            if self.training and self.drop_path_rate > 0:
+            if self._drops:
                 kept = draw_kept(packing, self.drop_path_rate, tokens.device)
                 tokens = add_residual_of_kept(tokens, branch, packing, scale, kept)
             else:
                 tokens = add_residual(tokens, branch, packing, scale)
         return tokens
+
+    @property
+    def _drops(self) -> bool:
+        return self.training and self.drop_path_rate > 0
+
+    def _forward_at(self, tokens: Tensor, packing: Packing, positions: Tensor) -> Tensor:
+        scale1, scale2 = self.layer_scale1.lambda1, self.layer_scale2.lambda1
+        wanted = tokens.index_select(0, positions)
+        if self._drops:
+            rows, kept, weights = rows_of_kept(packing, draw_kept(packing, self.drop_path_rate, tokens.device))
+            mixed = self.attention.mix(self.norm1(tokens.index_select(0, rows)), kept)
+            mixed = mixed.new_zeros(tokens.shape).index_copy(0, rows, mixed).index_select(0, positions)
+            scale1 = scale1 * weights.new_zeros(len(tokens), 1).index_copy(0, rows, weights)[positions]
+            # few tokens are left, so all of them go through the branch and those of dropped sequences are left out
+            rows, _, weights = rows_of_kept(packing, draw_kept(packing, self.drop_path_rate, tokens.device))
+            scale2 = scale2 * weights.new_zeros(len(tokens), 1).index_copy(0, rows, weights)[positions]
+        else:
+            mixed = self.attention.mix(self.norm1(tokens), packing).index_select(0, positions)
+        wanted = torch.addcmul(wanted, self.attention.output.dense(mixed).to(wanted.dtype), scale1.to(wanted.dtype))
+        return torch.addcmul(wanted, self.mlp(self.norm2(wanted)).to(wanted.dtype), scale2.to(wanted.dtype))
 
 
 class Dinov2Encoder(nn.Module):
@@ -228,11 +261,34 @@ class Dinov2Model(_Transformer):
         Returns:
             Tokens after the final norm, `[B_g, T_g, D]` for each group.
         """
-        masks = [None] * len(crops) if bool_masked_pos is None else bool_masked_pos
-        tokens, packing = Packing.pack([self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)])
+        tokens, packing = self._embed(crops, bool_masked_pos)
         for layer in self.encoder.layer:
             tokens = layer(tokens, packing)
         return packing.unpack(self.layernorm(tokens))
+
+    def forward_at(
+        self, positions: Tensor, crops: Sequence[Tensor], bool_masked_pos: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """The tokens of `forward_packed` at `positions` alone; the last layer computes little more than these.
+
+        Args:
+            positions: `[S]`, counted through all groups, crop by crop: CLS, registers, patches.
+            crops, bool_masked_pos: as for `forward_packed`.
+
+        Returns:
+            Tokens after the final norm, `[S, D]`.
+        """
+        tokens, packing = self._embed(crops, bool_masked_pos)
+        *layers, last = self.encoder.layer
+        for layer in layers:
+            tokens = layer(tokens, packing)
+        return self.layernorm(last(tokens, packing, positions=positions))
+
+    def _embed(
+        self, crops: Sequence[Tensor], bool_masked_pos: Sequence[Tensor | None] | None
+    ) -> tuple[Tensor, Packing]:
+        masks = [None] * len(crops) if bool_masked_pos is None else bool_masked_pos
+        return Packing.pack([self.embeddings(crop, mask) for crop, mask in zip(crops, masks, strict=True)])
 
     def get_intermediate_layers(
         self, pixel_values: Tensor, layers: int | Sequence[int] = 1, norm: bool = True

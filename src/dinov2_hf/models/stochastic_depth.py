@@ -29,16 +29,25 @@ def add_residual(tokens: Tensor, branch: Branch, packing: Packing, scale: Tensor
     return torch.addcmul(tokens, residual.to(tokens.dtype), scale.to(tokens.dtype))
 
 
-def add_residual_of_kept(tokens: Tensor, branch: Branch, packing: Packing, scale: Tensor, kept: list[Tensor]) -> Tensor:
-    """As `add_residual`, for the sequences `kept` of each group alone; the others pass unchanged."""
+def rows_of_kept(packing: Packing, kept: list[Tensor]) -> tuple[Tensor, Packing, Tensor]:
+    """Where the sequences `kept` of each group lie in a packed matrix.
+
+    Returns:
+        Positions of their tokens, their packing, and for each of the tokens the factor `B / kept`, float32 `[n, 1]`.
+    """
     rows, weights, groups, start = [], [], [], 0
     for group, indices in zip(packing.groups, kept):
-        positions = torch.arange(group.length, device=tokens.device)
+        positions = torch.arange(group.length, device=indices.device)
         rows.append((start + indices.unsqueeze(1) * group.length + positions).flatten())
         groups.append(Group(len(indices), group.length))
-        weights.append(tokens.new_full((len(indices) * group.length, 1), group.batch / len(indices)))
+        weights.append(torch.full((len(indices) * group.length, 1), group.batch / len(indices), device=indices.device))
         start += group.batch * group.length
-    index = torch.cat(rows)
-    residual = branch(tokens.index_select(0, index), Packing(tuple(groups)))
-    residual = residual.to(tokens.dtype) * scale.to(tokens.dtype) * torch.cat(weights)
-    return tokens.index_add(0, index, residual)
+    return torch.cat(rows), Packing(tuple(groups)), torch.cat(weights)
+
+
+def add_residual_of_kept(tokens: Tensor, branch: Branch, packing: Packing, scale: Tensor, kept: list[Tensor]) -> Tensor:
+    """As `add_residual`, for the sequences `kept` of each group alone; the others pass unchanged."""
+    rows, packing, weights = rows_of_kept(packing, kept)
+    residual = branch(tokens.index_select(0, rows), packing)
+    residual = residual.to(tokens.dtype) * scale.to(tokens.dtype) * weights.to(tokens.dtype)
+    return tokens.index_add(0, rows, residual)

@@ -5,17 +5,24 @@ Axes: `B` images, `V` views, `N` patches, `T` tokens, `D` width, `K` prototypes,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ..config import HeadConfig, PretrainConfig
-from ..losses import SoftmaxCentering, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from ..losses import (
+    NUM_GLOBAL_CROPS,
+    Assignments,
+    SoftmaxCentering,
+    dino_loss,
+    ibot_loss,
+    koleo_loss,
+    sinkhorn_knopp,
+)
 from ..models import DINOHead, Dinov2Config, Dinov2Model
 from .batch import SSLBatch
-
-NUM_GLOBAL_CROPS = 2
+from .diagnostics import diagnose_batch
 
 
 @dataclass
@@ -26,6 +33,8 @@ class PretrainingOutput:
     """What is minimised: the weighted sum of the terms."""
     terms: dict[str, Tensor]
     """`dino_global`, `dino_local`, `ibot`, `koleo`: those that are switched on, before their weights; detached."""
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    """Signs of health of the global batch, where they were asked for; see `ssl.diagnostics`."""
 
 
 class DINOv2Pretraining(nn.Module):
@@ -39,12 +48,16 @@ class DINOv2Pretraining(nn.Module):
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__()
         self.config = config
-        self.student = nn.ModuleDict(self._build_networks(config.model.drop_path_rate))
-        self.teacher = nn.ModuleDict(self._build_networks(drop_path_rate=0.0))
+        self.student = nn.ModuleDict(self.build_networks(config.model.drop_path_rate))
+        self.teacher = nn.ModuleDict(self.build_networks(drop_path_rate=0.0))
         if config.model.gradient_checkpointing:
             self.student["backbone"].gradient_checkpointing_enable({"use_reentrant": False})
         self.copy_student_to_teacher()
         self.teacher.requires_grad_(False)
+        if config.model.compile:
+            for role in (self.student, self.teacher):
+                for layer in role["backbone"].encoder.layer:
+                    layer.compile()
 
         self.centering = nn.ModuleDict()
         if config.teacher.centering == "softmax":
@@ -61,12 +74,15 @@ class DINOv2Pretraining(nn.Module):
     def _ibot_head_name(self) -> str:
         return "ibot_head" if self.config.ibot.separate_head else "dino_head"
 
-    def _build_networks(self, drop_path_rate: float) -> dict[str, nn.Module]:
+    def build_networks(self, drop_path_rate: float) -> dict[str, nn.Module]:
+        """Backbone and heads as the config asks for, with fresh weights."""
         config = self.config
         architecture = config.model.architecture() | {
             "drop_path_rate": drop_path_rate,
             "image_size": config.crops.global_size,
         }
+        if architecture["attn_implementation"] == "auto":
+            architecture["attn_implementation"] = "sdpa" if torch.accelerator.is_available() else "eager"
         backbone = Dinov2Model(Dinov2Config.preset(config.model.preset, **architecture))
         networks: dict[str, nn.Module] = {"backbone": backbone}
 
@@ -90,70 +106,101 @@ class DINOv2Pretraining(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(self, batch: SSLBatch, teacher_temp: float) -> PretrainingOutput:
+    def forward(self, batch: SSLBatch, teacher_temp: float, diagnose: bool = False) -> PretrainingOutput:
         """The objective of a batch whose crops are normalised floats. Collective: call on all ranks.
 
         Args:
             batch: crops, masks and mask indices, see `SSLBatch`.
             teacher_temp: temperature of the teacher's targets at this step.
+            diagnose: fill `PretrainingOutput.diagnostics` too.
         """
-        dino_targets, ibot_targets = self._teacher_targets(batch, teacher_temp)
-        views = NUM_GLOBAL_CROPS
-        student_temp = self.config.teacher.student_temp
+        config, student = self.config, self.student
+        num_global, num_masked = len(batch.global_crops), len(batch.mask_indices)
+        views = [batch.global_crops]
+        masks = [batch.masks]
+        if len(batch.local_crops):
+            views, masks = views + [batch.local_crops], masks + [None]
+        global_positions, local_positions = self._positions(batch)
 
-        crops, masks = [batch.global_crops], [batch.masks]
-        if batch.local_crops.shape[0]:
-            crops, masks = crops + [batch.local_crops], masks + [None]
-        outputs = self.student["backbone"].forward_packed(crops, masks)
-        global_cls = outputs[0][:, 0]
+        with torch.no_grad():
+            teacher_tokens = self.teacher["backbone"].forward_at(global_positions, [batch.global_crops])
+            teacher_cls, teacher_patches = teacher_tokens.split([num_global, num_masked])
+            targets = self._targets(teacher_cls, teacher_patches, teacher_temp)
+
+        positions = torch.cat((global_positions, local_positions))
+        tokens = student["backbone"].forward_at(positions, views, masks)
+        global_cls, patches, local_cls = tokens.split([num_global, num_masked, len(batch.local_crops)])
         terms: dict[str, Tensor] = {}
 
-        if self.config.dino.loss_weight:
-            cls = torch.cat([tokens[:, 0] for tokens in outputs])
-            logits = self.student["dino_head"](cls).unflatten(0, (-1, batch.num_images))  # [V, B, K]
-            num_local = logits.shape[0] - views
-            num_pairs = views * (views - 1) + views * num_local
-            swapped = dino_loss(logits[:1], dino_targets[1:], student_temp)
-            swapped = swapped + dino_loss(logits[1:views], dino_targets[:1], student_temp)
-            terms["dino_global"] = swapped / num_pairs
+        if "dino" in targets:
+
+            def of_crops(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+                features = features.unflatten(0, (-1, batch.num_images))
+                return dino_loss(features, prototypes, targets["dino"], config.teacher.student_temp)
+
+            among_global, with_local = student["dino_head"](torch.cat((global_cls, local_cls)), of_crops)
+            num_local = len(batch.local_crops) // batch.num_images
+            num_pairs = NUM_GLOBAL_CROPS * (NUM_GLOBAL_CROPS - 1 + num_local)
+            terms["dino_global"] = among_global / num_pairs
             if num_local:
-                terms["dino_local"] = dino_loss(logits[views:], dino_targets, student_temp) / num_pairs
-        if self.config.ibot.loss_weight:
-            patches = self._masked_patches(outputs[0], batch)
-            logits = self.student[self._ibot_head_name](patches)
-            terms["ibot"] = ibot_loss(
-                logits, ibot_targets, batch.mask_weights, batch.global_crops.shape[0], student_temp
-            )
-        if self.config.koleo.loss_weight:
-            terms["koleo"] = sum(koleo_loss(view) for view in global_cls.chunk(views))
+                terms["dino_local"] = with_local / num_pairs
+        if "ibot" in targets:
 
-        weights = {name: getattr(self.config, name.split("_")[0]).loss_weight for name in terms}
+            def of_patches(features: Tensor, prototypes: Tensor) -> Tensor:
+                weights, temp = batch.mask_weights, config.teacher.student_temp
+                return ibot_loss(features, prototypes, targets["ibot"], weights, num_global, temp)
+
+            terms["ibot"] = student[self._ibot_head_name](patches, of_patches)
+        if config.koleo.loss_weight:
+            per_view = [koleo_loss(view, config.koleo.distributed) for view in global_cls.chunk(NUM_GLOBAL_CROPS)]
+            terms["koleo"] = sum(per_view)
+
+        weights = {name: getattr(config, name.split("_")[0]).loss_weight for name in terms}
         loss = sum(weights[name] * term for name, term in terms.items())
-        return PretrainingOutput(loss, {name: term.detach() for name, term in terms.items()})
+        output = PretrainingOutput(loss, {name: term.detach() for name, term in terms.items()})
+        if diagnose:
+            output.diagnostics = diagnose_batch(global_cls, teacher_cls, targets)
+        return output
 
-    @torch.no_grad()
-    def _teacher_targets(self, batch: SSLBatch, teacher_temp: float) -> tuple[Tensor | None, Tensor | None]:
-        """Targets of CLS `[V, B, K]` and of the masked patches `[M, K]`, None where the term is off."""
-        tokens = self.teacher["backbone"](batch.global_crops).last_hidden_state
-        dino_targets = ibot_targets = None
+    def _positions(self, batch: SSLBatch) -> tuple[Tensor, Tensor]:
+        """Where the tokens that the objective looks at lie in the packed tokens.
+
+        Returns:
+            CLS of the global crops, then their masked patches, `[2B + M]`; CLS of the local crops, `[n B]`.
+        """
+        config = self.student["backbone"].config
+        device = batch.masks.device
+
+        def length(crops: Tensor) -> int:
+            rows, columns = config.grid_of(*crops.shape[-2:])
+            return config.num_prefix_tokens + rows * columns
+
+        num_global, num_patches = batch.masks.shape
+        cls = torch.arange(num_global, device=device) * length(batch.global_crops)
+        crop, patch = batch.mask_indices // num_patches, batch.mask_indices % num_patches
+        patches = crop * length(batch.global_crops) + config.num_prefix_tokens + patch
+        local = torch.arange(len(batch.local_crops), device=device) * length(batch.local_crops)
+        return torch.cat((cls, patches)), local + num_global * length(batch.global_crops)
+
+    def _targets(self, cls: Tensor, patches: Tensor, teacher_temp: float) -> dict[str, Assignments]:
+        """Assignments of the teacher's CLS `[2B, D]` and masked patches `[M, D]` to prototypes, by term."""
+        targets = {}
         if self.config.dino.loss_weight:
-            targets = self._assign("dino", self.teacher["dino_head"](tokens[:, 0]), teacher_temp)
-            dino_targets = targets.unflatten(0, (NUM_GLOBAL_CROPS, -1))
+            targets["dino"] = self._assign("dino", self.teacher["dino_head"](cls), teacher_temp)
         if self.config.ibot.loss_weight:
-            logits = self.teacher[self._ibot_head_name](self._masked_patches(tokens, batch))
-            ibot_targets = self._assign("ibot", logits, teacher_temp)
-        return dino_targets, ibot_targets
+            targets["ibot"] = self._assign("ibot", self.teacher[self._ibot_head_name](patches), teacher_temp)
+        return targets
 
-    def _assign(self, term: str, logits: Tensor, teacher_temp: float) -> Tensor:
+    def _assign(self, term: str, logits: Tensor, teacher_temp: float) -> Assignments:
         with torch.autocast(logits.device.type, enabled=False):
             if term in self.centering:
                 return self.centering[term](logits, teacher_temp)
             return sinkhorn_knopp(logits, teacher_temp)
 
-    def _masked_patches(self, tokens: Tensor, batch: SSLBatch) -> Tensor:
-        """The masked patches `[M, D]` of tokens `[2B, T, D]`."""
-        prefix = self.student["backbone"].config.num_prefix_tokens
-        return tokens[:, prefix:].flatten(0, 1).index_select(0, batch.mask_indices)
+    @torch.no_grad()
+    def teacher_features(self, pixel_values: Tensor) -> Tensor:
+        """CLS features `[B, D]` of the teacher for images `[B, C, H, W]`. Collective where parameters are sharded."""
+        return self.teacher["backbone"](pixel_values).pooler_output
 
     @torch.no_grad()
     def copy_student_to_teacher(self) -> None:

@@ -1,15 +1,20 @@
-"""accelerate, configured in one place."""
+"""accelerate, configured in one place: processes, precision, sharding."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..config import TrainConfig
 
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def native_precision() -> str:
@@ -22,7 +27,7 @@ def native_precision() -> str:
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """The accelerator of a run: precision from the config, metrics to TensorBoard under `output_dir`.
+    """The accelerator of a run: precision from the config, processes and sharding as it was launched.
 
     Raises:
         ValueError: fp16 without a GPU.
@@ -36,10 +41,51 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         project_dir=config.output_dir,
         step_scheduler_with_optimizer=False,
     )
-    if accelerator.device.type == "cpu":  # `accelerate launch` leaves every process a single thread
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(_available_cores() // processes, 1))
+    if accelerator.device.type == "cpu":
+        _prepare_cpu()
+    _configure_sharding(accelerator)
     return accelerator
+
+
+def _configure_sharding(accelerator: Accelerator) -> None:
+    """What accelerate leaves open for FSDP2, or sets otherwise than this training needs it.
+
+    Raises:
+        ValueError: FSDP1.
+    """
+    wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+    if wanted and accelerator.device.type == "cpu" and accelerator.num_processes > 1:
+        # accelerate looks at FSDP on accelerators only; the same code runs on CPUs, over gloo
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if accelerator.state.distributed_type != DistributedType.FSDP:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError("FSDP version 1 is not supported; set fsdp_version: 2 (FSDP_VERSION=2)")
+    # Gathered and computed in the compute dtype, reduced in float32. Inputs are left alone: autocast converts what
+    # matrix products need, and the residual stream stays in float32 as it does on one process.
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=_DTYPES[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+
+
+def _prepare_cpu() -> None:
+    """Threads and memory for training on CPUs."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # `accelerate launch` leaves every process a single thread
+    torch.set_num_threads(max(_available_cores() // processes, 1))
+    if sys.platform == "linux":
+        # glibc gives large blocks back to the system as soon as they are free, and a step, which wants the same ones
+        # again, then spends two fifths of its time on page faults. Keep them.
+        try:
+            mallopt = ctypes.CDLL(None).mallopt
+        except (OSError, AttributeError):  # another C library
+            return
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def _available_cores() -> int:

@@ -10,26 +10,46 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
 from ..config import PretrainConfig, dotted_keys, load_config, save_config, value_at
 
 _NAME = re.compile(r"step-(\d{8})")
+_RUN_FILE = "run.json"
 
 _MAY_DIFFER = re.compile(
-    r"train\.(output_dir|log_every|checkpoint_epochs|keep_checkpoints|max_skipped_updates"
+    r"train\.(output_dir|log_every|checkpoint_epochs|keep_checkpoints|keep_every|max_skipped_updates"
     r"|batch_size|gradient_accumulation_steps)"  # not the global batch: check_same_run
     r"|data\.(num_workers|max_broken_share)"
-    r"|model\.(attn_implementation|gradient_checkpointing)"
+    r"|model\.(attn_implementation|gradient_checkpointing|compile)"
+    r"|init\.path"  # read once, at the start
     r"|knn\..*"
 )
+
+
+@dataclass
+class RunState:
+    """What a run has to know of its past besides tensors."""
+
+    step: int
+    """Updates made."""
+    global_batch_size: int
+    head_warmup_steps: int = 0
+    """Updates at the start in which the heads alone are trained."""
+    counters: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Updates skipped because the gradient was not finite: in all, and in a row."""
+    scaler: dict | None = None
+    """State of the gradient scaler, in fp16."""
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -39,58 +59,94 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
+def step_of(checkpoint: Path) -> int:
+    """The number of updates in a checkpoint's name."""
+    return int(_NAME.fullmatch(checkpoint.name)[1])
+
+
 def save_checkpoint(
     folder: Path,
-    step: int,
+    run: RunState,
     model: nn.Module,
     optimizer: Optimizer,
     config: PretrainConfig,
-    global_batch_size: int,
     accelerator: Accelerator,
 ) -> Path:
-    """Writes the state after `step` updates and removes all but the newest `train.keep_checkpoints`.
+    """Writes the state after `run.step` updates.
 
     Collective: call on all ranks, with the model and optimiser as they were before accelerate wrapped them.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the checkpoints before are as they were.
     """
-    final = folder / f"step-{step:08d}"
-    partial = folder / f"writing-{step:08d}"
-    if accelerator.is_main_process:
+    final = folder / f"step-{run.step:08d}"
+    partial = folder / f"writing-{run.step:08d}"
+    error = None
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        state = {"model": model_state, "optimizer": optimizer_state}
+        dcp.save(state, checkpoint_id=partial, no_dist=not dist.is_initialized())
+        if accelerator.is_main_process:
+            save_config(config, partial / "config.yaml")
+            (partial / _RUN_FILE).write_text(json.dumps(asdict(run)))
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+    except (OSError, CheckpointException) as caught:
+        error = caught
+    if error is not None:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state}
-    dcp.save(state, checkpoint_id=partial, no_dist=not dist.is_initialized())
-    if accelerator.is_main_process:
-        save_config(config, partial / "config.yaml")
-        run = {"step": step, "global_batch_size": global_batch_size}
-        (partial / "run.json").write_text(json.dumps(run))
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for old in find_checkpoints(folder)[: -config.train.keep_checkpoints]:
-            shutil.rmtree(old)
+        good = find_checkpoints(folder)
+        last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+        raise OSError(
+            f"the checkpoint after update {run.step} cannot be written to {folder}: {_cause(error)}; {last}; "
+            "make room or mend the folder and launch again, the run then continues from there"
+        ) from error
     accelerator.wait_for_everyone()
     return final
 
 
+def prune_checkpoints(folder: Path, keep: int, keep_every: int, checkpoint_steps: int) -> None:
+    """Removes old checkpoints, of one each `checkpoint_steps`: not the newest `keep`, nor every `keep_every`-th."""
+    for old in find_checkpoints(folder)[:-keep]:
+        if not keep_every or step_of(old) % (keep_every * checkpoint_steps):
+            shutil.rmtree(old)
+
+
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: Optimizer, config: PretrainConfig, global_batch_size: int
-) -> int:
-    """Loads a checkpoint into model and optimiser and returns its step. Collective: call on all ranks.
+) -> RunState:
+    """Loads a checkpoint into model and optimiser. Collective: call on all ranks.
 
     Raises:
         ValueError: the run that wrote it had another config or global batch.
         FileNotFoundError: `path` is not a checkpoint.
     """
-    if not (path / "run.json").is_file():
+    if not (path / _RUN_FILE).is_file():
         raise FileNotFoundError(f"{path} is not a checkpoint; give a folder such as checkpoints/step-00000100")
-    run = json.loads((path / "run.json").read_text())
-    check_same_run(path, config, run["global_batch_size"], global_batch_size)
+    run = RunState(**json.loads((path / _RUN_FILE).read_text()))
+    check_same_run(path, config, run.global_batch_size, global_batch_size)
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state}
     dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return run["step"]
+    return run
+
+
+def read_model_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of the model in a checkpoint, whole, on the host: `student.backbone.…`, `teacher.dino_head.…`."""
+    prefix = "model."
+    saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in saved.items()
+        if name.startswith(prefix) and hasattr(entry, "size")
+    }
+    dcp.load(state, checkpoint_id=path, no_dist=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def check_same_run(path: Path, config: PretrainConfig, saved_batch_size: int, global_batch_size: int) -> None:
@@ -109,3 +165,9 @@ def check_same_run(path: Path, config: PretrainConfig, saved_batch_size: int, gl
             "set train.batch_size and train.gradient_accumulation_steps so that their product with the number of "
             "processes stays the same"
         )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a writer said, out of what `torch.distributed.checkpoint` wraps around it."""
+    failures = getattr(error, "failures", None)
+    return next(iter(failures.values()))[0] if failures else error

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from ..config import PretrainConfig, save_config
-from ..data import PhotometricAugmentation, TrainingBatches, build_loader, open_training_source
+from ..data import PhotometricAugmentation, TrainingBatches, build_loader, close_workers, open_training_source
 from ..ssl import DINOv2Pretraining, SSLBatch
-from .checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import RunState, find_checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint, step_of
+from .health import CollapseWatch
+from .initialize import initialize
 from .metrics import MeanMetrics, MetricLog
-from .param_groups import apply_schedule, build_param_groups
-from .schedules import StepValues, build_schedules, values_at
+from .schedules import build_schedules, values_at
+from .step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
-Evaluate = Callable[[DINOv2Pretraining], dict[str, float]]
+Features = Callable[[Tensor], Tensor]
+Evaluate = Callable[[Features], dict[str, float]]
 
-_STOCHASTIC_DEPTH = 3  # keeps this random stream apart from those of the data
 _MIN_READ_BEFORE_STOP = 200
 
 
@@ -36,10 +40,14 @@ class Pretrainer:
     Args:
         config: the checked configuration.
         accelerator: from `build_accelerator`.
-        evaluate: called with the model at the start, every `knn.epochs` and at the end; its numbers are logged.
-            Collective: called on all ranks.
+        evaluate: called at the start, every `knn.epochs` and at the end with a function from images to the teacher's
+            CLS features; its numbers are logged. Collective: called on all ranks.
         resume: `auto` continues from the newest checkpoint in `train.output_dir` if there is one, `never` refuses a
             folder that has one, and a path continues from that checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: what a user can mend, said in one line.
+        OSError: the output folder cannot be written.
     """
 
     def __init__(
@@ -57,45 +65,63 @@ class Pretrainer:
         train = config.train
         self.accumulation = train.gradient_accumulation_steps
         self.global_batch_size = train.batch_size * accelerator.num_processes * self.accumulation
-        self.schedules = build_schedules(config, self.global_batch_size)
+        self.checkpoint_steps = max(round(train.checkpoint_epochs * train.epoch_length), 1)
         self.source = open_training_source(config.data.train, train.seed, config.data.shuffle_buffer)
         self.augment = PhotometricAugmentation(config.colors)
 
+        checkpoint = self._checkpoint_to_resume(resume)
         torch.manual_seed(train.seed)
         self.model = DINOv2Pretraining(config)
-        groups = build_param_groups(
-            self.model.student.named_parameters(),
-            self.model.student["backbone"].config.num_hidden_layers,
-            config.optim.layerwise_decay,
-            config.optim.patch_embed_lr_mult,
-        )
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=tuple(config.optim.betas), fused=True)
-        self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
+        head_warmup_steps = 0
+        if config.init.path and checkpoint is None and initialize(self.model, config.init):
+            head_warmup_steps = round(config.init.head_warmup_epochs * train.epoch_length)
+        self.training_step = TrainingStep(self.model, config, accelerator)
+        self.state = RunState(0, self.global_batch_size, head_warmup_steps)
+        if checkpoint is not None:
+            self._load(checkpoint)
+        self.schedules = build_schedules(config, self.global_batch_size, self.state.head_warmup_steps)
 
-        self.step = 0
-        """Updates made so far."""
-        self._resume(resume)
+        self.stopped = False
+        """Whether SIGTERM ended the run before its end; a checkpoint was saved then."""
         self.broken: set[str] = set()
         self._broken_reads = self._reads = 0
-        self._skipped = torch.zeros((), device=accelerator.device)
-        self._skipped_in_a_row = torch.zeros((), device=accelerator.device)
+        self._collapse = CollapseWatch()
+        self._terminated = threading.Event()
 
-    def run(self) -> DINOv2Pretraining:
-        """Trains to the end, saves a checkpoint there and returns the model."""
-        config, accelerator = self.config, self.accelerator
-        total = config.train.num_steps
+    @property
+    def step(self) -> int:
+        """Updates made so far."""
+        return self.state.step
+
+    def run(self) -> dict[str, nn.Module]:
+        """Trains to the end, or until SIGTERM, and saves a checkpoint there.
+
+        Returns:
+            The teacher's `backbone`, `dino_head` and `ibot_head`. Where parameters are sharded, whole copies on the main
+            process and nothing on the others.
+        """
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set()) if in_main_thread else None
+        try:
+            return self._run()
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGTERM, before)
+
+    def _run(self) -> dict[str, nn.Module]:
+        config, accelerator, state = self.config, self.accelerator, self.state
+        train = config.train
+        total = train.num_steps
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(config, self.folder / "config.yaml")
         accelerator.wait_for_everyone()
-        log = MetricLog(self.folder, accelerator, self.step)
-        checkpoint_steps = max(round(config.train.checkpoint_epochs * config.train.epoch_length), 1)
-        evaluate_steps = max(round(config.knn.epochs * config.train.epoch_length), 1)
+        log = MetricLog(self.folder, accelerator, state.step)
 
         batches = TrainingBatches(
             self.source,
             config,
-            start=self.step * self.accumulation,
+            start=state.step * self.accumulation,
             stop=total * self.accumulation,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
@@ -103,85 +129,78 @@ class Pretrainer:
         loader = iter(build_loader(batches, config.data.num_workers, accelerator.device.type == "cuda"))
         progress = tqdm(
             total=total * self.global_batch_size,
-            initial=self.step * self.global_batch_size,
+            initial=state.step * self.global_batch_size,
             desc="Pretraining",
             unit="img",
             unit_scale=True,
             disable=not accelerator.is_main_process,
         )
+        try:
+            self._train(loader, log, progress)
+        finally:
+            close_workers(loader)
+        progress.close()
+        teacher = self._whole_teacher()
+        accelerator.end_training()
+        return teacher
+
+    def _train(self, loader: Iterator[SSLBatch], log: MetricLog, progress: tqdm) -> None:
+        accelerator, state, train = self.accelerator, self.state, self.config.train
+        total = train.num_steps
+        evaluate_steps = max(round(self.config.knn.epochs * train.epoch_length), 1)
         shown: dict[str, str] = {}
-        if self.step == 0:
+        if state.step == 0:
             self._evaluate(log, shown)
         means = MeanMetrics()
-        since, since_step = time.perf_counter(), self.step
-        while self.step < total:
-            values = values_at(self.schedules, self.step)
-            means.add(self._update(loader, values))
-            self.step += 1
+        since, since_step = time.perf_counter(), state.step
+        while state.step < total and not self.stopped:
+            values = values_at(self.schedules, state.step)
+            logged = (state.step + 1) % train.log_every == 0 or state.step + 1 == total
+            means.add(self.training_step(lambda: self._next_batch(loader), values, state.step, diagnose=logged))
+            state.step += 1
             progress.update(self.global_batch_size)
-            if self.step % config.train.log_every == 0 or self.step == total:
+            if logged:
                 scalars = means.read(accelerator)
                 self._check_health(scalars)
-                images = (self.step - since_step) * self.global_batch_size
+                images = (state.step - since_step) * self.global_batch_size
                 scalars["images_per_second"] = images / (time.perf_counter() - since)
-                scalars["epoch"] = self.step / config.train.epoch_length
-                log.write(self.step, scalars | vars(values))
+                scalars["epoch"] = state.step / train.epoch_length
+                log.write(state.step, scalars | vars(values))
                 shown["loss"] = f"{scalars['loss']:.3f}"
                 progress.set_postfix(shown)
-                since, since_step = time.perf_counter(), self.step
-            if self.step % evaluate_steps == 0 or self.step == total:
+                since, since_step = time.perf_counter(), state.step
+            if logged or accelerator.num_processes == 1:
+                self.stopped = self._should_stop() and state.step < total
+            if not self.stopped and (state.step % evaluate_steps == 0 or state.step == total):
                 self._evaluate(log, shown)
                 progress.set_postfix(shown)
-                since, since_step = time.perf_counter(), self.step
-            if self.step % checkpoint_steps == 0 or self.step == total:
+                since, since_step = time.perf_counter(), state.step
+            if self.stopped or state.step % self.checkpoint_steps == 0 or state.step == total:
                 self._save()  # last, so that a run that is killed in between makes up for the evaluation
-        progress.close()
-        accelerator.end_training()
-        return self.model
 
-    def _update(self, loader, values: StepValues) -> dict[str, Tensor]:
-        """One update of student and teacher; the scalars to log stay on the device."""
-        accelerator = self.accelerator
-        apply_schedule(self.optimizer.param_groups, values)
-        self.prepared.train()
-        scalars: dict[str, Tensor] = {}
-        for micro in range(self.accumulation):
-            batch = self._next_batch(loader)
-            self._seed_forward(micro)
-            last = micro == self.accumulation - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
-                output = self.prepared(batch, values.teacher_temp)
-                accelerator.backward(output.loss / self.accumulation)
-            for name, value in {"loss": output.loss.detach(), **output.terms}.items():
-                share = value / self.accumulation
-                scalars[name] = scalars[name] + share if name in scalars else share
-        scalars |= self._clip()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.model.update_teacher(values.teacher_momentum)
-        return scalars
+    def _should_stop(self) -> bool:
+        """Whether any process has got SIGTERM. Collective, and where there are several it waits for the device."""
+        if self.accelerator.num_processes == 1:
+            return self._terminated.is_set()
+        received = torch.tensor(float(self._terminated.is_set()), device=self.accelerator.device)
+        return self.accelerator.reduce(received, reduction="sum").item() > 0
 
-    def _clip(self) -> dict[str, Tensor]:
-        """Clips the gradient of each network by itself, and makes the optimiser skip one that is not finite."""
-        self.accelerator.unscale_gradients()
-        limit = self.config.optim.clip_grad or float("inf")
-        norms = {
-            f"grad_norm/{name}": torch.nn.utils.clip_grad_norm_(network.parameters(), limit)
-            for name, network in self.model.student.items()
-        }
-        skip = (~torch.isfinite(torch.stack(list(norms.values()))).all()).float()
-        if self.accelerator.scaler is None:  # in fp16 the gradient scaler does the same
-            self.optimizer.optimizer.found_inf = skip
-        self._skipped += skip
-        self._skipped_in_a_row = (self._skipped_in_a_row + skip) * skip
-        return {name: torch.nan_to_num(norm, nan=0.0, posinf=0.0) for name, norm in norms.items()}
+    def _whole_teacher(self) -> dict[str, nn.Module]:
+        """The teacher's networks, not sharded, on the main process; the others get none. Collective."""
+        teacher = dict(self.model.teacher.items())
+        if not isinstance(self.model, FSDPModule):
+            return teacher
+        main = self.accelerator.is_main_process
+        whole = self.model.build_networks(drop_path_rate=0.0) if main else {}
+        for name, network in teacher.items():
+            target = whole[name].state_dict() if main else {}
+            for key, shard in network.state_dict().items():
+                tensor = shard.full_tensor()
+                if main:
+                    target[key].copy_(tensor)
+        return whole
 
-    def _seed_forward(self, micro: int) -> None:
-        """Stochastic depth is drawn from `(seed, step, forward, rank)`, so a resumed run draws the same."""
-        entropy = [self.config.train.seed, _STOCHASTIC_DEPTH, self.step, micro, self.accelerator.process_index]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-    def _next_batch(self, loader) -> SSLBatch:
+    def _next_batch(self, loader: Iterator[SSLBatch]) -> SSLBatch:
         """The next batch on the device, coloured; unreadable images are counted and named."""
         batch: SSLBatch = next(loader)
         self._reads += batch.num_images + len(batch.broken)
@@ -199,13 +218,18 @@ class Pretrainer:
         return self.augment(batch.to(self.accelerator.device, non_blocking=True))
 
     def _check_health(self, scalars: dict[str, float]) -> None:
-        """Adds the counts of skipped updates and images to `scalars`; stops a run that makes no progress."""
-        scalars["skipped_updates"] = self._skipped.item()
+        """Adds the counts of skipped updates and images; warns of collapse and stops a run without progress."""
+        skipped, in_a_row = self.training_step.counters.tolist()
+        scalars["skipped_updates"] = skipped
         scalars["broken_images"] = float(len(self.broken))
-        in_a_row = int(self._skipped_in_a_row.item())
+        warmup = max(self.config.optim.warmup_epochs, self.config.teacher.warmup_temp_epochs)
+        settled = self.step > self.state.head_warmup_steps + warmup * self.config.train.epoch_length
+        if self.accelerator.is_main_process:
+            for warning in self._collapse.look(scalars, settled):
+                logger.warning("update %d: %s", self.step, warning)
         if in_a_row >= self.config.train.max_skipped_updates:
             raise FloatingPointError(
-                f"the gradient was not finite in {in_a_row} updates in a row (train.max_skipped_updates="
+                f"the gradient was not finite in {in_a_row:.0f} updates in a row (train.max_skipped_updates="
                 f"{self.config.train.max_skipped_updates}); none of them reached the weights; lower optim.base_lr, "
                 "lengthen optim.warmup_epochs or use train.precision=fp32, and resume from the last checkpoint"
             )
@@ -213,37 +237,41 @@ class Pretrainer:
     def _evaluate(self, log: MetricLog, shown: dict[str, str]) -> None:
         if self.evaluate is None:
             return
-        self.prepared.eval()
-        results = self.evaluate(self.model)
+        self.model.eval()
+        results = self.evaluate(self.model.teacher_features)
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # what is gathered for a forward stays so until the next backward
         log.write(self.step, results)
         shown.update({name: f"{value:.1f}" for name, value in results.items()})
         if self.accelerator.is_main_process:
             tqdm.write(f"update {self.step}: " + ", ".join(f"{name} {value:.2f}" for name, value in results.items()))
 
     def _save(self) -> None:
-        save_checkpoint(
-            self.checkpoints,
-            self.step,
-            self.model,
-            self.optimizer.optimizer,
-            self.config,
-            self.global_batch_size,
-            self.accelerator,
-        )
+        train, accelerator, step = self.config.train, self.accelerator, self.training_step
+        self.state.counters = step.counters.tolist()
+        self.state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+        saved = save_checkpoint(self.checkpoints, self.state, self.model, step.optimizer, self.config, accelerator)
+        if accelerator.is_main_process:
+            prune_checkpoints(self.checkpoints, train.keep_checkpoints, train.keep_every, self.checkpoint_steps)
+            if self.stopped:
+                tqdm.write(f"stopped by SIGTERM after update {self.step}; saved {saved}, launch again to continue")
 
-    def _resume(self, resume: str) -> None:
+    def _checkpoint_to_resume(self, resume: str) -> Path | None:
         found = find_checkpoints(self.checkpoints)
         if resume == "never" and found:
             raise ValueError(
-                f"{self.checkpoints} holds a run up to update {int(found[-1].name.removeprefix('step-'))}; "
+                f"{self.checkpoints} holds a run up to update {step_of(found[-1])}; "
                 "to start anew give another train.output_dir or remove that folder, to continue use --resume auto"
             )
         if resume in ("auto", "never"):
-            if not found:
-                return
-            path = found[-1]
-        else:
-            path = Path(resume)
-        self.step = load_checkpoint(path, self.model, self.optimizer.optimizer, self.config, self.global_batch_size)
-        if self.accelerator.is_main_process:
+            return found[-1] if found else None
+        return Path(resume)
+
+    def _load(self, path: Path) -> None:
+        step, accelerator = self.training_step, self.accelerator
+        self.state = load_checkpoint(path, self.model, step.optimizer, self.config, self.global_batch_size)
+        step.counters = torch.tensor(self.state.counters, device=accelerator.device)
+        if accelerator.scaler and self.state.scaler:
+            accelerator.scaler.load_state_dict(self.state.scaler)
+        if accelerator.is_main_process:
             logger.info("continuing from %s", path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,26 +15,26 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MeanMetrics:
-    """Means of scalars over the updates since the last reading; they stay on the device until then."""
+    """Means of scalars over the updates that gave them since the last reading; they stay on the device until then."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: Counter[str] = Counter()
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
         """Takes in the scalars of one update."""
         for name, value in scalars.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-        self._count += 1
+            self._counts[name] += 1
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over updates and processes; starts anew. Collective: call on all ranks."""
-        if not self._count:
+        if not self._sums:
             return {}
         names = list(self._sums)
-        values = torch.stack([self._sums[name].float() for name in names]) / self._count
+        values = torch.stack([self._sums[name].float() / self._counts[name] for name in names])
         values = accelerator.reduce(values, reduction="mean").tolist()
-        self._sums, self._count = {}, 0
+        self.__init__()
         return dict(zip(names, values))
 
 
@@ -51,7 +52,9 @@ class MetricLog:
         accelerator.init_trackers(".", init_kwargs={"tensorboard": {"purge_step": start_step + 1}})
         if accelerator.is_main_process:
             kept = [line for line in read_metrics(folder) if start_step > 0 and line["step"] <= start_step]
-            self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            fresh = self._path.with_suffix(".writing")
+            fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            fresh.replace(self._path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line: the values after `step` updates."""
@@ -85,9 +88,16 @@ def plot_metrics(folder: Path) -> Path:
         "Objective": ["loss", "dino_global", "dino_local", "ibot", "koleo"],
         "k-NN accuracy of the teacher (%)": ["knn_accuracy"],
         "Gradient norm before clipping": ["grad_norm/backbone", "grad_norm/dino_head", "grad_norm/ibot_head"],
-        "Learning rate": ["lr"],
+        "Learning rate": ["lr", "last_layer_lr"],
+        "Targets: entropy (of its maximum) and share of prototypes used": [
+            "target_entropy/dino",
+            "target_entropy/ibot",
+            "prototypes_used/dino",
+            "prototypes_used/ibot",
+        ],
+        "Effective rank of the teacher's CLS (RankMe)": ["rankme"],
     }
-    figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    figure, axes = plt.subplots(3, 2, figsize=(12, 12), layout="constrained")
     for axis, (title, names) in zip(axes.flat, panels.items()):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]

@@ -22,6 +22,7 @@ class Multipliers:
     lr: float
     weight_decay: float
     is_last_layer: bool
+    is_backbone: bool
 
 
 def multipliers_of(name: str, num_layers: int, layerwise_decay: float, patch_embed_lr_mult: float) -> Multipliers:
@@ -39,7 +40,12 @@ def multipliers_of(name: str, num_layers: int, layerwise_decay: float, patch_emb
     if "patch_embeddings" in name:
         lr *= patch_embed_lr_mult
     undecayed = name.endswith(".bias") or "norm" in name or "layer_scale" in name
-    return Multipliers(lr=lr, weight_decay=0.0 if undecayed else 1.0, is_last_layer=".last_layer." in name)
+    return Multipliers(
+        lr=lr,
+        weight_decay=0.0 if undecayed else 1.0,
+        is_last_layer=".last_layer." in name,
+        is_backbone=name.startswith("backbone."),
+    )
 
 
 def build_param_groups(
@@ -60,6 +66,7 @@ def build_param_groups(
             "lr_multiplier": key.lr,
             "weight_decay_multiplier": key.weight_decay,
             "is_last_layer": key.is_last_layer,
+            "is_backbone": key.is_backbone,
         }
         for key, parameters in groups.items()
     ]
@@ -69,5 +76,6 @@ def apply_schedule(param_groups: Iterable[dict], values: StepValues) -> None:
     """Sets learning rate and weight decay of every group to the scheduled values of a step."""
     for group in param_groups:
         lr = values.last_layer_lr if group["is_last_layer"] else values.lr
-        group["lr"] = lr * group["lr_multiplier"]
+        scale = values.backbone_lr_scale if group["is_backbone"] else 1.0
+        group["lr"] = lr * scale * group["lr_multiplier"]
         group["weight_decay"] = values.weight_decay * group["weight_decay_multiplier"]

@@ -50,13 +50,17 @@ class StepValues:
     weight_decay: float
     teacher_momentum: float
     teacher_temp: float
+    backbone_lr_scale: float = 1.0
 
 
-def build_schedules(config: PretrainConfig, global_batch_size: int) -> Mapping[str, Schedule]:
+def build_schedules(
+    config: PretrainConfig, global_batch_size: int, head_warmup_steps: int = 0
+) -> Mapping[str, Schedule]:
     """The schedules of a run, by the names of `StepValues`.
 
     `lr` follows the published rule `base_lr * sqrt(global_batch_size / 1024)`, where the global batch counts all
-    processes and accumulated gradients. Lengths given in epochs are multiplied by `train.epoch_length`.
+    processes and accumulated gradients. Lengths given in epochs are multiplied by `train.epoch_length`. The backbone
+    stands still for `head_warmup_steps`, then its learning rate rises over the warm-up's length.
     """
 
     def steps(epochs: float) -> int:
@@ -70,10 +74,19 @@ def build_schedules(config: PretrainConfig, global_batch_size: int) -> Mapping[s
         total_steps=total,
         warmup_steps=steps(optim.warmup_epochs),
     )
+    rise = max(steps(optim.warmup_epochs), 1)
     warmup_temp_steps = steps(teacher.warmup_temp_epochs)
     return {
         "lr": Schedule(**learning_rate),
         "last_layer_lr": Schedule(**learning_rate, frozen_steps=steps(optim.freeze_last_layer_epochs)),
+        "backbone_lr_scale": Schedule(
+            1.0,
+            1.0,
+            head_warmup_steps + rise if head_warmup_steps else 0,
+            warmup_steps=head_warmup_steps + rise,
+            warmup_value=-head_warmup_steps / rise,
+            frozen_steps=head_warmup_steps,
+        ),
         "weight_decay": Schedule(optim.weight_decay, optim.weight_decay_end, total),
         "teacher_momentum": Schedule(teacher.momentum, teacher.final_momentum, total),
         "teacher_temp": Schedule(

@@ -1,0 +1,133 @@
+"""One update of student and teacher."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from ..config import PretrainConfig
+from ..ssl import DINOv2Pretraining, SSLBatch
+from .param_groups import apply_schedule, build_param_groups
+from .schedules import StepValues
+
+_STOCHASTIC_DEPTH = 3  # keeps this random stream apart from those of the data
+
+
+class TrainingStep:
+    """Model and optimiser as accelerate prepared them, and the update that moves them.
+
+    A gradient that is not finite is skipped before it reaches weights or teacher, without asking the device: the
+    optimiser gets a flag. `counters` `[2]` holds the updates skipped so far, and in a row.
+    """
+
+    def __init__(self, model: DINOv2Pretraining, config: PretrainConfig, accelerator: Accelerator) -> None:
+        optim = config.optim
+        self.config = config
+        self.accelerator = accelerator
+        self.model = model
+        groups = build_param_groups(
+            model.student.named_parameters(),
+            model.student["backbone"].config.num_hidden_layers,
+            optim.layerwise_decay,
+            optim.patch_embed_lr_mult,
+        )
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=tuple(optim.betas), fused=True)
+        self._wrapped: nn.Module
+        self._optimizer: AcceleratedOptimizer
+        self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
+        register_fsdp_forward_method(model, "teacher_features")  # does nothing where parameters are not sharded
+        self.counters = torch.zeros(2, device=accelerator.device)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW itself, as it was before accelerate wrapped it."""
+        return self._optimizer.optimizer
+
+    def __call__(
+        self, next_batch: Callable[[], SSLBatch], values: StepValues, step: int, diagnose: bool = False
+    ) -> dict[str, Tensor]:
+        """One update from `train.gradient_accumulation_steps` batches. Collective: call on all ranks.
+
+        Args:
+            next_batch: gives a batch on the device, coloured and normalised.
+            values: schedules at this step.
+            step: updates made before.
+            diagnose: add the signs of health and the gradient norm of every part.
+
+        Returns:
+            Scalars on the device: `loss`, its terms, `grad_norm/<network>`.
+        """
+        accelerator, accumulation = self.accelerator, self.config.train.gradient_accumulation_steps
+        apply_schedule(self._optimizer.param_groups, values)
+        self._wrapped.train()
+        scalars: dict[str, Tensor] = {}
+        for micro in range(accumulation):
+            batch = next_batch()
+            self._seed_forward(step, micro)
+            last = micro == accumulation - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
+                output = self._wrapped(batch, values.teacher_temp, diagnose=diagnose and last)
+                accelerator.backward(output.loss / accumulation)
+            for name, value in {"loss": output.loss.detach(), **output.terms}.items():
+                share = value / accumulation
+                scalars[name] = scalars[name] + share if name in scalars else share
+        accelerator.unscale_gradients()
+        if diagnose:
+            scalars |= output.diagnostics | self._norms_of_parts()
+        scalars |= self._clip()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.model.update_teacher(values.teacher_momentum)
+        return scalars
+
+    def _clip(self) -> dict[str, Tensor]:
+        """Clips the gradient of each network by itself, and makes the optimiser skip one that is not finite."""
+        limit = self.config.optim.clip_grad or float("inf")
+        norms = {
+            f"grad_norm/{name}": _whole(nn.utils.clip_grad_norm_(network.parameters(), limit))
+            for name, network in self.model.student.items()
+        }
+        skip = (~torch.isfinite(torch.stack(list(norms.values()))).all()).float()
+        if self.accelerator.scaler is None:  # in fp16 the gradient scaler does the same
+            self.optimizer.found_inf = skip
+        skip = skip.to(self.counters.device)
+        self.counters = (self.counters + skip) * torch.stack((torch.ones_like(skip), skip))
+        return {name: _finite(norm) for name, norm in norms.items()}
+
+    def _norms_of_parts(self) -> dict[str, Tensor]:
+        """Gradient norms before clipping of embeddings, layers, final norm, and of MLP and prototypes of the heads."""
+        parts = {}
+        for name, network in self.model.student.items():
+            if name == "backbone":
+                parts["embeddings"] = network.embeddings
+                parts |= {f"layer_{index:02}": layer for index, layer in enumerate(network.encoder.layer)}
+                parts["layernorm"] = network.layernorm
+            else:
+                parts |= {f"{name}.{part}": module for part, module in network.named_children()}
+        norms = {}
+        for name, part in parts.items():
+            gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
+            norms[f"grad_norm_of/{name}"] = _finite(_whole(nn.utils.get_total_norm(gradients)))
+        return norms
+
+    def _seed_forward(self, step: int, micro: int) -> None:
+        """Stochastic depth is drawn from `(seed, step, forward, rank)`, so a resumed run draws the same."""
+        entropy = [self.config.train.seed, _STOCHASTIC_DEPTH, step, micro, self.accelerator.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """A norm over sharded gradients, summed over the shards."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _finite(norm: Tensor) -> Tensor:
+    return torch.nan_to_num(norm, nan=0.0, posinf=0.0)

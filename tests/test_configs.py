@@ -1,0 +1,313 @@
+"""Every shipped config parses, holds the published values, and every launch file is one that accelerate understands."""
+
+import re
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, patch_environment
+from accelerate.utils.launch import prepare_multi_gpu_env
+from torch.distributed.fsdp import OffloadPolicy
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+from dinov2_hf import models
+from dinov2_hf.config import load_config, value_at
+from dinov2_hf.train.schedules import build_schedules
+
+ROOT = Path(__file__).parents[1]
+PRETRAIN = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
+ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
+DISTRIBUTED = ROOT / "docs/distributed.md"
+
+
+def names(paths):
+    return [path.stem for path in paths]
+
+
+def load(name):
+    path = ROOT / f"configs/pretrain/{name}.yaml"
+    return load_config(path, [] if name == "quickstart" else ["data.train.path=/images"])
+
+
+def head(path):
+    return re.match(r"(?:#.*\n)+", path.read_text())[0]
+
+
+# --- configs/pretrain ------------------------------------------------------------------------------------------------
+
+# dinov2/configs/train/vitl16_short.yaml over dinov2/configs/ssl_default_config.yaml of facebookresearch/dinov2
+SHORT = {
+    "model.preset": "large",
+    "model.patch_size": 16,
+    "model.num_register_tokens": 0,
+    "model.use_swiglu_ffn": None,
+    "model.layerscale_value": 1e-5,
+    "model.drop_path_rate": 0.3,
+    "model.drop_path_uniform": True,
+    "dino.loss_weight": 1.0,
+    "dino.num_prototypes": 65536,
+    "dino.hidden_dim": 2048,
+    "dino.bottleneck_dim": 256,
+    "dino.num_layers": 3,
+    "ibot.loss_weight": 1.0,
+    "ibot.separate_head": False,
+    "ibot.mask_probability": 0.5,
+    "ibot.mask_ratio": [0.1, 0.5],
+    "koleo.loss_weight": 0.1,
+    "teacher.centering": "softmax",
+    "teacher.momentum": 0.992,
+    "teacher.final_momentum": 1.0,
+    "teacher.warmup_temp": 0.04,
+    "teacher.temp": 0.07,
+    "teacher.warmup_temp_epochs": 30,
+    "crops.global_size": 224,
+    "crops.local_size": 96,
+    "crops.num_local": 8,
+    "crops.global_scale": [0.32, 1.0],
+    "crops.local_scale": [0.05, 0.32],
+    "optim.base_lr": 0.004,
+    "optim.min_lr": 1e-6,
+    "optim.warmup_epochs": 10,
+    "optim.weight_decay": 0.04,
+    "optim.weight_decay_end": 0.4,
+    "optim.betas": [0.9, 0.999],
+    "optim.clip_grad": 3.0,
+    "optim.layerwise_decay": 0.9,
+    "optim.patch_embed_lr_mult": 0.2,
+    "optim.freeze_last_layer_epochs": 1,
+    "train.batch_size": 64,
+    "train.gradient_accumulation_steps": 1,
+    "train.epochs": 100,
+    "train.epoch_length": 1250,
+}
+# dinov2/configs/train/vitl14.yaml over the same; the paper's table 16 agrees in drop rate, batch, warm-up and lengths
+LARGE = SHORT | {
+    "model.patch_size": 14,
+    "model.use_swiglu_ffn": True,
+    "model.drop_path_rate": 0.4,
+    "dino.num_prototypes": 131072,
+    "dino.bottleneck_dim": 384,
+    "ibot.separate_head": True,
+    "ibot.num_prototypes": 131072,
+    "ibot.hidden_dim": 2048,
+    "ibot.bottleneck_dim": 256,  # 384 is set for the DINO head only
+    "ibot.num_layers": 3,
+    "teacher.centering": "sinkhorn_knopp",
+    "teacher.momentum": 0.994,
+    "crops.local_size": 98,
+    "optim.base_lr": 2e-4,
+    "optim.warmup_epochs": 80,
+    "optim.weight_decay_end": 0.2,
+    "optim.layerwise_decay": 1.0,
+    "train.batch_size": 32,
+    "train.epochs": 500,
+}
+# dinov2/configs/train/vitg14.yaml
+GIANT = LARGE | {"model.preset": "giant", "train.batch_size": 12}
+# dinov2/configs/eval/vit{l,g}14_reg4_pretrain.yaml
+REGISTERS = {"model.num_register_tokens": 4}
+# the paper's Appendix B.2: 518 pixels for 10,000 updates, schedules compressed, a lower base learning rate
+HIGH_RESOLUTION = {"crops.global_size": 518, "optim.base_lr": 2e-5, "train.epoch_length": 20}
+
+PUBLISHED = {
+    "vitl16_short_imagenet1k": SHORT,
+    "vitl14_142m": LARGE,
+    "vitl14_reg4_142m": LARGE | REGISTERS,
+    "vitg14_142m": GIANT,
+    "vitg14_reg4_142m": GIANT | REGISTERS,
+    "highres_vitl14": LARGE | HIGH_RESOLUTION | {"train.batch_size": 8, "train.gradient_accumulation_steps": 4},
+    "highres_vitg14": GIANT | HIGH_RESOLUTION | {"train.batch_size": 4, "train.gradient_accumulation_steps": 3},
+}
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=names(PRETRAIN))
+def test_every_pretraining_config_parses(path):
+    config = load(path.stem)
+    assert config.train.output_dir == f"runs/{path.stem}"
+    assert config.train.num_steps == round(config.train.num_steps) > 0
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=names(PRETRAIN))
+def test_head_of_every_pretraining_config_names_its_command(path):
+    text = head(path)
+    for label in ("Command:", "Paper:", "Hardware:", "Time:", "Expected:"):
+        assert label in text, label
+    assert f"configs/pretrain/{path.name}" in text
+    for launch in re.findall(r"configs/accelerate/\S+", text):
+        assert (ROOT / launch).is_file(), launch
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_hold_the_published_values(name):
+    config = load(name)
+    assert {key: value_at(config, key) for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+# name: processes its batch size presumes, global batch, learning rate after the warm-up, updates. The published ones
+# are from the README of the code (32 and 96 GPUs), the paper's table 16 (3072, 3.5e-4, 625k) and its Appendix B.2 (10k)
+SCALES = {
+    "vitl16_short_imagenet1k": (32, 2048, 5.66e-3, 125_000),
+    "vitl14_142m": (96, 3072, 3.46e-4, 625_000),
+    "vitl14_reg4_142m": (96, 3072, 3.46e-4, 625_000),
+    "vitg14_142m": (256, 3072, 3.46e-4, 625_000),
+    "vitg14_reg4_142m": (256, 3072, 3.46e-4, 625_000),
+    "vits14_1gpu": (1, 256, 1e-3, 125_000),
+    "vitb14_8gpu": (8, 1024, 3e-3, 125_000),
+    "highres_vits14": (1, 256, 1e-4, 10_000),
+    "highres_vitb14": (8, 1024, 3e-4, 10_000),
+    "highres_vitl14": (96, 3072, 3.46e-5, 10_000),
+    "highres_vitg14": (256, 3072, 3.46e-5, 10_000),
+    "continue_dinov2_base": (1, 256, 5e-5, 25_000),
+}
+
+
+def test_every_config_but_the_quickstart_has_its_scale_pinned():
+    assert set(SCALES) == set(names(PRETRAIN)) - {"quickstart"}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_global_batch_and_learning_rate_are_those_in_the_head(name):
+    processes, batch, lr, steps = SCALES[name]
+    config = load(name)
+    train = config.train
+    assert train.batch_size * processes * train.gradient_accumulation_steps == batch
+    assert train.num_steps == steps
+    warmed_up = round(config.optim.warmup_epochs * train.epoch_length)
+    assert build_schedules(config, batch)["lr"][warmed_up] == pytest.approx(lr, rel=2e-3)
+    text = head(ROOT / f"configs/pretrain/{name}.yaml")
+    assert f"{train.batch_size} x {processes} process" in text and f"= {batch}" in text
+
+
+@pytest.mark.parametrize(
+    "second, first",
+    [
+        ("highres_vits14", "vits14_1gpu"),
+        ("highres_vitb14", "vitb14_8gpu"),
+        ("highres_vitl14", "vitl14_142m"),
+        ("highres_vitg14", "vitg14_142m"),
+    ],
+)
+def test_second_stage_continues_its_first_stage(second, first):
+    second, first = load(second), load(first)
+    assert second.init.path == first.train.output_dir
+    for section in ("dino", "ibot", "koleo", "teacher", "colors"):
+        assert getattr(second, section) == getattr(first, section), section
+    second.model.gradient_checkpointing = first.model.gradient_checkpointing
+    assert second.model == first.model
+    second.crops.global_size = first.crops.global_size
+    assert second.crops == first.crops
+    assert second.optim.base_lr == pytest.approx(first.optim.base_lr / 10)  # the one value that the paper lowers
+    second.optim.base_lr = first.optim.base_lr
+    assert second.optim == first.optim
+    assert second.train.epochs == first.train.epochs  # every schedule is compressed by the same factor
+
+
+def test_continued_model_is_that_of_the_released_weights():
+    config = load("continue_dinov2_base")
+    assert config.init.path == "facebook/dinov2-base"
+    model = models.Dinov2Config.preset(config.model.preset, **config.model.architecture())
+    released = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 14}
+    assert {key: getattr(model, key) for key in released} == released
+    assert model.num_register_tokens == 0 and not model.use_swiglu_ffn
+    assert 0 < config.init.head_warmup_epochs + config.optim.warmup_epochs < config.train.epochs
+
+
+# --- configs/accelerate ----------------------------------------------------------------------------------------------
+
+
+def launched(name, *options):
+    """The arguments of `accelerate launch` with a file of ours, after it has read it."""
+    path = ROOT / f"configs/accelerate/{name}.yaml"
+    args, _, _ = _validate_launch_command(
+        launch_command_parser().parse_args(["--config_file", str(path), *options, "script.py"])
+    )
+    return args
+
+
+def fsdp_variables(name):
+    """The environment that `accelerate launch` gives its processes, as far as it is about FSDP."""
+    environment = prepare_multi_gpu_env(launched(name, "--machine_rank=1", "--main_process_ip=host"))
+    return {key: value for key, value in environment.items() if key.startswith(("ACCELERATE_USE_FSDP", "FSDP_"))}
+
+
+@pytest.mark.parametrize(
+    "name, kind, machines, processes",
+    [
+        ("cpu", DistributedType.NO, 1, 1),
+        ("one_gpu", DistributedType.NO, 1, 1),
+        ("ddp_8gpu", DistributedType.MULTI_GPU, 1, 8),
+        ("fsdp2_8gpu", DistributedType.FSDP, 1, 8),
+        ("fsdp2_multi_node", DistributedType.FSDP, 4, 32),
+    ],
+)
+def test_accelerate_loads_every_launch_file(name, kind, machines, processes):
+    config = load_config_from_file(str(ROOT / f"configs/accelerate/{name}.yaml"))  # refuses keys it does not know
+    assert isinstance(config, ClusterConfig)
+    assert config.distributed_type == kind
+    assert (config.num_machines, config.num_processes) == (machines, processes)
+    assert config.use_cpu == (name == "cpu")
+    assert config.mixed_precision == "no"  # train.precision decides
+    known = vars(launch_command_parser().parse_args(["script.py"]))
+    assert set(config.fsdp_config) <= set(known), "keys that accelerate launch would not read"
+    args = launched(name)
+    assert (args.num_machines, args.num_processes, args.use_fsdp) == (machines, processes, kind == DistributedType.FSDP)
+
+
+def test_every_launch_file_is_tested_and_names_its_command():
+    assert names(ACCELERATE) == ["cpu", "ddp_8gpu", "fsdp2_8gpu", "fsdp2_multi_node", "one_gpu"]
+    for path in ACCELERATE:
+        text = head(path)
+        assert f"accelerate launch --config_file configs/accelerate/{path.name}" in text
+        for config in re.findall(r"configs/pretrain/\S+", text):
+            assert (ROOT / config).is_file(), config
+
+
+@pytest.mark.parametrize("name", ["fsdp2_8gpu", "fsdp2_multi_node"])
+def test_fsdp_files_shard_layers_and_heads_with_fsdp2(name):
+    with patch_environment(**fsdp_variables(name)):
+        plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.auto_wrap_policy is transformer_auto_wrap_policy
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert type(plugin.cpu_offload) is OffloadPolicy  # none
+    assert not plugin.activation_checkpointing and not plugin.cpu_ram_efficient_loading
+    assert plugin.transformer_cls_names_to_wrap == ["Dinov2Layer", "DINOHead"]
+    for wrapped in plugin.transformer_cls_names_to_wrap:
+        assert hasattr(models, wrapped) or hasattr(models.modeling, wrapped), wrapped
+
+
+def test_fsdp_files_differ_in_nothing_but_the_machines():
+    assert fsdp_variables("fsdp2_8gpu") == fsdp_variables("fsdp2_multi_node")
+
+
+def test_several_machines_meet_at_the_given_host():
+    machines = ("--num_machines=2", "--num_processes=16", "--machine_rank=1", "--main_process_ip=host")
+    args = launched("fsdp2_multi_node", *machines)
+    prepare_multi_gpu_env(args)
+    assert (args.nnodes, args.nproc_per_node, args.node_rank) == ("2", "8", 1)
+    assert args.rdzv_endpoint == "host:29500"
+
+
+# --- docs/distributed.md ---------------------------------------------------------------------------------------------
+
+
+def test_documented_variables_for_torchrun_are_those_of_the_launch_file():
+    documented = dict(re.findall(r"^export ((?:ACCELERATE|FSDP)_\w+)=(\S+)$", DISTRIBUTED.read_text(), re.MULTILINE))
+    assert len(documented) == 8
+    launched_with = fsdp_variables("fsdp2_8gpu")
+    assert documented == {key: launched_with.get(key) for key in documented}
+
+
+def test_documented_files_exist():
+    text = DISTRIBUTED.read_text()
+    assert set(re.findall(r"configs/accelerate/(\w+)\.yaml", text)) == set(names(ACCELERATE))
+    for path in re.findall(r"(?:configs|examples)/\w+[\w/]*\.(?:yaml|py)", text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_documented_launches_keep_the_global_batch():
+    for processes, name, steps in [(8, "vitg14_142m", 32), (32, "vitg14_142m", 8)]:
+        assert f"train.gradient_accumulation_steps={steps}" in DISTRIBUTED.read_text()
+        assert load(name).train.batch_size * processes * steps == SCALES[name][1]
