@@ -1,8 +1,6 @@
 """One process against two (gloo): the objective's global sums, and whole runs through the example."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,16 +10,6 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from dinov2_hf.losses import SoftmaxCentering, sinkhorn_knopp
-
-ROOT = Path(__file__).parents[2]
-
-
-def launch(processes: int, *arguments: str) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout + done.stderr
 
 
 def share_of_rank(tensor: torch.Tensor, rank: int) -> torch.Tensor:
@@ -47,7 +35,7 @@ def worker(folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(tmp_path_factory, launch):
     folder = tmp_path_factory.mktemp("ranks")
     logits = torch.randn(13, 12, generator=torch.Generator().manual_seed(0)) * 0.5
     save_file({"logits": logits}, folder / "inputs.safetensors")
@@ -78,7 +66,7 @@ def test_centering_is_invariant_to_world_size(ranks):
 
 
 @pytest.fixture
-def runs(tiny_overrides, image_folder, tmp_path):
+def runs(launch, tiny_overrides, image_folder, tmp_path):
     """The example on one process with 8 images and on two with 4, without terms that look at one rank's batch alone."""
     overrides = [
         *tiny_overrides,
@@ -102,7 +90,7 @@ def runs(tiny_overrides, image_folder, tmp_path):
     return overrides, folders
 
 
-def test_two_processes_train_the_model_of_one(runs):
+def test_two_processes_train_the_model_of_one(launch, runs):
     overrides, folders = runs
     lines = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] == [0, 2, 4, 6, 6]

@@ -7,7 +7,7 @@ import os
 import sys
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -53,14 +53,15 @@ def _configure_sharding(accelerator: Accelerator) -> None:
     Raises:
         ValueError: FSDP1.
     """
+    state = accelerator.state
     wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
     if wanted and accelerator.device.type == "cpu" and accelerator.num_processes > 1:
         # accelerate looks at FSDP on accelerators only; the same code runs on CPUs, over gloo
-        accelerator.state.distributed_type = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    if accelerator.state.distributed_type != DistributedType.FSDP:
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+    if state.distributed_type != DistributedType.FSDP:
         return
-    plugin = accelerator.state.fsdp_plugin
+    PartialState().distributed_type = DistributedType.FSDP  # every new view of the state is filled from this one
+    plugin = state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError("FSDP version 1 is not supported; set fsdp_version: 2 (FSDP_VERSION=2)")
     # Gathered and computed in the compute dtype, reduced in float32. Inputs are left alone: autocast converts what

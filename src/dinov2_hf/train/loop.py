@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from ..config import PretrainConfig, save_config
@@ -97,8 +96,8 @@ class Pretrainer:
         """Trains to the end, or until SIGTERM, and saves a checkpoint there.
 
         Returns:
-            The teacher's `backbone`, `dino_head` and `ibot_head`. Where parameters are sharded, whole copies on the main
-            process and nothing on the others.
+            The teacher's `backbone`, `dino_head`, `ibot_head`. Where parameters are sharded, whole copies on the
+            main process and nothing on the others.
         """
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set()) if in_main_thread else None

@@ -1,0 +1,163 @@
+"""One process, two with DDP and two with FSDP2, on the same global batches: the same run."""
+
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+STEPS, IMAGES = 5, 8
+CONFIGS = {
+    "sinkhorn_knopp": [],
+    "softmax": ["teacher.centering=softmax", "ibot.separate_head=false"],
+    "accumulated": ["train.gradient_accumulation_steps=2"],
+}
+
+
+def make_batch(config, number, rank, world_size):
+    """This rank's images of the global batch `number`."""
+    from dinov2_hf.ssl import SSLBatch
+
+    generator = torch.Generator().manual_seed(number)
+    crops = config.crops
+
+    def share(views, size):
+        whole = torch.randn(views, IMAGES, 3, size, size, generator=generator)
+        return whole.chunk(world_size, dim=1)[rank].flatten(0, 1)
+
+    global_crops, local_crops = share(2, crops.global_size), share(crops.num_local, crops.local_size)
+    patches = (crops.global_size // config.model.patch_size) ** 2
+    masks = torch.rand(2, IMAGES, patches, generator=generator) < 0.3
+    masks[:, ::3] = False
+    masks = masks.chunk(world_size, dim=1)[rank].flatten(0, 1)
+    return SSLBatch(global_crops, local_crops, masks, *SSLBatch.flatten_masks(masks))
+
+
+def whole(tensor):
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def worker(folder: str) -> None:
+    """Trains a few steps; the main process saves what the test compares."""
+    from dinov2_hf.config import load_config
+    from dinov2_hf.ssl import DINOv2Pretraining
+    from dinov2_hf.train import build_accelerator
+    from dinov2_hf.train.schedules import build_schedules, values_at
+    from dinov2_hf.train.step import TrainingStep
+
+    config = load_config(f"{folder}/config.yaml")
+    accelerator = build_accelerator(config.train)
+    torch.manual_seed(0)
+    step = TrainingStep(DINOv2Pretraining(config), config, accelerator)
+    schedules = build_schedules(config, IMAGES)
+    numbers = iter(range(100))
+    outputs = {}
+    for index in range(STEPS):
+        scalars = step(
+            lambda: make_batch(config, next(numbers), accelerator.process_index, accelerator.num_processes),
+            values_at(schedules, index),
+            index,
+            diagnose=True,
+        )
+        for name, value in scalars.items():
+            outputs[f"{index}.{name}"] = accelerator.reduce(value, reduction="mean").reshape(1)
+    outputs |= {f"parameter.{name}": whole(value) for name, value in step.model.state_dict().items()}
+    outputs["sharded_units"] = torch.tensor(
+        [sum(type(module).__name__.startswith("FSDP") for module in step.model.modules())]
+    )
+    if accelerator.is_main_process:
+        name = f"{accelerator.num_processes}-{accelerator.distributed_type.value}.safetensors"
+        save_file({key: value.contiguous() for key, value in outputs.items()}, f"{folder}/{name}")
+    accelerator.end_training()
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def runs(request, launch, fsdp2, tmp_path_factory, image_folder):
+    from dinov2_hf.config import load_config, save_config
+
+    folder = tmp_path_factory.mktemp(request.param)
+    config = load_config(
+        None,
+        [
+            "model.preset=tiny",
+            "model.hidden_size=32",
+            "model.num_hidden_layers=3",
+            "model.num_attention_heads=2",
+            "model.patch_size=8",
+            "model.num_register_tokens=2",
+            "model.drop_path_rate=0",
+            "model.layerscale_value=0.1",
+            "crops.global_size=32",
+            "crops.local_size=16",
+            "crops.num_local=2",
+            "dino.num_prototypes=24",
+            "dino.hidden_dim=16",
+            "dino.bottleneck_dim=8",
+            "ibot.num_prototypes=20",
+            "ibot.hidden_dim=16",
+            "ibot.bottleneck_dim=8",
+            "ibot.separate_head=true",
+            "koleo.distributed=true",
+            "optim.warmup_epochs=0.02",
+            "optim.freeze_last_layer_epochs=0.02",
+            "optim.base_lr=0.02",
+            f"data.train.path={image_folder}",
+            "train.epoch_length=100",
+            "train.precision=fp32",
+            f"train.output_dir={folder / 'run'}",
+            *CONFIGS[request.param],
+        ],
+    )
+    save_config(config, folder / "config.yaml")
+    launch(1, __file__, folder)
+    launch(2, __file__, folder)
+    launch(2, __file__, folder, environment=fsdp2)
+    found = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+    one = found.pop(next(name for name in found if name.startswith("1-")))
+    assert len(found) == 2
+    return one, found
+
+
+def test_losses_norms_and_health_equal_those_of_one_process(runs):
+    one, others = runs
+    names = [name for name in one if name[0].isdigit()]
+    assert {name.split(".", 1)[1] for name in names} >= {
+        "loss",
+        "dino_global",
+        "dino_local",
+        "ibot",
+        "koleo",
+        "grad_norm/backbone",
+        "grad_norm/dino_head",
+        "grad_norm_of/layer_00",
+        "rankme",
+        "teacher_student_cosine",
+        "target_entropy/dino",
+        "prototypes_used/ibot",
+    }
+    for kind, other in others.items():
+        for name in names:
+            assert other[name].item() == pytest.approx(one[name].item(), rel=1e-5, abs=1e-5), (kind, name)
+
+
+def test_parameters_and_centres_equal_those_of_one_process(runs):
+    one, others = runs
+    names = [name for name in one if name.startswith("parameter.") and not name.endswith("key.bias")]
+    assert any(name.startswith("parameter.teacher.") for name in names)
+    for kind, other in others.items():
+        for name in names:
+            torch.testing.assert_close(
+                other[name], one[name], atol=1e-5, rtol=1e-5, msg=lambda text, what=(kind, name): f"{what}: {text}"
+            )
+
+
+def test_every_layer_and_head_is_a_unit_of_student_and_teacher(runs):
+    one, others = runs
+    heads = 2 if any("ibot_head" in name for name in one) else 1
+    units = {name: int(other["sharded_units"]) for name, other in others.items()}
+    assert int(one["sharded_units"]) == 0
+    assert sorted(units.values()) == [0, 2 * (3 + heads) + 1]  # and the root, with embeddings and final norms
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1])
