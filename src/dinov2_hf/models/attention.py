@@ -74,8 +74,13 @@ class SelfAttentionProjections(nn.Module):
         self.value = nn.Linear(width, width, bias=config.qkv_bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`[M, D]` to queries, keys and values side by side, `[M, 3D]`: one matrix product for the three."""
+        """`[M, D]` to queries, keys and values side by side, `[M, 3D]`: one matrix product for the three.
+
+        Where one of them has been replaced (adapters, quantisation), each is called by itself.
+        """
         layers = (self.query, self.key, self.value)
+        if any(type(layer) is not nn.Linear for layer in layers):
+            return torch.cat([layer(tokens) for layer in layers], dim=-1)
         weight = torch.cat([layer.weight for layer in layers])
         bias = None if self.query.bias is None else torch.cat([layer.bias for layer in layers])
         return nn.functional.linear(tokens, weight, bias)

@@ -144,28 +144,38 @@ def model_from_original(state_dict: Mapping[str, Tensor] | str | PathLike, **ove
     return model.eval()
 
 
-def resize_position_embeddings(state_dict: Mapping[str, Tensor], config: Dinov2Config) -> dict[str, Tensor]:
-    """A backbone's state dict with its position embeddings resampled to the grid of `config`, by the rule of `config`.
+def resize_position_embeddings(
+    state_dict: Mapping[str, Tensor], config: Dinov2Config, source: Dinov2Config | None = None
+) -> dict[str, Tensor]:
+    """A backbone's state dict with its position embeddings resampled to the grid of `config`.
 
-    Features of images of `config.image_size` stay what resampling in every forward would give.
+    Features of images of `config.image_size` stay what resampling in every forward of the source would give.
+
+    Args:
+        state_dict: of the source.
+        config: whose grid is wanted.
+        source: the model it comes from, whose grid it has and whose rule is followed; by default a square grid and the
+            rule of `config`.
 
     Raises:
-        ValueError: the saved grid is not square, so that its shape is not known.
+        ValueError: no position embeddings, or a grid that is not square where nothing tells its shape.
     """
     name = "embeddings.position_embeddings"
-    positions = state_dict[name]
-    rows, columns = config.grid_size
-    count = positions.shape[1] - 1
-    if count == rows * columns:
-        return dict(state_dict)
-    side = math.isqrt(count)
-    if side * side != count:
+    if name not in state_dict:
+        raise ValueError(f"there is no {name} among the tensors; give those of a whole backbone")
+    positions, count, rule = state_dict[name], state_dict[name].shape[1] - 1, source or config
+    grid = rule.grid_size
+    if source is None and count != math.prod(grid):
+        grid = (math.isqrt(count),) * 2
+    if math.prod(grid) != count:
         raise ValueError(f"{count} position embeddings are not a square grid; start from a model of square images")
+    if grid == config.grid_size:
+        return dict(state_dict)
     patches = interpolate_positions(
         positions[:, 1:],
-        (side, side),
-        (rows, columns),
-        antialias=config.interpolate_antialias,
-        offset=config.interpolate_offset,
+        grid,
+        config.grid_size,
+        antialias=rule.interpolate_antialias,
+        offset=rule.interpolate_offset,
     )
     return {**state_dict, name: torch.cat((positions[:, :1], patches), dim=1)}

@@ -75,13 +75,19 @@ def _prepare_cpu() -> None:
     """Threads and memory for training on CPUs."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # `accelerate launch` leaves every process a single thread
     torch.set_num_threads(max(_available_cores() // processes, 1))
-    if sys.platform == "linux":
-        # glibc gives large blocks back to the system as soon as they are free, and a step, which wants the same ones
-        # again, then spends two fifths of its time on page faults. Keep them.
-        try:
-            mallopt = ctypes.CDLL(None).mallopt
-        except (OSError, AttributeError):  # another C library
-            return
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep large blocks that were freed, for the rest of the process; elsewhere does nothing.
+
+    By default they go back to the system at once, and a step, which wants the same ones again, spends two fifths of its
+    time on page faults (docs/performance.md).
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
 

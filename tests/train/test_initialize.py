@@ -1,0 +1,514 @@
+"""Starting from a run, a released model, an export, an original checkpoint; what is refused; the warm-up of heads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import Dinov2Config as StockConfig
+from transformers import Dinov2ForImageClassification as StockForImageClassification
+from transformers import Dinov2Model as StockModel
+from transformers import Dinov2WithRegistersForImageClassification as StockWithRegistersForImageClassification
+
+from dinov2_hf.features import EvalTransform
+from dinov2_hf.hub import export_folder
+from dinov2_hf.models import model_from_original
+from dinov2_hf.models.convert import to_original
+from dinov2_hf.train import Pretrainer, build_accelerator, read_metrics
+
+HEADS = ("dino_head", "ibot_head")
+STOCK_SHAPE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def started(config, resume="auto"):
+    """A run before its first update."""
+    return Pretrainer(config, build_accelerator(config.train), resume=resume)
+
+
+def train(config, until=None, after_update=None):
+    """A run, ended by an exception after `until` updates as a kill would end it."""
+    trainer = started(config)
+    next_batch, update_teacher = trainer._next_batch, trainer.model.update_teacher
+
+    def ended(loader):
+        if trainer.step == until:
+            raise KeyboardInterrupt
+        return next_batch(loader)
+
+    def observed(momentum):
+        update_teacher(momentum)
+        if after_update:
+            after_update(trainer)
+
+    trainer._next_batch, trainer.model.update_teacher = ended, observed
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        pass
+    return trainer
+
+
+def tensors(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    assert different(first, second) == []
+
+
+def different(first, second):
+    return [name for name in first if not torch.equal(first[name], second[name])]
+
+
+@torch.no_grad()
+def features(backbone, pixels):
+    return backbone.eval()(pixels).last_hidden_state
+
+
+def shake(model):
+    """Random LayerScale, tokens and biases, so that every tensor shows in the features."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lambda1" in name:
+                parameter.uniform_(0.2, 0.6)
+            elif parameter.ndim < 3 and "weight" not in name or "token" in name or "position" in name:
+                parameter.normal_(0, 0.3)
+    return model.eval()
+
+
+def stock_model(folder, registers=2, image_size=56):
+    """A folder as stock transformers writes it, and its model."""
+    if registers:
+        config = Dinov2WithRegistersConfig(**STOCK_SHAPE, image_size=image_size, num_register_tokens=registers)
+        model = Dinov2WithRegistersModel(config)
+    else:
+        model = StockModel(StockConfig(**STOCK_SHAPE, image_size=image_size))
+    shake(model).save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return {}
+
+
+@pytest.fixture
+def run(runs, tiny_config, tmp_path_factory):
+    """A finished run, the same for all: six updates, checkpoints at 4 and 6. To be read only."""
+    if not runs:
+        folder = tmp_path_factory.mktemp("source")
+        runs["tiny"] = train(tiny_config("teacher.centering=softmax", f"train.output_dir={folder}"))
+    trainer = runs["tiny"]
+    assert trainer.step == 6
+    assert different(tensors(trainer.model.student), tensors(trainer.model.teacher))
+    return trainer
+
+
+def export(run, folder):
+    """The folder that a run leaves at its end."""
+    transform = EvalTransform(36, 32, run.config.colors.mean, run.config.colors.std)
+    teacher = dict(run.model.teacher)
+    return export_folder(folder, teacher.pop("backbone"), teacher, transform, run.config, {})
+
+
+def save_original(run, path):
+    """A teacher as the original training code saves it, with its heads."""
+    names = {f"backbone.{name}": value for name, value in to_original(tensors(run.model.teacher["backbone"])).items()}
+    for head in HEADS:
+        names |= {f"{head}.{name}": value for name, value in run.model.teacher[head].state_dict().items()}
+    torch.save({"teacher": names}, path)
+    return path
+
+
+# a run
+
+
+@pytest.mark.parametrize("which", ["output_dir", "checkpoint"])
+def test_run_hands_on_student_teacher_heads_and_centre_tensor_for_tensor(run, tiny_config, which):
+    older = run.checkpoints / "step-00000004"
+    path = run.folder if which == "output_dir" else older
+    resumed = run if which == "output_dir" else started(run.config, resume=str(older))
+    expected = tensors(resumed.model)
+    assert {"centering.dino.center", "centering.ibot.center"} <= expected.keys()
+    assert expected["centering.dino.center"].abs().max() > 0
+
+    trainer = started(tiny_config("teacher.centering=softmax", f"init.path={path}"))
+    assert_equal(tensors(trainer.model), expected)
+    assert trainer.step == 0 and trainer.state.head_warmup_steps == 0
+    assert trainer.training_step.optimizer.state_dict()["state"] == {}
+
+
+def test_run_with_new_heads_hands_on_both_backbones_and_no_centre(run, tiny_config):
+    trainer = started(tiny_config("teacher.centering=softmax", f"init.path={run.folder}", "init.heads=false"))
+    for role in ("student", "teacher"):
+        ours, theirs = getattr(trainer.model, role), getattr(run.model, role)
+        assert_equal(tensors(ours["backbone"]), tensors(theirs["backbone"]))
+        for head in HEADS:
+            assert different(tensors(ours[head]), tensors(theirs[head]))
+            assert_equal(tensors(trainer.model.student[head]), tensors(trainer.model.teacher[head]))
+    assert all((center == 0).all() for center in trainer.model.centering.state_dict().values())
+    assert trainer.state.head_warmup_steps == 2
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("size", [24, 48])
+def test_run_goes_on_at_another_image_size_with_the_same_features(tiny_config, tmp_path, registers, size):
+    architecture = f"model.num_register_tokens={registers}"
+    source = train(tiny_config(architecture, f"train.output_dir={tmp_path / 'source'}"))
+    config = tiny_config(architecture, f"init.path={source.folder}", f"crops.global_size={size}")
+    trainer = started(config)
+    before, after = tensors(source.model), tensors(trainer.model)
+    resized = [f"{role}.backbone.embeddings.position_embeddings" for role in ("student", "teacher")]
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name].shape != after[name].shape] == resized
+    assert [name for name in before if name not in resized and not torch.equal(before[name], after[name])] == []
+    pixels = torch.randn(3, 3, size, size)
+    for role, name in zip(("student", "teacher"), resized):
+        assert after[name].shape == (1, 1 + (size // 8) ** 2, 32)
+        networks = [getattr(one.model, role)["backbone"] for one in (source, trainer)]
+        assert [network.config.grid_size for network in networks] == [(4, 4), (size // 8, size // 8)]
+        expected, found = (features(network, pixels) for network in networks)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+    done = train(config)
+    assert done.step == 6 and done.state.head_warmup_steps == 0
+    assert all(torch.isfinite(value).all() for value in done.model.state_dict().values())
+    assert all(line["loss"] > 0 and line["skipped_updates"] == 0 for line in read_metrics(done.folder))
+
+
+# a folder that transformers loads
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("image_size", [16, 32, 56])
+def test_stock_model_gives_its_features_at_our_image_size(tiny_config, tmp_path, registers, image_size):
+    stock = stock_model(tmp_path / "stock", registers, image_size)
+    trainer = started(tiny_config(f"model.num_register_tokens={registers}", f"init.path={tmp_path / 'stock'}"))
+    pixels = torch.randn(3, 3, 32, 32)
+    for role in (trainer.model.teacher, trainer.model.student):
+        torch.testing.assert_close(features(role["backbone"], pixels), features(stock, pixels), atol=1e-5, rtol=0)
+    assert_equal(tensors(trainer.model.student), tensors(trainer.model.teacher))
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_stock_classifier_gives_its_backbone(tiny_config, tmp_path, registers):
+    if registers:
+        config = Dinov2WithRegistersConfig(**STOCK_SHAPE, image_size=32, num_register_tokens=registers, num_labels=3)
+        stock = shake(StockWithRegistersForImageClassification(config))
+    else:
+        stock = shake(StockForImageClassification(StockConfig(**STOCK_SHAPE, image_size=32, num_labels=3)))
+    stock.save_pretrained(tmp_path / "stock")
+    trainer = started(tiny_config(f"model.num_register_tokens={registers}", f"init.path={tmp_path / 'stock'}"))
+    pixels, inner = torch.randn(3, 3, 32, 32), stock.dinov2_with_registers if registers else stock.dinov2
+    found = features(trainer.model.teacher["backbone"], pixels)
+    torch.testing.assert_close(found, features(inner, pixels), atol=1e-5, rtol=0)
+
+
+def test_grid_that_is_not_square_is_resampled_as_the_source_does(tiny_config, tmp_path):
+    """2 x 8 patches, as many as the 4 x 4 of our crops."""
+    stock = stock_model(tmp_path / "stock", 2, [16, 64])
+    assert stock.embeddings.position_embeddings.shape == (1, 17, 32)
+    trainer = started(tiny_config(f"init.path={tmp_path / 'stock'}"))
+    positions = stock.embeddings.position_embeddings.detach()
+    grid = positions[:, 1:].reshape(1, 2, 8, 32).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(4, 4), mode="bicubic", antialias=True)
+    expected = torch.cat((positions[:, :1], grid.permute(0, 2, 3, 1).reshape(1, 16, 32)), dim=1)
+    found = trainer.model.teacher["backbone"].embeddings.position_embeddings
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_new_heads_are_trained_alone_before_the_backbone_moves(tiny_config, tmp_path):
+    """Two updates of the heads; the scale of the backbone's learning rate then rises from 0.1 in steps of 0.3."""
+    stock_model(tmp_path / "stock")
+    config = tiny_config(f"init.path={tmp_path / 'stock'}", "init.head_warmup_epochs=1", "optim.warmup_epochs=2")
+    states, rates = [tensors(started(config).model)], []
+
+    def after_update(trainer):
+        states.append(tensors(trainer.model))
+        groups = trainer.training_step.optimizer.param_groups
+        rates.append([(group["is_backbone"], group["lr"] / group["lr_multiplier"]) for group in groups])
+
+    trainer = train(config, after_update=after_update)
+    assert trainer.state.head_warmup_steps == 2 and len(states) == 7
+
+    first = states[0]
+    student = [name for name in first if name.startswith("student.backbone.")]
+    teacher = [name for name in first if name.startswith("teacher.backbone.")]
+    heads = [name for name in first if name.startswith(("student.dino_head.", "student.ibot_head."))]
+    assert len(student) == len(teacher) == 44 and len(heads) == 16
+    for state in states[1:3]:
+        assert [name for name in student if not torch.equal(state[name], first[name])] == []
+        for name in teacher:
+            torch.testing.assert_close(state[name], first[name], atol=1e-6, rtol=0)
+    assert [name for name in heads if torch.equal(states[2][name], first[name])] == []
+    moved = states[3]
+    assert [name for name in student if torch.equal(moved[name], first[name])] == []
+    assert max((states[6][name] - first[name]).abs().max() for name in teacher) > 1e-6
+
+    for step, (update, scale) in enumerate(zip(rates, [0.0, 0.0, 0.1, 0.4, 0.7, 1.0], strict=True)):
+        lr = trainer.schedules["lr"][step]
+        assert [rate for is_backbone, rate in update if is_backbone] == pytest.approx([lr * scale] * 8)
+        for rate in (rate for is_backbone, rate in update if not is_backbone):
+            assert rate in (pytest.approx(lr), trainer.schedules["last_layer_lr"][step])
+    logged = {line["step"]: line["backbone_lr_scale"] for line in read_metrics(trainer.folder)}
+    assert logged == pytest.approx({2: 0.0, 4: 0.4, 6: 1.0})
+
+
+def test_warm_up_of_heads_can_be_switched_off(tiny_config, tmp_path):
+    stock_model(tmp_path / "stock")
+    config = tiny_config(f"init.path={tmp_path / 'stock'}", "init.head_warmup_epochs=0")
+    first = tensors(started(config).model.student["backbone"])
+    trainer = train(config, until=2)  # the learning rate of the first update is 0
+    assert trainer.state.head_warmup_steps == 0
+    assert all(trainer.schedules["backbone_lr_scale"][step] == 1.0 for step in range(6))
+    after = tensors(trainer.model.student["backbone"])
+    assert len(different(first, after)) == 44
+
+
+# one of our exports
+
+
+def test_export_hands_on_its_heads_and_needs_no_warm_up(run, tiny_config, tmp_path):
+    folder = export(run, tmp_path / "export")
+    trainer = started(tiny_config(f"init.path={folder}"))
+    for role in (trainer.model.student, trainer.model.teacher):
+        assert_equal(tensors(role), tensors(run.model.teacher))
+    assert trainer.state.head_warmup_steps == 0
+
+
+def test_export_with_new_heads_hands_on_the_backbone_and_warms_them_up(run, tiny_config, tmp_path):
+    folder = export(run, tmp_path / "export")
+    trainer = started(tiny_config(f"init.path={folder}", "init.heads=false", "init.head_warmup_epochs=2"))
+    for role in (trainer.model.student, trainer.model.teacher):
+        assert_equal(tensors(role["backbone"]), tensors(run.model.teacher["backbone"]))
+    for head in HEADS:
+        assert len(different(tensors(trainer.model.teacher[head]), tensors(run.model.teacher[head]))) >= 4
+        assert_equal(tensors(trainer.model.student[head]), tensors(trainer.model.teacher[head]))
+    assert trainer.state.head_warmup_steps == 4
+
+
+def test_one_head_that_is_missing_starts_anew_and_the_other_goes_on(run, tiny_config, tmp_path):
+    file = export(run, tmp_path / "export") / "heads.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if name.startswith("dino_head.")}, file)
+    trainer = started(tiny_config(f"init.path={tmp_path / 'export'}"))
+    for role in (trainer.model.student, trainer.model.teacher):
+        assert_equal(tensors(role["dino_head"]), tensors(run.model.teacher["dino_head"]))
+        assert different(tensors(role["ibot_head"]), tensors(run.model.teacher["ibot_head"]))
+    assert_equal(tensors(trainer.model.student["ibot_head"]), tensors(trainer.model.teacher["ibot_head"]))
+    assert trainer.state.head_warmup_steps == 2
+
+
+# original names
+
+
+def test_original_backbone_is_taken_and_gets_new_heads(run, tiny_config, tmp_path):
+    torch.save(to_original(tensors(run.model.teacher["backbone"])), tmp_path / "plain.pth")
+    trainer = started(tiny_config(f"init.path={tmp_path / 'plain.pth'}"))
+    for role in (trainer.model.student, trainer.model.teacher):
+        assert_equal(tensors(role["backbone"]), tensors(run.model.teacher["backbone"]))
+    assert trainer.state.head_warmup_steps == 2
+
+
+@pytest.mark.parametrize("with_student", [False, True])
+def test_original_teacher_hands_on_its_heads(run, tiny_config, tmp_path, with_student):
+    path = save_original(run, tmp_path / "teacher.pth")
+    if with_student:  # a whole training state, the student in it with other weights
+        saved = torch.load(path, weights_only=True)["teacher"]
+        state = {f"student.{name}": value + 1 for name, value in saved.items()}
+        state |= {f"teacher.{name}": value for name, value in saved.items()} | {"dino_loss.center": torch.zeros(1, 24)}
+        torch.save({"model": state, "iteration": 7}, path)
+    trainer = started(tiny_config(f"init.path={path}"))
+    for role in (trainer.model.student, trainer.model.teacher):
+        assert_equal(tensors(role), tensors(run.model.teacher))
+    assert trainer.state.head_warmup_steps == 0
+
+
+@pytest.mark.parametrize("size", [24, 48])
+@pytest.mark.parametrize("registers", [0, 2])
+def test_original_model_keeps_its_features_at_another_image_size(tiny_config, tmp_path, size, registers):
+    """The original code interpolates without registers by a scale factor with an offset, with them to a size."""
+    shake(source := started(tiny_config(f"model.num_register_tokens={registers}")).model.teacher["backbone"])
+    state = to_original(tensors(source))
+    torch.save(state, tmp_path / "original.pth")
+    original = model_from_original(state, num_attention_heads=2)
+    assert original.config.interpolate_offset == (0.0 if registers else 0.1)
+    settings = [f"model.num_register_tokens={registers}", f"crops.global_size={size}"]
+    trainer = started(tiny_config(*settings, f"init.path={tmp_path / 'original.pth'}"))
+    pixels = torch.randn(3, 3, size, size)
+    expected = features(original, pixels)
+    torch.testing.assert_close(features(trainer.model.teacher["backbone"], pixels), expected, atol=1e-5, rtol=0)
+
+
+# what is refused
+
+
+def refusal(config, kind=ValueError):
+    """The message, of one line, with which `config` is refused."""
+    with pytest.raises(kind) as caught:
+        started(config)
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert "\n" not in message and config.init.path in message
+    return message
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.pth", "empty"])
+def test_nothing_at_the_path_is_refused(tiny_config, tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    message = refusal(tiny_config(f"init.path={tmp_path / name}"), FileNotFoundError)
+    assert message.startswith(f"init.path={tmp_path / name} ")
+
+
+ARCHITECTURES = [
+    ("model.hidden_size=64", "embeddings.cls_token is [1, 1, 32] there and [1, 1, 64] here"),
+    ("model.num_hidden_layers=3", "is absent there and [32] here"),
+    ("model.num_hidden_layers=1", "is [32] there and absent here"),
+    ("model.num_register_tokens=0", "embeddings.register_tokens is [1, 2, 32] there and absent here"),
+    ("model.num_register_tokens=4", "embeddings.register_tokens is [1, 2, 32] there and [1, 4, 32] here"),
+    ("model.patch_size=16", "projection.weight is [32, 3, 8, 8] there and [32, 3, 16, 16] here"),
+    ("model.use_swiglu_ffn=true", "mlp.fc1.bias is [128] there and absent here"),
+]
+PROTOTYPES = [
+    ("dino.num_prototypes=30", "last_layer.weight_g is [24, 1] there and [30, 1] here"),
+    ("ibot.num_prototypes=30", "last_layer.weight_g is [20, 1] there and [30, 1] here"),
+    ("ibot.bottleneck_dim=4", "last_layer.weight_v is [20, 8] there and [20, 4] here"),
+]
+
+
+@pytest.mark.parametrize("kind", ["run", "export", "original"])
+def test_another_architecture_is_refused_naming_the_keys_to_set(run, tiny_config, tmp_path, kind):
+    path = run.folder
+    if kind == "export":
+        path = export(run, tmp_path / "export")
+    elif kind == "original":
+        path = save_original(run, tmp_path / "teacher.pth")
+    for override, difference in ARCHITECTURES:
+        message = refusal(tiny_config(f"init.path={path}", override))
+        assert message.startswith("the backbone at init.path=") and difference in message, message
+        assert f"{override.split('=')[0]}," in f"{message.split('; set ')[1]},".replace(" as the source has them", "")
+    for override, difference in PROTOTYPES:
+        message = refusal(tiny_config(f"init.path={path}", override))
+        section, key = override.split("=")[0].split(".")
+        assert message.startswith(f"the {section}_head at init.path=") and difference in message, message
+        assert f"{section}.{key}" in message and message.endswith(", or init.heads=false")
+        trainer = started(tiny_config(f"init.path={path}", override, "init.heads=false"))  # the remedy
+        assert trainer.state.head_warmup_steps == 2
+    if kind != "original":  # there nothing tells
+        message = refusal(tiny_config(f"init.path={path}", "model.num_attention_heads=4"))
+        assert "has 2 attention heads and here it would have 4; set model.num_attention_heads=2" in message
+
+
+def test_stock_model_of_another_architecture_is_refused(tiny_config, tmp_path):
+    stock_model(tmp_path / "stock", registers=0)
+    message = refusal(tiny_config(f"init.path={tmp_path / 'stock'}"))
+    assert "embeddings.register_tokens is absent there and [1, 2, 32] here" in message
+    assert "model.num_register_tokens" in message
+
+
+def test_file_that_could_run_code_is_refused_and_does_not(tiny_config, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(tmp_path / "sprung"), "w")
+
+    torch.save({"teacher": {"cls_token": Trap()}}, tmp_path / "trap.pth")
+    message = refusal(tiny_config(f"init.path={tmp_path / 'trap.pth'}"))
+    assert "holds other objects than tensors" in message and "save the state dict alone with torch.save" in message
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_damaged_or_foreign_original_files_are_refused(run, tiny_config, tmp_path):
+    path = save_original(run, tmp_path / "teacher.pth")
+    whole = torch.load(path, weights_only=True)["teacher"]
+
+    def message_of(content):
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        return refusal(tiny_config(f"init.path={path}"))
+
+    assert "is damaged or holds" in message_of(path.read_bytes()[:2000])
+    assert "is damaged or holds" in message_of(b"not a file of torch")
+    assert "is damaged or holds" in message_of(b"")
+    for lacking in ("pos_embed", "patch_embed.proj.weight", "norm.bias", "blocks.1.attn.qkv.weight"):
+        message = message_of({"teacher": {k: v for k, v in whole.items() if k != f"backbone.{lacking}"}})
+        assert "init.path=" in message and ("lacks" in message or "absent there" in message)
+    assert "'conv1.weight' does not belong to a DINOv2 backbone" in message_of({"conv1.weight": torch.ones(1)})
+    for content in ([torch.ones(1)], torch.ones(1), {}, {"teacher": None}):
+        assert "not a whole DINOv2 backbone" in message_of(content)
+
+
+def test_folder_without_weights_is_refused(tiny_config, tmp_path):
+    stock_model(tmp_path / "stock")
+    (tmp_path / "stock" / "model.safetensors").unlink()
+    message = refusal(tiny_config(f"init.path={tmp_path / 'stock'}"), FileNotFoundError)
+    assert "is not a run, a folder with a model" in message and "no file named model.safetensors" in message
+
+
+def test_weights_that_are_not_those_of_the_config_are_refused(tiny_config, tmp_path):
+    """transformers itself would fill what is missing at random, and drop what is too much."""
+    stock_model(tmp_path / "stock")
+    config = tiny_config(f"init.path={tmp_path / 'stock'}")
+    file = tmp_path / "stock" / "model.safetensors"
+    whole = load_file(file)
+    layer = {name: value for name, value in whole.items() if name.startswith("encoder.layer.1.")}
+    for change, named in (
+        ({"layernorm.weight": None}, "layernorm.weight absent there"),
+        (dict.fromkeys(layer), "encoder.layer.1.attention.attention.key.bias (and 17 tensors more) absent"),
+        ({"layernorm.weight": torch.ones(5)}, "layernorm.weight absent there, of another shape"),
+        ({name.replace(".1.", ".2."): value for name, value in layer.items()}, "encoder.layer.2.attention"),
+    ):
+        state = {name: value for name, value in (whole | change).items() if value is not None}
+        save_file(state, file, metadata={"format": "pt"})
+        message = refusal(config)
+        assert f"the weights at init.path={tmp_path / 'stock'} are not those of its config.json: " in message
+        assert named in message and "fetch or export the model again" in message
+    file.write_bytes(file.read_bytes()[:1000])
+    assert f"init.path={tmp_path / 'stock'} cannot be read: " in refusal(config)
+    (tmp_path / "stock" / "config.json").write_text("{")
+    assert "is not a valid JSON file" in refusal(config, FileNotFoundError)
+
+
+def test_damaged_heads_are_refused(run, tiny_config, tmp_path):
+    folder = export(run, tmp_path / "export")
+    (folder / "heads.safetensors").write_bytes(b"x" * 100)
+    assert f"init.path={folder} cannot be read: " in refusal(tiny_config(f"init.path={folder}"))
+
+
+def test_model_of_another_type_is_refused(tiny_config, tmp_path):
+    settings = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    CLIPVisionModel(CLIPVisionConfig(**settings, image_size=32, patch_size=8)).save_pretrained(tmp_path / "clip")
+    message = refusal(tiny_config(f"init.path={tmp_path / 'clip'}"))
+    assert message.startswith(f"init.path={tmp_path / 'clip'} cannot be read: model_type='clip_vision_model'")
+    assert message.endswith("; give a DINOv2 model that transformers loads")
+
+
+# resuming
+
+
+def test_resumed_run_needs_its_source_no_more_and_keeps_the_warm_up(run, tiny_config, tmp_path):
+    """Killed in the warm-up of the heads; the source is then gone."""
+    folder = export(run, tmp_path / "export")
+    overrides = [f"init.path={folder}", "init.heads=false", "init.head_warmup_epochs=1.5", "train.checkpoint_epochs=1"]
+    whole = train(tiny_config(*overrides, f"train.output_dir={tmp_path / 'whole'}"))
+    config = tiny_config(*overrides, f"train.output_dir={tmp_path / 'parts'}")
+    train(config, until=3)
+    shutil.rmtree(folder)
+    written = json.loads((Path(config.train.output_dir) / "checkpoints" / "step-00000002" / "run.json").read_text())
+    assert written["head_warmup_steps"] == 3
+    again = started(config)
+    assert again.step == 2 and again.state.head_warmup_steps == 3
+    scales = [again.schedules["backbone_lr_scale"][step] for step in range(6)]
+    assert scales[:3] == [0.0] * 3 and scales[3] > 0
+    again.run()
+    assert_equal(tensors(again.model), tensors(whole.model))
+    elsewhere = tiny_config(*overrides[1:], f"train.output_dir={tmp_path / 'parts'}")  # nor its name
+    assert started(elsewhere).state.head_warmup_steps == 3
