@@ -3,7 +3,9 @@
 import datasets
 import torch
 import torch.utils.data
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -56,3 +58,24 @@ def test_iter_gives_every_sample_in_every_worker():
 
 def test_bfloat16_support_of_the_processor_can_be_asked():
     assert torch.cpu._is_avx512_bf16_supported() in (True, False)
+
+
+def test_weight_norm_kernel_divides_each_row_by_its_length():
+    direction, length = torch.randn(5, 3), torch.rand(5, 1)
+    expected = length * direction / direction.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(torch._weight_norm(direction, length, 0), expected)
+
+
+def test_workers_of_a_loader_can_be_ended():
+    loader = iter(torch.utils.data.DataLoader(list(range(4)), num_workers=1))
+    assert next(loader).item() == 0
+    loader._shutdown_workers()
+    assert not any(worker.is_alive() for worker in loader._workers)
+
+
+def test_accelerate_fills_every_view_of_its_state_from_the_partial_one():
+    """Hence `build_accelerator` writes FSDP into both: the optimiser's view would otherwise switch it off again."""
+    accelerator = Accelerator(cpu=True)
+    before = accelerator.state.distributed_type
+    accelerator.state.distributed_type = DistributedType.FSDP
+    assert AcceleratorState().distributed_type == before == PartialState().distributed_type

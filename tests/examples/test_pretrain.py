@@ -147,9 +147,11 @@ def test_readme_names_only_what_exists():
 
 def test_training_commands_of_the_readme_are_valid():
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    commands = re.findall(r"^accelerate launch examples/pretrain.py (.+)$", text, re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
+    pattern = r"^accelerate launch (?:--config_file (\S+) +)?examples/pretrain.py (.+)$"
+    commands = re.findall(pattern, text, re.MULTILINE)
+    assert len(commands) == 4
+    for launcher, command in commands:
+        assert not launcher or (ROOT / launcher).is_file()
         words = command.split()
         path = ROOT / words[1] if words[0] == "--config" else None
         overrides = [word for word in words if "=" in word]

@@ -221,3 +221,23 @@ def test_mask_indices_and_weights_describe_the_masks():
     indices, weights = SSLBatch.flatten_masks(masks)
     assert indices.tolist() == [0, 2, 7]
     assert weights.tolist() == [0.5, 0.5, 1.0]
+
+
+def test_compiled_layers_give_the_same_loss_and_gradients(tiny_config):
+    results = []
+    for flag in ("false", "true"):
+        config = tiny_config(f"model.compile={flag}", "model.drop_path_rate=0", "model.num_hidden_layers=2")
+        torch.manual_seed(0)
+        model = DINOv2Pretraining(config).train()
+        layer = model.student["backbone"].encoder.layer[0]
+        assert (layer._compiled_call_impl is not None) == config.model.compile
+        output = model(make_batch(config), 0.05)
+        output.loss.backward()
+        gradients = {name: p.grad for name, p in model.student.named_parameters() if p.grad is not None}
+        results.append((output.terms, gradients, model.state_dict().keys()))
+    (terms, gradients, keys), (compiled_terms, compiled_gradients, compiled_keys) = results
+    assert keys == compiled_keys  # checkpoints do not know of it
+    for name, term in terms.items():
+        torch.testing.assert_close(compiled_terms[name], term, atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-5, rtol=1e-4)

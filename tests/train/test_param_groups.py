@@ -1,5 +1,6 @@
 """Groups of the optimiser (their multipliers are compared with the published ones in tests/parity)."""
 
+import pytest
 import torch
 
 from dinov2_hf.ssl import DINOv2Pretraining
@@ -25,3 +26,37 @@ def test_prototypes_stand_still_while_frozen(tiny_config):
     optimizer.step()
     for name, parameter in model.student.named_parameters():
         assert torch.equal(parameter, before[name]) == ("last_layer" in name), name
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.25, 1.0])
+def test_only_the_backbone_is_scaled_while_heads_are_warmed_up(tiny_config, scale):
+    model = DINOv2Pretraining(tiny_config())
+    groups = build_param_groups(model.student.named_parameters(), 2, 0.9, 0.2)
+    of_backbone = {id(parameter) for parameter in model.student["backbone"].parameters()}
+    apply_schedule(groups, StepValues(0.1, 0.05, 0.04, 0.99, 0.04, backbone_lr_scale=scale))
+    rates = set()
+    for group in groups:
+        assert {id(parameter) in of_backbone for parameter in group["params"]} == {group["is_backbone"]}
+        if group["is_backbone"]:
+            assert group["lr"] == pytest.approx(0.1 * scale * group["lr_multiplier"], rel=1e-12)
+        else:
+            assert group["lr"] == (0.05 if group["is_last_layer"] else 0.1) and group["lr_multiplier"] == 1.0
+        assert group["weight_decay"] == 0.04 * group["weight_decay_multiplier"]
+        rates.add((group["is_backbone"], group["is_last_layer"]))
+    assert rates == {(True, False), (False, False), (False, True)}
+
+
+def test_backbone_stands_still_bit_for_bit_at_a_scale_of_zero(tiny_config):
+    """Neither the gradient nor weight decay moves it, while its moments are gathered."""
+    model = DINOv2Pretraining(tiny_config())
+    groups = build_param_groups(model.student.named_parameters(), 2, 0.9, 0.2)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+    before = {name: parameter.clone() for name, parameter in model.student.named_parameters()}
+    for _ in range(3):
+        for parameter in model.student.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        apply_schedule(optimizer.param_groups, StepValues(0.1, 0.1, 0.4, 0.99, 0.04, backbone_lr_scale=0.0))
+        optimizer.step()
+    for name, parameter in model.student.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("backbone."), name
+        assert optimizer.state[parameter]["exp_avg"].abs().max() > 0

@@ -44,3 +44,41 @@ def test_warm_up_longer_than_the_run_is_cut():
 
 def test_schedule_without_steps_is_its_final_value():
     assert Schedule(1.0, 0.5, total_steps=0)[0] == 0.5
+
+
+@pytest.mark.parametrize("head_warmup_steps", [0, 6])
+def test_backbone_follows_the_learning_rate_where_no_head_is_warmed_up(head_warmup_steps):
+    schedules = build_schedules(config(), 1024, head_warmup_steps)
+    scales = [values_at(schedules, step).backbone_lr_scale for step in range(201)]
+    if head_warmup_steps:
+        assert scales[:6] == [0.0] * 6 and scales[46:] == [1.0] * 155  # 40 updates of learning-rate warm-up
+    else:
+        assert scales == [1.0] * 201
+
+
+@pytest.mark.parametrize(
+    ("head_warmup_steps", "warmup_epochs", "expected"),
+    [
+        (2, 0.1, [0, 0, 1 / 3, 1, 1]),
+        (2, 0.2, [0, 0, 0.1, 0.4, 0.7, 1, 1]),
+        (1, 0.25, [0, 0.04, 0.28, 0.52, 0.76, 1, 1]),
+        (3, 0.05, [0, 0, 0, 1, 1]),
+        (3, 0, [0, 0, 0, 1, 1]),  # without a warm-up of the learning rate at once
+    ],
+)
+def test_backbone_stands_still_then_its_scale_rises_on_a_straight_line(head_warmup_steps, warmup_epochs, expected):
+    """A line from -h / r at the first update to 1 at the end of the rise, h updates frozen and r rising; 0 before."""
+    run = config()
+    run.optim.warmup_epochs = warmup_epochs
+    schedules = build_schedules(run, 1024, head_warmup_steps)
+    found = [schedules["backbone_lr_scale"][step] for step in range(len(expected))]
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found[:head_warmup_steps] == [0.0] * head_warmup_steps
+    assert schedules["backbone_lr_scale"][10_000] == 1.0
+
+
+def test_head_warm_up_changes_no_other_schedule():
+    plain, warmed = build_schedules(config(), 1024), build_schedules(config(), 1024, 6)
+    assert plain.keys() == warmed.keys()
+    for name in plain.keys() - {"backbone_lr_scale"}:
+        assert [plain[name][step] for step in range(210)] == [warmed[name][step] for step in range(210)]

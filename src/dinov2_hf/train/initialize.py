@@ -131,12 +131,14 @@ def _read_model(path: str) -> _Source:
             f"init.path={path} cannot be read: {_first_line(error)}; give a DINOv2 model that transformers loads"
         ) from None
     # transformers fills what is missing with fresh weights, and leaves out what is too much
-    odd = [name for name in report["unexpected_keys"] if re.match(r"(embeddings|encoder|layernorm)\.", name)]
-    odd += [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+    odd = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    odd += [f"{name} has another shape" for name, *_ in sorted(report["mismatched_keys"])]
+    too_much = (name for name in report["unexpected_keys"] if re.match(r"(embeddings|encoder|layernorm)\.", name))
+    odd += [f"{name} has no place" for name in sorted(too_much)]
     if odd:
         raise ValueError(
-            f"the weights at init.path={path} are not those of its config.json: {_summary(sorted(odd))} absent there, "
-            "of another shape or too much; fetch or export the model again"
+            f"the weights at init.path={path} do not fit the config.json beside them: {_summary(odd)}; "
+            "fetch or export the model again"
         )
     tensors |= {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     return _Source(path, tensors, tensors, backbone.config, backbone.config.num_attention_heads)
