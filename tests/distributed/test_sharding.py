@@ -11,6 +11,7 @@ CONFIGS = {
     "sinkhorn_knopp": [],
     "softmax": ["teacher.centering=softmax", "ibot.separate_head=false"],
     "accumulated": ["train.gradient_accumulation_steps=2"],
+    "checkpointed": ["model.gradient_checkpointing=true"],
 }
 
 

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 
 from dinov2_hf.config import load_config
 from dinov2_hf.train import Pretrainer, build_accelerator
-from dinov2_hf.train.checkpoint import find_checkpoints
+from dinov2_hf.train.checkpoint import find_checkpoints, prune_checkpoints
 from dinov2_hf.train.metrics import plot_metrics, read_metrics
 
 
@@ -118,6 +118,47 @@ def test_only_the_newest_checkpoints_are_kept(tiny_config):
     train(config)
     names = [path.name for path in find_checkpoints(Path(config.train.output_dir) / "checkpoints")]
     assert names == ["step-00000004", "step-00000005", "step-00000006"]
+
+
+def test_every_nth_checkpoint_is_kept_for_good_besides_the_newest(tiny_config):
+    config = tiny_config("train.checkpoint_epochs=0.5", "train.keep_every=3", "train.keep_checkpoints=2")
+    train(config)
+    names = [path.name for path in find_checkpoints(Path(config.train.output_dir) / "checkpoints")]
+    assert names == ["step-00000003", "step-00000005", "step-00000006"]
+
+
+def test_pruning_never_removes_the_newest_checkpoint(tmp_path):
+    """Nor any of those to be kept, whatever else there is; 7 is one that SIGTERM left, off the cadence of 2."""
+    for keep in (1, 2, 3, 9):
+        for keep_every in (0, 1, 2, 5):
+            folder = tmp_path / f"{keep}-{keep_every}"
+            for step in (2, 4, 6, 7):
+                (folder / f"step-{step:08d}").mkdir(parents=True)
+                prune_checkpoints(folder, keep, keep_every, checkpoint_steps=2)
+                assert int(find_checkpoints(folder)[-1].name[-8:]) == step
+            left = {int(path.name[-8:]) for path in find_checkpoints(folder)}
+            for_good = {step for step in (2, 4, 6) if keep_every and step // 2 % keep_every == 0}
+            assert left == set((2, 4, 6, 7)[-keep:]) | for_good
+
+
+def test_kill_while_a_checkpoint_is_written_anew_leaves_a_whole_one(tiny_config, monkeypatch):
+    """A run that went back to an older checkpoint ends while it removes the newest one of before."""
+    config = tiny_config("train.epochs=1", "train.checkpoint_epochs=0.5")
+    train(config)
+    folder = Path(config.train.output_dir) / "checkpoints"
+
+    def remove_half(path, ignore_errors=False):
+        if Path(path).exists():
+            (Path(path) / "run.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dinov2_hf.train.checkpoint.shutil.rmtree", remove_half)
+        train(config, resume=str(folder / "step-00000001"))
+    trainer = Pretrainer(config, build_accelerator(config.train))
+    assert trainer.step == 2
+    trainer.run()
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000002"]
 
 
 def test_resume_never_refuses_an_old_run_and_a_path_continues_there(tiny_config):

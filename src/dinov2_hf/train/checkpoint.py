@@ -7,9 +7,11 @@ written leaves the one before. Nothing random is stored: all of it is drawn from
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -81,6 +83,7 @@ def save_checkpoint(
     """
     final = folder / f"step-{run.step:08d}"
     partial = folder / f"writing-{run.step:08d}"
+    replaced = folder / f"writing-{run.step:08d}-replaced"  # renamed first: half of one would look whole
     error = None
     try:
         if accelerator.is_main_process:
@@ -89,12 +92,15 @@ def save_checkpoint(
         accelerator.wait_for_everyone()
         model_state, optimizer_state = get_state_dict(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state}
-        dcp.save(state, checkpoint_id=partial, no_dist=not dist.is_initialized())
+        with _without_warnings():
+            dcp.save(state, checkpoint_id=partial, no_dist=not dist.is_initialized())
         if accelerator.is_main_process:
             save_config(config, partial / "config.yaml")
             (partial / _RUN_FILE).write_text(json.dumps(asdict(run)))
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():  # the run went back to an older checkpoint and writes this one anew
+                final.rename(replaced)
             partial.rename(final)
+            shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, CheckpointException) as caught:
         error = caught
     if error is not None:
@@ -107,6 +113,12 @@ def save_checkpoint(
         ) from error
     accelerator.wait_for_everyone()
     return final
+
+
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Removes what a run that was killed left of the checkpoint that it was writing."""
+    for partial in folder.glob("writing-*"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def prune_checkpoints(folder: Path, keep: int, keep_every: int, checkpoint_steps: int) -> None:
@@ -131,7 +143,8 @@ def load_checkpoint(
     check_same_run(path, config, run.global_batch_size, global_batch_size)
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state}
-    dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    with _without_warnings():
+        dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return run
 
@@ -145,7 +158,8 @@ def read_model_tensors(path: Path) -> dict[str, Tensor]:
         for name, entry in saved.items()
         if name.startswith(prefix) and hasattr(entry, "size")
     }
-    dcp.load(state, checkpoint_id=path, no_dist=True)
+    with _without_warnings():
+        dcp.load(state, checkpoint_id=path, no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
@@ -165,6 +179,14 @@ def check_same_run(path: Path, config: PretrainConfig, saved_batch_size: int, gl
             "set train.batch_size and train.gradient_accumulation_steps so that their product with the number of "
             "processes stays the same"
         )
+
+
+@contextlib.contextmanager
+def _without_warnings():
+    """A single process is what `no_dist` says; torch warns of it all the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
 
 
 def _cause(error: BaseException) -> BaseException:

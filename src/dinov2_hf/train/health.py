@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 _ONE_SIDED = 0.01
 """Share of the prototypes used below which all samples count as one."""
-_UNIFORM = 0.995
-"""Entropy, as a share of its maximum, from which a target says nothing."""
+_UNIFORM, _INFORMATIVE = 0.995, 0.95
+"""Entropies, as a share of their maximum, from which a target says nothing, and up to which it said something."""
 _FALL = 0.25
 """Share of its best value to which the effective rank may fall."""
 
@@ -17,15 +17,15 @@ class CollapseWatch:
 
     def __init__(self) -> None:
         self._best_rank = 0.0
+        self._sharpest: dict[str, float] = {}
         self._warned: set[str] = set()
 
-    def look(self, scalars: Mapping[str, float], settled: bool) -> list[str]:
-        """New warnings, each with its reason and what to try.
+    def look(self, scalars: Mapping[str, float | None]) -> list[str]:
+        """New warnings from what was logged, each with its reason and what to try.
 
-        Args:
-            scalars: what was logged.
-            settled: whether the warm-ups are over; before, uniform targets are what one expects.
+        Targets that are uniform from the start are no warning: so they are until the features tell images apart.
         """
+        scalars = {name: value for name, value in scalars.items() if value is not None}
         found: dict[str, str] = {}
         rank = scalars.get("rankme")
         if rank is not None:
@@ -38,16 +38,19 @@ class CollapseWatch:
                 )
         for name, value in scalars.items():
             kind, _, term = name.partition("/")
-            if kind == "prototypes_used" and value < _ONE_SIDED:
+            if kind == "prototypes_used" and 0 < value < _ONE_SIDED:  # 0 is no sample at all
                 found[name] = (
                     f"the {term} targets are collapsing: {value:.2%} of the prototypes take all samples; try "
                     "teacher.centering=sinkhorn_knopp, a higher teacher.temp or a lower optim.base_lr"
                 )
-            if kind == "target_entropy" and settled and value > _UNIFORM:
-                found[name] = (
-                    f"the {term} targets are uniform (entropy {value:.1%} of its maximum): there is nothing to learn "
-                    f"from them; try a lower teacher.temp, or fewer prototypes ({term}.num_prototypes)"
-                )
+            if kind == "target_entropy":
+                sharpest = self._sharpest[name] = min(value, self._sharpest.get(name, 1.0))
+                if value > _UNIFORM and sharpest < _INFORMATIVE:
+                    found[name] = (
+                        f"the {term} targets have become uniform (entropy {value:.1%} of its maximum, after "
+                        f"{sharpest:.1%}): there is nothing left to learn from them; try a lower optim.base_lr or a "
+                        "lower teacher.temp, and continue from a checkpoint before the rise"
+                    )
         new = [message for name, message in found.items() if name not in self._warned]
         self._warned = set(found)
         return new

@@ -18,10 +18,18 @@ from tqdm.auto import tqdm
 from ..config import PretrainConfig, save_config
 from ..data import PhotometricAugmentation, TrainingBatches, build_loader, close_workers, open_training_source
 from ..ssl import DINOv2Pretraining, SSLBatch
-from .checkpoint import RunState, find_checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint, step_of
+from .checkpoint import (
+    RunState,
+    find_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    remove_partial_checkpoints,
+    save_checkpoint,
+    step_of,
+)
 from .health import CollapseWatch
 from .initialize import initialize
-from .metrics import MeanMetrics, MetricLog
+from .metrics import MeanMetrics, MetricLog, read_metrics
 from .schedules import build_schedules, values_at
 from .step import TrainingStep
 
@@ -112,10 +120,18 @@ class Pretrainer:
         train = config.train
         total = train.num_steps
         if accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(config, self.folder / "config.yaml")
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                save_config(config, self.folder / "config.yaml")
+            except OSError as error:
+                raise OSError(
+                    f"train.output_dir={self.folder} cannot be written: {error}; mend that or give another folder"
+                ) from error
+            remove_partial_checkpoints(self.checkpoints)
         accelerator.wait_for_everyone()
         log = MetricLog(self.folder, accelerator, state.step)
+        for line in read_metrics(self.folder):
+            self._collapse.look(line)  # what was said before the run was interrupted
 
         batches = TrainingBatches(
             self.source,
@@ -221,10 +237,8 @@ class Pretrainer:
         skipped, in_a_row = self.training_step.counters.tolist()
         scalars["skipped_updates"] = skipped
         scalars["broken_images"] = float(len(self.broken))
-        warmup = max(self.config.optim.warmup_epochs, self.config.teacher.warmup_temp_epochs)
-        settled = self.step > self.state.head_warmup_steps + warmup * self.config.train.epoch_length
         if self.accelerator.is_main_process:
-            for warning in self._collapse.look(scalars, settled):
+            for warning in self._collapse.look(scalars):
                 logger.warning("update %d: %s", self.step, warning)
         if in_a_row >= self.config.train.max_skipped_updates:
             raise FloatingPointError(

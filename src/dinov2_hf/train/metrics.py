@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,10 +58,11 @@ class MetricLog:
             fresh.replace(self._path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line: the values after `step` updates."""
+        """One line: the values after `step` updates; `null` where one is not finite, as JSON has no other word."""
         if self._accelerator.is_main_process:
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
             with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json.dumps({"step": step, **finite}) + "\n")
         self._accelerator.log(dict(values), step=step)
 
 
@@ -100,7 +102,7 @@ def plot_metrics(folder: Path) -> Path:
     figure, axes = plt.subplots(3, 2, figsize=(12, 12), layout="constrained")
     for axis, (title, names) in zip(axes.flat, panels.items()):
         for name in names:
-            points = [(line["step"], line[name]) for line in lines if name in line]
+            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             if points:
                 marker = "o" if len(points) < 30 else None
                 axis.plot(*zip(*points), label=name.removeprefix("grad_norm/"), marker=marker, markersize=4)

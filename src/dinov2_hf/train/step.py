@@ -100,7 +100,7 @@ class TrainingStep:
             self.optimizer.found_inf = skip
         skip = skip.to(self.counters.device)
         self.counters = (self.counters + skip) * torch.stack((torch.ones_like(skip), skip))
-        return {name: _finite(norm) for name, norm in norms.items()}
+        return {name: _finite(norm).to(self.counters.device) for name, norm in norms.items()}
 
     def _norms_of_parts(self) -> dict[str, Tensor]:
         """Gradient norms before clipping of embeddings, layers, final norm, and of MLP and prototypes of the heads."""
@@ -115,7 +115,8 @@ class TrainingStep:
         norms = {}
         for name, part in parts.items():
             gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
-            norms[f"grad_norm_of/{name}"] = _finite(_whole(nn.utils.get_total_norm(gradients)))
+            norm = _whole(nn.utils.get_total_norm(gradients))
+            norms[f"grad_norm_of/{name}"] = _finite(norm).to(self.counters.device)
         return norms
 
     def _seed_forward(self, step: int, micro: int) -> None:
