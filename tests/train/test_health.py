@@ -450,7 +450,7 @@ def test_crop_that_is_infinite_leaves_weights_moments_and_centre_as_they_were(ti
     assert all(torch.isfinite(value).all() for state, *_ in states for value in state.values())
     assert [name for name in kept if torch.equal(final[name], after[name])] == []
     lines = read_metrics(trainer.folder)
-    assert [math.isfinite(line["loss"]) for line in lines] == [True, True, False, True, True, True]
+    assert [line["loss"] is not None for line in lines] == [True, True, False, True, True, True]
     assert [line["skipped_updates"] for line in lines] == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
 
 
