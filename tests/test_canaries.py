@@ -66,13 +66,6 @@ def test_weight_norm_kernel_divides_each_row_by_its_length():
     torch.testing.assert_close(torch._weight_norm(direction, length, 0), expected)
 
 
-def test_workers_of_a_loader_can_be_ended():
-    loader = iter(torch.utils.data.DataLoader(list(range(4)), num_workers=1))
-    assert next(loader).item() == 0
-    loader._shutdown_workers()
-    assert not any(worker.is_alive() for worker in loader._workers)
-
-
 def test_accelerate_fills_every_view_of_its_state_from_the_partial_one():
     """Hence `build_accelerator` writes FSDP into both: the optimiser's view would otherwise switch it off again."""
     accelerator = Accelerator(cpu=True)

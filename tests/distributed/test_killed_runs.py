@@ -272,7 +272,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 # --------------------------------------------------------------------------------------------------------------- kills
 
-UPDATES = {1: 60, 2: 32}
+UPDATES = {1: 60, 2: 28}
 SAVED_EVERY = 2
 KILLS = {
     (1, 0): ["in the first checkpoint", "in a checkpoint", "anywhere", "in a checkpoint"],
@@ -289,7 +289,7 @@ def wait_for_moment(launch: Launch, folder: Path, moment: str, rng: np.random.Ge
     """Returns at a random moment; within the writing of a checkpoint the processes stand still then."""
     start = newest_step(folder)
     if moment == "anywhere":
-        updates = rng.integers(0, 8, endpoint=True)  # none: while it starts
+        updates = rng.integers(0, 6, endpoint=True)  # none: while it starts
         launch.wait_until(lambda: newest_step(folder) >= start + updates, f"update {start + updates}")
         time.sleep(rng.uniform(0, 0.25 if updates else 1.5))
         return

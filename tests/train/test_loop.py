@@ -22,6 +22,12 @@ def fresh_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Tensors are so small that threads would only wait for each other, and for long where the machine is busy."""
+    monkeypatch.setattr("dinov2_hf.train.accelerator._available_cores", lambda: 1)
+
+
 def train(config, until=None, resume="auto", evaluate=None, prepare=None):
     """A run, ended by an exception after `until` updates as a kill would end it."""
     trainer = Pretrainer(config, build_accelerator(config.train), evaluate, resume)
@@ -98,6 +104,14 @@ def test_streaming_run_resumes_too(tiny_config, tmp_path):
     config = tiny_config(f"train.output_dir={tmp_path / 'parts'}", *overrides)
     train(config, until=3)
     assert_equal(parameters(train(config)), parameters(whole))
+
+
+def test_workers_of_a_stream_do_not_shuffle_by_the_epoch_of_each_other(tiny_config):
+    """`datasets` shares the number of the epoch between processes; each worker has to have one of its own."""
+    trainer = train(tiny_config("data.train.streaming=true", "train.epochs=8", "data.num_workers=2"))
+    assert trainer.source._dataset.epoch == 0  # 64 of 24 images were read, though not in this process
+    assert trainer.source.read(64).epoch == 2
+    assert trainer.source._dataset.epoch == 2
 
 
 def test_checkpoint_that_was_being_written_is_not_taken(tiny_config):

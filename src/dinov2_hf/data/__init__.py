@@ -1,6 +1,6 @@
 """From any `datasets` source to batches of crops."""
 
-from .loader import TrainingBatches, build_loader, close_workers
+from .loader import TrainingBatches, build_loader
 from .photometric import PhotometricAugmentation
 from .sources import LabeledImages, open_training_source
 
@@ -9,6 +9,5 @@ __all__ = [
     "PhotometricAugmentation",
     "TrainingBatches",
     "build_loader",
-    "close_workers",
     "open_training_source",
 ]

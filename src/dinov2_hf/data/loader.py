@@ -7,7 +7,10 @@ a restart continues by the number of the batch alone.
 
 from __future__ import annotations
 
+import copy
+import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -57,6 +60,8 @@ class TrainingBatches(IterableDataset):
         first, step = (self._start, 1) if worker is None else (self._start + worker.id, worker.num_workers)
         if worker is not None:
             torch.set_num_threads(1)
+            # `datasets` keeps the epoch of a stream in memory that the workers would share, and shuffle by each other's
+            self._source = copy.deepcopy(self._source)
         for number in range(first, self._stop, step):
             yield self.batch(number)
 
@@ -124,13 +129,17 @@ def build_loader(batches: TrainingBatches, num_workers: int, pin_memory: bool) -
     )
 
 
-def close_workers(iterator: Iterator[SSLBatch]) -> None:
-    """Ends the workers of an iterator over a loader, also where an exception still holds on to it."""
-    shut_down = getattr(iterator, "_shutdown_workers", None)  # without workers there is none
-    if shut_down:
-        shut_down()
-
-
 def _outlive_sigterm(worker: int) -> None:
-    """A job's SIGTERM reaches the workers too, but the run needs them until it has saved: see `close_workers`."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Lets a worker end by a SIGTERM of its parent alone.
+
+    A job's SIGTERM reaches the workers too, but the run still needs them until it has saved; it ends them itself.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from ..config import PretrainConfig, save_config
-from ..data import PhotometricAugmentation, TrainingBatches, build_loader, close_workers, open_training_source
+from ..data import PhotometricAugmentation, TrainingBatches, build_loader, open_training_source
 from ..ssl import DINOv2Pretraining, SSLBatch
 from .checkpoint import (
     RunState,
@@ -150,10 +150,7 @@ class Pretrainer:
             unit_scale=True,
             disable=not accelerator.is_main_process,
         )
-        try:
-            self._train(loader, log, progress)
-        finally:
-            close_workers(loader)
+        self._train(loader, log, progress)
         progress.close()
         teacher = self._whole_teacher()
         accelerator.end_training()
