@@ -28,11 +28,6 @@ def run(*arguments, launcher=("-m", "accelerate.commands.accelerate_cli", "launc
     )
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_shipped_config_is_valid(path):
-    load_config(path)
-
-
 def test_config_heads_say_what_to_run():
     for path in CONFIGS:
         head = path.read_text().split("\n\n")[0]

@@ -28,6 +28,7 @@ from .sources import Sample, TrainingSource
 _MAX_BROKEN_IN_A_ROW = 100
 # keep apart the random streams that share a seed
 _CROPS, _MASKS = 1, 2
+_CAN_WAIT = hasattr(signal, "sigwaitinfo")  # not on macOS
 
 
 class TrainingBatches(IterableDataset):
@@ -118,7 +119,7 @@ class TrainingBatches(IterableDataset):
 
 def build_loader(batches: TrainingBatches, num_workers: int, pin_memory: bool) -> DataLoader:
     """A loader that gives `batches` in order, whatever the number of workers."""
-    return DataLoader(
+    return _Loader(
         batches,
         batch_size=None,
         num_workers=num_workers,
@@ -129,13 +130,28 @@ def build_loader(batches: TrainingBatches, num_workers: int, pin_memory: bool) -
     )
 
 
+class _Loader(DataLoader):
+    """Starts its workers with SIGTERM blocked, so that every thread of theirs has it so, those of the fork included.
+
+    One thread that has not is enough for a job's SIGTERM to end the worker: see `_outlive_sigterm`.
+    """
+
+    def __iter__(self) -> Iterator[SSLBatch]:
+        if not _CAN_WAIT:
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _outlive_sigterm(worker: int) -> None:
     """Lets a worker end by a SIGTERM of its parent alone.
 
     A job's SIGTERM reaches the workers too, but the run still needs them until it has saved; it ends them itself.
     """
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if _CAN_WAIT:
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
