@@ -35,12 +35,6 @@ PARTS = {
 NORMS_OF_PARTS = {f"grad_norm_of/{part}" for parts in PARTS.values() for part in parts}
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def train(config, until=None, prepare=None, evaluate=None, accelerator=None):
     """A run, ended by an exception after `until` updates as a kill would end it."""
     trainer = Pretrainer(config, accelerator or build_accelerator(config.train), evaluate)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 from transformers import Dinov2Config as StockConfig
@@ -22,12 +21,6 @@ from dinov2_hf.train import Pretrainer, build_accelerator, read_metrics
 
 HEADS = ("dino_head", "ibot_head")
 STOCK_SHAPE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def started(config, resume="auto"):

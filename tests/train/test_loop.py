@@ -7,25 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from dinov2_hf.config import load_config
 from dinov2_hf.train import Pretrainer, build_accelerator
 from dinov2_hf.train.checkpoint import find_checkpoints, prune_checkpoints
 from dinov2_hf.train.metrics import plot_metrics, read_metrics
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps its settings for the whole process; the next run may want others."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Tensors are so small that threads would only wait for each other, and for long where the machine is busy."""
-    monkeypatch.setattr("dinov2_hf.train.accelerator._available_cores", lambda: 1)
 
 
 def train(config, until=None, resume="auto", evaluate=None, prepare=None):

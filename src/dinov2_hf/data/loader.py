@@ -7,7 +7,6 @@ a restart continues by the number of the batch alone.
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 import threading
@@ -61,8 +60,6 @@ class TrainingBatches(IterableDataset):
         first, step = (self._start, 1) if worker is None else (self._start + worker.id, worker.num_workers)
         if worker is not None:
             torch.set_num_threads(1)
-            # `datasets` keeps the epoch of a stream in memory that the workers would share, and shuffle by each other's
-            self._source = copy.deepcopy(self._source)
         for number in range(first, self._stop, step):
             yield self.batch(number)
 

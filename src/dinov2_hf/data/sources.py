@@ -6,6 +6,7 @@ restart: a source of `L` images runs through them in a new random order every `L
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -91,6 +92,8 @@ class StreamSource:
 
     def _endless(self) -> Iterator[Sample]:
         epoch = 0
+        # `datasets` keeps the epoch in memory that forked workers share, and would shuffle by each other's
+        self._dataset = copy.deepcopy(self._dataset)
         while True:
             self._dataset.set_epoch(epoch)
             position = 0

@@ -130,8 +130,9 @@ class Pretrainer:
             remove_partial_checkpoints(self.checkpoints)
         accelerator.wait_for_everyone()
         log = MetricLog(self.folder, accelerator, state.step)
-        for line in read_metrics(self.folder):
-            self._collapse.look(line)  # what was said before the run was interrupted
+        if accelerator.is_main_process:
+            for line in read_metrics(self.folder):
+                self._collapse.look(line)  # what was said before the run was interrupted
 
         batches = TrainingBatches(
             self.source,
