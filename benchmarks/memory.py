@@ -16,16 +16,18 @@ import time
 
 import torch
 
-from dinov2_hf.losses import ibot_loss, sinkhorn_knopp
+from dinov2_hf.losses import Logits, ibot_loss, sinkhorn_knopp
 from dinov2_hf.models import Dinov2Config, Dinov2Model
 from dinov2_hf.train.accelerator import keep_freed_memory
 
 TEMPERATURE, STUDENT_TEMPERATURE = 0.07, 0.1
 
 
-def whole_loss(features, prototypes, teacher_logits, weights, num_images):
+def whole_loss(features, prototypes, teacher, weights, num_images):
     """Sinkhorn-Knopp and cross-entropy on whole `[M, K]` matrices, as one writes them down."""
     with torch.no_grad():
+        teacher_features, teacher_prototypes = teacher
+        teacher_logits = teacher_features @ teacher_prototypes.to(teacher_features.dtype).T
         matrix = torch.exp(teacher_logits.float() / TEMPERATURE).t()
         matrix /= matrix.sum()
         for _ in range(3):
@@ -37,8 +39,8 @@ def whole_loss(features, prototypes, teacher_logits, weights, num_images):
     return -((targets * log_probabilities).sum(dim=-1) * weights).sum() / num_images
 
 
-def chunked_loss(features, prototypes, teacher_logits, weights, num_images):
-    targets = sinkhorn_knopp(teacher_logits, TEMPERATURE)
+def chunked_loss(features, prototypes, teacher, weights, num_images):
+    targets = sinkhorn_knopp(Logits(*teacher), TEMPERATURE)
     return ibot_loss(features, prototypes, targets, weights, num_images, STUDENT_TEMPERATURE)
 
 
@@ -46,12 +48,12 @@ def loss_task(args, function):
     dtype = getattr(torch, args.dtype)
     features = torch.nn.functional.normalize(torch.randn(args.patches, 256), dim=1).to(dtype).requires_grad_()
     prototypes = torch.nn.functional.normalize(torch.randn(args.prototypes, 256), dim=1).requires_grad_()
-    teacher_logits = features.detach() @ prototypes.detach().to(dtype).T
+    teacher = features.detach(), prototypes.detach()
     prototypes.grad = torch.zeros_like(prototypes)
     weights = torch.full((args.patches,), 16 / args.patches)
 
     def run():
-        loss = function(features, prototypes, teacher_logits, weights, 16)
+        loss = function(features, prototypes, teacher, weights, 16)
         loss.backward()
 
     return run

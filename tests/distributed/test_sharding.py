@@ -12,6 +12,7 @@ CONFIGS = {
     "softmax": ["teacher.centering=softmax", "ibot.separate_head=false"],
     "accumulated": ["train.gradient_accumulation_steps=2"],
     "checkpointed": ["model.gradient_checkpointing=true"],
+    "compiled": ["model.compile=true"],
 }
 
 

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dinov2_hf.losses import (
     Assignments,
+    Logits,
     SoftmaxCentering,
     dino_loss,
     ibot_loss,
@@ -240,23 +241,28 @@ class LargestFloat32(TorchDispatchMode):
 
 @pytest.mark.parametrize("term", ["ibot", "dino"])
 @pytest.mark.parametrize("centering", ["sinkhorn_knopp", "softmax"])
-def test_no_float32_matrix_of_samples_by_prototypes_ever_exists(term, centering, monkeypatch):
-    """Targets, loss and gradients of M = 128 samples, K = 512 prototypes, with room for 8 of the samples."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_float32_matrix_of_samples_by_prototypes_ever_exists(term, centering, dtype, monkeypatch):
+    """Targets, loss and gradients of M = 128 samples, K = 512 prototypes, with room for 8 of the samples.
+
+    Logits of 128 KB fit in bfloat16 and do not in float32.
+    """
     monkeypatch.setattr("dinov2_hf.losses.assignments.CHUNK_ELEMENTS", 8 * 512)
-    logits = torch.randn(128, 512).bfloat16()
-    features = torch.nn.functional.normalize(torch.randn(128, 8), dim=-1).bfloat16().requires_grad_()
+    monkeypatch.setattr("dinov2_hf.losses.assignments.KEPT_BYTES", 2 * 128 * 512)
+    teacher_features, teacher_prototypes = torch.randn(128, 8).to(dtype), torch.randn(512, 8)
+    features = torch.nn.functional.normalize(torch.randn(128, 8), dim=-1).to(dtype).requires_grad_()
     prototypes = torch.randn(512, 8, requires_grad=True)
     assign = sinkhorn_knopp if centering == "sinkhorn_knopp" else SoftmaxCentering(512)
 
     def ours():
-        teacher = assign(logits, 0.1)
+        teacher = assign(Logits(teacher_features, teacher_prototypes), 0.1)
         if term == "ibot":
             return ibot_loss(features, prototypes, teacher, torch.ones(128), 4)
         crops = features.unflatten(0, (2, 64)).repeat(2, 1, 1)
         return sum(dino_loss(crops, prototypes, teacher))
 
     def naive_twin():
-        targets = assign(logits, 0.1).rows()
+        targets = assign(teacher_features @ teacher_prototypes.to(dtype).T, 0.1).rows()
         return naive(features[None], prototypes.to(features.dtype), targets[None], torch.ones(128))
 
     largest = []
@@ -272,3 +278,17 @@ def test_assignments_describe_rows_that_sum_to_one():
     assignments = Assignments(torch.randn(6, 9) * 5, 0.04, torch.randn(9))
     torch.testing.assert_close(assignments.rows().sum(dim=1), torch.ones(6))
     torch.testing.assert_close(assignments.rows(), (assignments.logits / 0.04 + assignments.bias).softmax(-1))
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn_knopp", "softmax"])
+def test_logits_that_are_not_kept_give_the_same_assignments(centering, monkeypatch):
+    monkeypatch.setattr("dinov2_hf.losses.assignments.CHUNK_ELEMENTS", 4 * 24)
+    features, prototypes = torch.randn(11, 8), torch.randn(24, 8)
+    found = []
+    for kept_bytes in (0, 4 * 11 * 24):
+        monkeypatch.setattr("dinov2_hf.losses.assignments.KEPT_BYTES", kept_bytes)
+        assign = sinkhorn_knopp if centering == "sinkhorn_knopp" else SoftmaxCentering(24)
+        assign(Logits(prototypes[:5], prototypes), 0.5)  # moves the centre
+        found.append(assign(Logits(features, prototypes), 0.5).rows())
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
+    assert len(Assignments(Logits(features[:0], prototypes), 0.5, torch.zeros(24)).rows()) == 0

@@ -206,3 +206,12 @@ def test_foreign_model_type_is_refused(tmp_path):
     Path(tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 64}))
     with pytest.raises(ValueError, match="model_type='vit'.*dinov2"):
         Dinov2Config.from_pretrained(tmp_path)
+
+
+def test_pickled_weights_are_not_opened(tmp_path):
+    model = Dinov2Model(Dinov2Config.preset("tiny", num_hidden_layers=1))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="model.safetensors"):
+        Dinov2Model.from_pretrained(tmp_path)

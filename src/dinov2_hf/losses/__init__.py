@@ -1,6 +1,6 @@
 """The terms of the objective: tensors in, scalars out, always in float32."""
 
-from .assignments import Assignments
+from .assignments import Assignments, Logits
 from .centering import SoftmaxCentering
 from .cross_entropy import prototype_cross_entropy
 from .dino import NUM_GLOBAL_CROPS, dino_loss
@@ -11,6 +11,7 @@ from .sinkhorn import sinkhorn_knopp
 __all__ = [
     "NUM_GLOBAL_CROPS",
     "Assignments",
+    "Logits",
     "SoftmaxCentering",
     "dino_loss",
     "ibot_loss",

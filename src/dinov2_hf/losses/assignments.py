@@ -2,9 +2,9 @@
 
 Both of the teacher's ways to targets end in a softmax over prototypes with a bias for each of them: centering subtracts
 the centre, Sinkhorn-Knopp (see `sinkhorn.py`) scales each prototype. So the logits and one vector are all that is kept,
-and no `[M, K]` matrix of float32 ever exists.
+and large logits are not kept either, but made again from the features.
 
-Axes: `M` samples of this process, `K` prototypes.
+Axes: `M` samples of this process, `K` prototypes, `d` width of the bottleneck.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,32 @@ from torch import Tensor
 
 CHUNK_ELEMENTS = 2**24
 """Logits that are held in float32 at a time: 64 MB."""
+KEPT_BYTES = 2**28
+"""Logits up to this size are made once and kept; of larger ones every pass makes a few rows at a time."""
+
+
+class Logits:
+    """`features @ prototypes.T` as a matrix `[M, K]` of which ranges of rows are taken.
+
+    Args:
+        features: `[M, d]`; the logits are computed in its dtype.
+        prototypes: `[K, d]`.
+    """
+
+    def __init__(self, features: Tensor, prototypes: Tensor) -> None:
+        self.shape = (len(features), len(prototypes))
+        self.device = features.device
+        self._features, self._prototypes = features, prototypes.to(features.dtype)
+        self._kept: Tensor | None = None
+        if len(features) * len(prototypes) * features.element_size() <= KEPT_BYTES:
+            self._kept = self._rows(slice(None))
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._rows(rows) if self._kept is None else self._kept[rows]
+
+    def _rows(self, rows: slice) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return self._features[rows] @ self._prototypes.T
 
 
 def chunks(num_rows: int, row_elements: int) -> Iterator[tuple[int, int]]:
@@ -30,7 +56,7 @@ def chunks(num_rows: int, row_elements: int) -> Iterator[tuple[int, int]]:
 class Assignments:
     """Row `m` is `softmax(logits[m] / temperature + bias)`; each sums to 1."""
 
-    logits: Tensor
+    logits: Tensor | Logits
     """`[M, K]` in the dtype they were computed in."""
     temperature: float
     bias: Tensor

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .assignments import Assignments, chunks
+from .assignments import Assignments, Logits, chunks
 from .reduce import global_sum_
 
 
@@ -21,7 +21,7 @@ class SoftmaxCentering(nn.Module):
         self.register_buffer("center", torch.zeros(1, num_prototypes))
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Assignments:
+    def forward(self, logits: Tensor | Logits, temperature: float) -> Assignments:
         """Assignments of `logits` `[M, K]` under the centre of the batches before; then it takes this batch in.
 
         The centre moves towards the mean over the global batch; a batch without samples, or with

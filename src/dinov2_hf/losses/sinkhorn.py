@@ -6,12 +6,12 @@ Axes: `M` samples of this process, `K` prototypes.
 import torch
 from torch import Tensor
 
-from .assignments import Assignments, chunks
+from .assignments import Assignments, Logits, chunks
 from .reduce import global_max_, global_sum_
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: Tensor, temperature: float, num_iterations: int = 3) -> Assignments:
+def sinkhorn_knopp(logits: Tensor | Logits, temperature: float, num_iterations: int = 3) -> Assignments:
     """Soft assignments of the global batch, nearly uniform over prototypes.
 
     Alternates between giving every prototype an equal share of the samples and every sample a total of 1, on
@@ -25,7 +25,9 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, num_iterations: int = 3) 
     """
     num_samples, num_prototypes = logits.shape
     lowest = torch.finfo(torch.float32).min
-    largest = logits.max().float() if num_samples else torch.full((), lowest, device=logits.device)
+    largest = torch.full((), lowest, device=logits.device)
+    for start, stop in chunks(num_samples, num_prototypes):
+        largest = torch.maximum(largest, logits[start:stop].max().float())
     largest = global_max_(largest)
     sums = torch.zeros(num_prototypes, device=logits.device)
     for start, stop in chunks(num_samples, num_prototypes):

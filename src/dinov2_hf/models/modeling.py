@@ -147,6 +147,11 @@ class Dinov2PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers, from safetensors alone: pickles of strangers are not opened."""
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **{"use_safetensors": True, **kwargs})
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Weights as the published training code starts them; CLS and registers ~ N(0, 1e-6)."""

@@ -14,6 +14,7 @@ from ..config import HeadConfig, PretrainConfig
 from ..losses import (
     NUM_GLOBAL_CROPS,
     Assignments,
+    Logits,
     SoftmaxCentering,
     dino_loss,
     ibot_loss,
@@ -186,12 +187,12 @@ class DINOv2Pretraining(nn.Module):
         """Assignments of the teacher's CLS `[2B, D]` and masked patches `[M, D]` to prototypes, by term."""
         targets = {}
         if self.config.dino.loss_weight:
-            targets["dino"] = self._assign("dino", self.teacher["dino_head"](cls), teacher_temp)
+            targets["dino"] = self._assign("dino", self.teacher["dino_head"](cls, Logits), teacher_temp)
         if self.config.ibot.loss_weight:
-            targets["ibot"] = self._assign("ibot", self.teacher[self._ibot_head_name](patches), teacher_temp)
+            targets["ibot"] = self._assign("ibot", self.teacher[self._ibot_head_name](patches, Logits), teacher_temp)
         return targets
 
-    def _assign(self, term: str, logits: Tensor, teacher_temp: float) -> Assignments:
+    def _assign(self, term: str, logits: Logits, teacher_temp: float) -> Assignments:
         with torch.autocast(logits.device.type, enabled=False):
             if term in self.centering:
                 return self.centering[term](logits, teacher_temp)
