@@ -34,8 +34,11 @@ setup(
         "pillow>=11",
         "pyyaml>=6",
         "safetensors>=0.5",
+        "simplejpeg>=1.8",
         "tensorboard>=2.17",
+        "tifffile>=2024.8",
         "tqdm>=4.66",
     ],
+    entry_points={"console_scripts": ["dinov2-hf = dinov2_hf.cli:main"]},
     extras_require={"xformers": ["xformers>=0.0.35"], "dev": ["pytest>=8", "ruff>=0.12"]},
 )

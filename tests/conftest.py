@@ -7,6 +7,8 @@ from PIL import Image
 
 from dinov2_hf.config import load_config
 
+from .hub.fixtures import hub, hub_login, hub_process  # noqa: F401 - fixtures for every folder
+
 
 @pytest.fixture(autouse=True)
 def seed():

@@ -56,6 +56,29 @@ def test_iter_gives_every_sample_in_every_worker():
     assert list(loader) == [list(range(7))] * 2
 
 
+def test_a_stream_of_parquet_divides_into_its_files_and_a_file_into_its_row_groups(tmp_path):
+    for file in range(2):
+        rows = datasets.Dataset.from_dict({"x": list(range(10 * file, 10 * file + 7))})
+        rows.to_parquet(tmp_path / f"{file}.parquet", batch_size=3)
+    builder = datasets.load_dataset_builder("parquet", data_files={"train": str(tmp_path / "*.parquet")})
+    stream = builder.as_streaming_dataset(split="train")
+    assert list(builder.config.data_files["train"]) == [str(tmp_path / f"{file}.parquet") for file in range(2)]
+    assert stream.num_shards == 2
+    groups = stream.shard(num_shards=2, index=1).reshard()
+    assert groups.num_shards == 3
+    assert [[row["x"] for row in groups.shard(num_shards=3, index=group)] for group in range(3)] == [
+        [10, 11, 12],
+        [13, 14, 15],
+        [16],
+    ]
+
+
+def test_a_saved_set_is_streamed_in_shards_of_consecutive_rows_the_longer_ones_first():
+    stream = datasets.Dataset.from_dict({"x": list(range(11))}).to_iterable_dataset(3)
+    shards = [stream.shard(num_shards=3, index=shard) for shard in range(3)]
+    assert [[row["x"] for row in shard] for shard in shards] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+
+
 def test_bfloat16_support_of_the_processor_can_be_asked():
     assert torch.cpu._is_avx512_bf16_supported() in (True, False)
 

@@ -84,6 +84,8 @@ def test_optional_values_can_be_set_and_unset(tmp_path):
         ("base_lr", "optim.base_lr"),
         ("optimm.base_lr", "optim"),
         ("data.train.pth", "data.train.path"),
+        ("data.mix.web.pth", "data.mix.web.path"),
+        ("data.mixture.web.path", "data.mix"),
         ("train.batchsize", "train.batch_size"),
         ("seed", "train.seed"),
     ],
@@ -179,7 +181,11 @@ def test_missing_file_is_named(tmp_path):
         ("model.patch_size=0", "model.patch_size=0 is not positive; use a value above 0"),
         ("model.num_register_tokens=-1", "model.num_register_tokens=-1 is below 0; use 0 or more"),
         ("model.drop_path_rate=1", "model.drop_path_rate=1.0 is not in [0, 1); it is a share"),
-        ("model.num_channels=1", "model.num_channels=1: training reads colour images; use 3"),
+        (
+            "model.num_channels=1",
+            "colors.mean=[0.485, 0.456, 0.406] has not 1 values, one for each of "
+            "model.num_channels; `dinov2-hf data stats` measures them",
+        ),
         ("dino.num_prototypes=0", "dino.num_prototypes=0 is not positive; use a value above 0"),
         ("ibot.bottleneck_dim=-4", "ibot.bottleneck_dim=-4 is not positive; use a value above 0"),
         ("dino.loss_weight=-1", "dino.loss_weight=-1.0 is below 0; use 0 or more"),
@@ -213,11 +219,25 @@ def test_missing_file_is_named(tmp_path):
         ),
         ("colors.blur_probability=[0,2,0]", "colors.blur_probability=2.0 is not in [0, 1]; it is a share"),
         ("colors.blur_sigma=[2,1]", "colors.blur_sigma=[2.0, 1.0] is not [smallest, largest] within [0, inf]"),
-        ("colors.mean=[0.5,0.5]", "colors.mean=[0.5, 0.5] has not 3 values; give one for each of R, G, B"),
+        (
+            "colors.mean=[0.5,0.5]",
+            "colors.mean=[0.5, 0.5] has not 3 values, one for each of "
+            "model.num_channels; `dinov2-hf data stats` measures them",
+        ),
         ("colors.std=[1,0,1]", "colors.std=[1.0, 0.0, 1.0] has a value that is not positive; use that of your images"),
         ("data.train.path=null", "data.train.path is not set; give a folder of images: data.train.path=/my/images"),
         ("data.num_workers=-1", "data.num_workers=-1 is below 0; use 0 or more"),
         ("data.shuffle_buffer=0", "data.shuffle_buffer=0 is not positive; use a value above 0"),
+        ("data.lanes=-1", "data.lanes=-1 is below 0; use 0 or more"),
+        ("data.train.weight=0", "data.train.weight=0.0 is not positive; use a value above 0"),
+        (
+            "data.mix.web.path=/web data.mix.web.weight=-1",
+            "data.mix.web.weight=-1.0 is not positive; use a value above 0",
+        ),
+        (
+            "data.mix.web.weight=2",
+            "data.mix.web.path is not set; give a folder of images: data.mix.web.path=/more",
+        ),
         ("data.max_broken_share=1.01", "data.max_broken_share=1.01 is not in [0, 1]; it is a share"),
         ("optim.base_lr=0", "optim.base_lr=0.0 is not positive; use a value above 0"),
         ("optim.clip_grad=-1", "optim.clip_grad=-1.0 is below 0; use 0 or more"),
@@ -324,6 +344,43 @@ def test_text_that_looks_like_another_type_survives_saving(path, tmp_path):
     config.data.train.path = path
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml").data.train.path == path
+
+
+def test_sources_of_a_mixture_come_from_file_and_command_line(tmp_path):
+    path = write(tmp_path, "data: {mix: {web: {path: /web, weight: 2}, own: {path: /own}}}\n")
+    config = load_config(
+        path, [PATH, "data.mix.web.weight=3", "data.mix.more.path=/more", "data.mix.own.streaming=true"]
+    )
+    assert {name: (source.path, source.weight, source.streaming) for name, source in config.data.mix.items()} == {
+        "web": ("/web", 3.0, False),
+        "own": ("/own", 1.0, True),
+        "more": ("/more", 1.0, False),
+    }
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert load_config(None, [PATH]).data.mix == {}
+
+
+@pytest.mark.parametrize("value", ["/web", "3", "[1]"])
+def test_source_of_a_mixture_that_is_given_a_value_is_refused_naming_its_keys(value):
+    message = refusal(f"data.mix.web={value}")
+    assert "data.mix.web is a section" in message and "data.mix.web.path" in message
+    message = refusal(f"data.mix={value}")
+    assert "data.mix is a section" in message and "data.mix.NAME.path" in message
+
+
+def test_source_of_a_mixture_with_an_odd_name_is_refused(tmp_path):
+    path = write(tmp_path, "data: {mix: {a.b: {path: /web}}}\n")
+    assert "'a.b'" in refusal(path=path)
+
+
+def test_dotted_keys_of_a_mixture_are_those_of_its_sources():
+    config = load_config(None, [PATH, "data.mix.web.path=/web"])
+    keys = [key for key in dotted_keys(config) if key.startswith("data.mix")]
+    assert "data.mix.web.path" in keys and "data.mix.web.weight" in keys and "data.mix" not in keys
+    assert value_at(config, "data.mix.web.path") == "/web"
+    assert value_at(config, "data.mix.other.path") is None
+    assert [key for key in dotted_keys(load_config(None, [PATH])) if key.startswith("data.mix")] == ["data.mix"]
 
 
 def test_dotted_keys_name_every_value_once():

@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .data.decode import BrokenImage, decode_rgb, decoded_scale, open_image, oriented_size
-from .data.photometric import normalize
-from .data.sources import LabeledImages
+from .data.crops import as_crop, resample
+from .data.decode import BrokenImage, open_image
+from .data.labeled import LabeledImages
+from .data.photometric import as_unit, normalize
 
 logger = logging.getLogger(__name__)
 
 FeatureFunction = Callable[[Tensor], Tensor]
-"""Normalised images `[B, 3, H, W]` to features `[B, D]`."""
+"""Normalised images `[B, C, H, W]` to features `[B, D]`."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,30 @@ class EvalTransform:
     std: Sequence[float]
 
     def pixels(self, data: bytes) -> np.ndarray:
-        """An encoded image as uint8 `[3, crop_size, crop_size]`.
+        """An encoded image as `[C, crop_size, crop_size]`, of the type of training crops (`data.crops.as_crop`).
 
         Raises:
             BrokenImage: the bytes cannot be decoded.
         """
-        image = open_image(data)
-        width, height = oriented_size(image)
-        scale = self.resize_size / min(width, height)
-        image = decode_rgb(image, reduction=1 / scale / 2)  # keep twice the pixels for a clean resize
-        size = (int(width * scale + 1e-6), int(height * scale + 1e-6))  # as the stock image processor rounds
-        whole = decoded_scale(image, width, height)
-        image = image.resize(size, Image.Resampling.BICUBIC, box=(0, 0, width * whole, height * whole))
-        left, top = (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2
-        image = image.crop((left, top, left + self.crop_size, top + self.crop_size))
-        return np.asarray(image).transpose(2, 0, 1)
+        image = open_image(data, len(self.mean))
+        scale = self.resize_size / min(image.width, image.height)
+        pixels, whole = image.decode(reduction=1 / scale / 2)  # keep twice the pixels for a clean resize
+        # as the stock image processor rounds
+        height, width = int(image.height * scale + 1e-6), int(image.width * scale + 1e-6)
+        box = (0, 0, image.width * whole, image.height * whole)
+        if len(pixels) == 3 and pixels.dtype == torch.uint8:  # to the last bit as the stock image processor does it
+            picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        else:
+            pixels = as_crop(resample(pixels, box, (height, width)))
+        left, top = (width - self.crop_size) // 2, (height - self.crop_size) // 2
+        sides = (-left, left + self.crop_size - width, -top, top + self.crop_size - height)
+        return torch.nn.functional.pad(pixels, sides).numpy()  # negative sides cut
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 `[B, 3, H, W]` to what the model takes."""
-        return normalize(pixels.float() / 255, list(self.mean), list(self.std))
+        """Crops `[B, C, H, W]` to what the model takes."""
+        return normalize(as_unit(pixels), self.mean, self.std)
 
 
 class _Share(Dataset):
@@ -69,14 +75,14 @@ class _Share(Dataset):
 
     def __getitem__(self, item: int) -> tuple[Tensor, int, bool]:
         index = item * self._world_size + self._rank
-        size = self._transform.crop_size
         if index < len(self._images):
             data, name = self._images.read(index)
             try:
-                return torch.from_numpy(self._transform.pixels(data).copy()), index, True
+                return torch.from_numpy(self._transform.pixels(data)), index, True
             except BrokenImage as error:
                 logger.warning("left out an image that cannot be decoded: %s: %s", name, error)
-        return torch.zeros(3, size, size, dtype=torch.uint8), -1, False
+        size, channels = self._transform.crop_size, len(self._transform.mean)
+        return as_crop(torch.zeros(channels, size, size, dtype=torch.uint8)), -1, False
 
 
 @torch.no_grad()

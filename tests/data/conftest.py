@@ -1,6 +1,7 @@
 """Small images, and the same images behind every kind of source."""
 
 import io
+import tarfile
 
 import datasets
 import numpy as np
@@ -14,10 +15,10 @@ CLASSES = ["cat", "dog"]
 
 @pytest.fixture(scope="session", autouse=True)
 def dataset_settings(tmp_path_factory):
-    """Prepared sets go to a temporary folder, and the end of a streamed parquet file is not slept over."""
+    """Prepared sets go to a temporary folder, and the Hub is not told that local files were loaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
+        patch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
         yield
 
 
@@ -78,10 +79,25 @@ def dataset(files, labels):
 
 
 @pytest.fixture(scope="session")
-def paths(tmp_path_factory, files, labels, dataset):
+def write_tar():
+    """Writes a WebDataset tar: keys to kinds of file to bytes."""
+
+    def write_tar(path, samples):
+        with tarfile.open(path, "w") as archive:
+            for key, parts in samples.items():
+                for kind, data in parts.items():
+                    entry = tarfile.TarInfo(f"{key}.{kind}")
+                    entry.size = len(data)
+                    archive.addfile(entry, io.BytesIO(data))
+
+    return write_tar
+
+
+@pytest.fixture(scope="session")
+def paths(tmp_path_factory, files, labels, dataset, write_tar):
     """The images as every kind of local source: name to path."""
     root = tmp_path_factory.mktemp("sources")
-    for name in ("folder", "flat", "tables", "empty"):
+    for name in ("folder", "flat", "tables", "tars", "empty"):
         (root / name).mkdir()
     for index, (data, label) in enumerate(zip(files, labels, strict=True)):
         (root / "folder" / CLASSES[label]).mkdir(exist_ok=True)
@@ -92,5 +108,7 @@ def paths(tmp_path_factory, files, labels, dataset):
     dataset.to_parquet(root / "table.parquet")
     dataset.save_to_disk(root / "saved")
     DatasetDict(train=dataset, validation=dataset.select(range(5))).save_to_disk(root / "splits")
-    names = ("folder", "flat", "tables", "table.parquet", "saved", "splits", "empty")
+    for tar, numbers in enumerate([range(12), range(12, NUM_SAMPLES)]):
+        write_tar(root / "tars" / f"train-{tar}.tar", {f"{number:02}": {"png": files[number]} for number in numbers})
+    names = ("folder", "flat", "tables", "tars", "table.parquet", "saved", "splits", "empty")
     return {name: root / name for name in names}

@@ -6,7 +6,7 @@ from PIL import Image
 
 from dinov2_hf.config import CropsConfig
 from dinov2_hf.data.crops import MultiCrop, draw_box
-from dinov2_hf.data.decode import decode_rgb, open_image, oriented_size
+from dinov2_hf.data.decode import open_image
 
 LOCAL, GLOBAL = (0.05, 0.32), (0.32, 1.0)
 RATIO = math.log(4 / 3)
@@ -112,10 +112,10 @@ def config():
     )
 
 
-def plain_crops(config, data, seed):
-    """The naive twin: the same boxes, each cut from the fully decoded image."""
+def plain_crops(config, data, seed, factor=1):
+    """The naive twin: the same boxes, on a grid of `factor` pixels, each cut from the fully decoded image by Pillow."""
     rng = np.random.default_rng(seed)
-    image = decode_rgb(open_image(data))
+    image = Image.fromarray(open_image(data).decode()[0].permute(1, 2, 0).numpy())
     plan = [(config.global_size, config.global_scale)] * 2 + [
         (config.local_size, config.local_scale)
     ] * config.num_local
@@ -123,6 +123,7 @@ def plain_crops(config, data, seed):
     flips = rng.random(len(plan)) < config.flip_probability
     crops = []
     for box, (size, _), flip in zip(boxes, plan, flips, strict=True):
+        box = [min(round(side / factor) * factor, end) for side, end in zip(box, 2 * image.size, strict=True)]
         pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
         crops.append(pixels[:, :, ::-1] if flip else pixels)
     return crops, boxes
@@ -144,7 +145,9 @@ def test_crops_of_small_images_are_cut_exactly(config, encode, photograph):
         data = encode(photograph(*size))
         crops = MultiCrop(config)(data, np.random.default_rng(seed))
         for crop, expected in zip(crops, plain_crops(config, data, seed)[0], strict=True):
-            np.testing.assert_array_equal(crop, expected)
+            # Pillow's weights have more bits
+            difference = np.abs(crop.astype(int) - expected)
+            assert difference.max() <= 4 and difference.mean() < 0.6
 
 
 def test_crops_depend_on_the_generator_alone(config, encode, photograph):
@@ -183,10 +186,15 @@ def test_crops_from_reduced_scale_are_nearly_those_from_full_scale(size, orienta
     data = encode(photograph(height, width, cell=32), "JPEG", quality=95, exif=exif)
     for seed in range(2):
         crops = MultiCrop(config)(data, np.random.default_rng(seed))
-        expected, boxes = plain_crops(config, data, seed)
+        _, boxes = plain_crops(config, data, seed)
         # some crop of this seed allows a reduction of two or more, or the comparison would say nothing
-        smallest = min((right - left) / crop.shape[2] for (left, _, right, _), crop in zip(boxes, crops, strict=True))
+        smallest = min(
+            min(right - left, bottom - top) / crop.shape[2]
+            for (left, top, right, bottom), crop in zip(boxes, crops, strict=True)
+        )
         assert smallest > 2
+        turned = orientation != 1 and (width % 8 or height % 8)
+        expected, _ = plain_crops(config, data, seed, factor=1 if turned else 2 ** int(math.log2(smallest)))
         # of 255, 1 on average and 6 at most are measured; shifts of less than a pixel of the crop give 6 and 30
         differences = [np.abs(a.astype(float) - b) for a, b in zip(crops, expected, strict=True)]
         assert max(difference.mean() for difference in differences) < 1.5
@@ -199,9 +207,9 @@ def test_reduced_scale_is_never_below_what_the_smallest_crop_needs(config, encod
         _, boxes = plain_crops(config, data, seed)
         sizes = [config.global_size] * 2 + [config.local_size] * config.num_local
         ratios = [min(r - left, b - top) / size for (left, top, r, b), size in zip(boxes, sizes, strict=True)]
-        decoded = decode_rgb(open_image(data), min(ratios))
+        pixels, _ = open_image(data).decode(min(ratios))
         for ratio, size in zip(ratios, sizes, strict=True):
-            assert decoded.width / 448 * ratio * size >= min(size, ratio * size)
+            assert pixels.shape[2] / 448 * ratio * size >= min(size, ratio * size)
 
 
 def test_crop_of_a_small_box_is_not_blurred_for_the_sake_of_a_large_one(encode, photograph):
@@ -220,7 +228,8 @@ def test_sideways_photograph_is_cut_as_the_upright_one(config, encode, photograp
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
     sideways = encode(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
-    assert oriented_size(open_image(sideways)) == image.size
+    opened = open_image(sideways)
+    assert (opened.width, opened.height) == image.size
     crops = [MultiCrop(config)(data, np.random.default_rng(0)) for data in (sideways, encode(image))]
     for sideways_crop, crop in zip(*crops, strict=True):
         np.testing.assert_array_equal(sideways_crop, crop)

@@ -1,8 +1,13 @@
+import io
+import zlib
+
 import numpy as np
 import pytest
+import tifffile
+import torch
 from PIL import Image, ImageOps
 
-from dinov2_hf.data.decode import BrokenImage, decode_rgb, open_image, oriented_size
+from dinov2_hf.data.decode import BrokenImage, open_image
 
 ORIENTATION = 0x0112
 # what to do to the stored pixels [H, W, 3] to see them upright, by EXIF orientation
@@ -19,7 +24,13 @@ UPRIGHT = {
 
 
 def decode(data, reduction=1.0):
-    return np.asarray(decode_rgb(open_image(data), reduction))
+    """Pixels `[h, w, C]`."""
+    return open_image(data).decode(reduction)[0].permute(1, 2, 0).numpy()
+
+
+def size_of(data):
+    image = open_image(data)
+    return image.width, image.height
 
 
 def oriented(encode, image, orientation, kind, **options):
@@ -39,7 +50,7 @@ def test_images_come_upright(orientation, kind, encode, image):
     options = {"lossless": True} if kind == "WEBP" else {}
     data = oriented(encode, image, orientation, kind, **options)
     expected = UPRIGHT[orientation](np.asarray(image))
-    assert oriented_size(open_image(data)) == (expected.shape[1], expected.shape[0])
+    assert size_of(data) == (expected.shape[1], expected.shape[0])
     np.testing.assert_array_equal(decode(data), expected)
 
 
@@ -52,13 +63,13 @@ def test_jpeg_comes_upright_at_full_and_reduced_scale(orientation, encode, photo
         expected = UPRIGHT[orientation](decode(plain, reduction))
         np.testing.assert_array_equal(decode(data, reduction), expected)
     assert min(expected.shape[:2]) == 16
-    assert oriented_size(open_image(data)) == (expected.shape[1] * 4, expected.shape[0] * 4)
+    assert size_of(data) == (expected.shape[1] * 4, expected.shape[0] * 4)
 
 
 @pytest.mark.parametrize("orientation", [0, 9])
 def test_unknown_orientation_is_taken_as_upright(orientation, encode, image):
     data = oriented(encode, image, orientation, "PNG")
-    assert oriented_size(open_image(data)) == image.size
+    assert size_of(data) == image.size
     np.testing.assert_array_equal(decode(data), np.asarray(image))
 
 
@@ -66,7 +77,7 @@ def test_unknown_orientation_is_taken_as_upright(orientation, encode, image):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_malformed_exif_is_taken_as_upright(exif, encode, image):
     data = encode(image, "JPEG", exif=exif)
-    assert oriented_size(open_image(data)) == image.size
+    assert size_of(data) == image.size
     np.testing.assert_array_equal(decode(data), decode(encode(image, "JPEG")))
 
 
@@ -126,7 +137,7 @@ def test_first_frame_of_an_animation_is_read(encode, photograph):
 @pytest.mark.parametrize("data", [b"", b"not an image at all, but a text", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
 def test_other_bytes_are_broken(data):
     with pytest.raises(BrokenImage):
-        oriented_size(open_image(data))
+        open_image(data)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -134,9 +145,7 @@ def test_other_bytes_are_broken(data):
 def test_truncated_file_is_broken(kind, share, encode, photograph):
     data = encode(photograph(60, 80), kind)
     with pytest.raises(BrokenImage) as caught:
-        image = open_image(data[: int(len(data) * share)])
-        oriented_size(image)
-        decode_rgb(image)
+        open_image(data[: int(len(data) * share)]).decode()
     assert str(caught.value)
 
 
@@ -155,21 +164,21 @@ def test_reduced_jpeg_is_never_smaller_than_asked(size, encode, photograph):
     width, height = size
     data = encode(photograph(height, width), "JPEG")
     for reduction in (0.3, 1, 1.9, 2, 2.1, 3.9, 4, 4.5, 7.99, 8, 8.01, 11, 40):
-        result = decode_rgb(open_image(data), reduction)
-        assert result.mode == "RGB"
-        factors = [factor for factor in (1, 2, 4, 8) if result.size == (-(-width // factor), -(-height // factor))]
-        assert factors and factors[0] <= max(reduction, 1)
+        pixels, scale = open_image(data).decode(reduction)
+        factor = round(1 / scale)
+        assert pixels.shape == (3, -(-height // factor), -(-width // factor))
+        assert factor in (1, 2, 4, 8) and factor <= max(reduction, 1)
 
 
 def test_reduced_jpeg_is_decoded_at_the_largest_reduction_allowed(encode, photograph):
     data = encode(photograph(160, 240), "JPEG")
     for reduction, width in ((1, 240), (1.9, 240), (2.1, 120), (3.9, 120), (4.2, 60), (7.9, 60), (8.5, 30), (20, 30)):
-        assert decode_rgb(open_image(data), reduction).width == width
+        assert decode(data, reduction).shape[1] == width
 
 
 def test_reduced_jpeg_is_nearly_the_full_one_averaged(encode, photograph):
     data = encode(photograph(160, 240), "JPEG", quality=95)
-    full = decode_rgb(open_image(data))
+    full = Image.fromarray(decode(data))
     for factor in (2, 4, 8):
         difference = decode(data, factor + 0.5) - np.asarray(full.reduce(factor)).astype(float)
         # 0.9 on average and 8 at most are measured, of 255
@@ -184,5 +193,115 @@ def test_only_jpeg_is_reduced(encode, image):
 def test_upright_pixels_equal_those_of_pillow(encode, image):
     for orientation in UPRIGHT:
         data = oriented(encode, image, orientation, "JPEG")
-        expected = ImageOps.exif_transpose(open_image(data)).convert("RGB")
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
         np.testing.assert_array_equal(decode(data), np.asarray(expected))
+
+
+def test_jpeg_pixels_equal_those_of_pillow_at_every_scale(encode, photograph):
+    """Ours come from libjpeg-turbo directly."""
+    for mode in ("RGB", "L"):
+        data = encode(photograph(61, 83).convert(mode), "JPEG", quality=90)
+        for factor in (1, 2, 4, 8):
+            image = Image.open(io.BytesIO(data))
+            image.draft(None, (83 // factor, 61 // factor))
+            np.testing.assert_array_equal(decode(data, factor), np.asarray(image.convert("RGB")))
+
+
+def test_jpeg_with_stray_bytes_is_read_and_with_missing_ones_is_not(encode, photograph):
+    data = encode(photograph(60, 80), "JPEG", quality=90)
+    expected = decode(data)
+    np.testing.assert_array_equal(decode(data[:-2] + b"\0\0\0" + data[-2:]), expected)
+    with pytest.raises(BrokenImage, match="truncated"):
+        decode(data[:-40])
+
+
+def test_bomb_is_refused_before_it_is_decoded(encode):
+    """A PNG of a few hundred bytes that says it has 15,000 x 15,000 pixels."""
+    data = bytearray(encode(np.zeros((4, 4), dtype=np.uint8)))
+    data[16:24] = (15_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    with pytest.raises(BrokenImage, match="exceeds limit"):
+        open_image(bytes(data))
+
+
+def save_npy(values):
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def save_tiff(values, **options):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("layout", ["last", "first"])
+@pytest.mark.parametrize("save", [save_npy, save_tiff])
+@pytest.mark.parametrize("dtype, largest", [(np.uint8, None), (np.uint16, 65535), (np.float32, 1)])
+def test_arrays_of_any_number_of_channels_keep_their_values(save, layout, dtype, largest):
+    rng = np.random.default_rng(0)
+    values = rng.random((6, 7, 5)) if dtype == np.float32 else rng.integers(0, np.iinfo(dtype).max, (6, 7, 5))
+    values = values.astype(dtype)
+    options = {"photometric": "minisblack"} if save is save_tiff else {}
+    if save is save_tiff:
+        options["planarconfig"] = "separate" if layout == "first" else "contig"
+    data = save(values if layout == "last" else values.transpose(2, 0, 1), **options)
+    image = open_image(data, num_channels=5)
+    pixels, scale = image.decode(reduction=4)
+    assert (image.width, image.height, scale) == (7, 6, 1.0)
+    assert pixels.dtype == (torch.uint8 if largest is None else torch.float32)
+    expected = values if largest is None else values.astype(np.float32) / largest
+    np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+
+
+def test_pictures_become_grey_for_one_channel(encode, photograph):
+    image = photograph(20, 30)
+    for kind in ("PNG", "JPEG"):
+        data = encode(image, kind)
+        pixels, _ = open_image(data, num_channels=1).decode()
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(int)
+        assert pixels.shape == (1, 20, 30)
+        assert np.abs(pixels[0].numpy().astype(int) - expected).max() <= 2  # JPEG files hold the luma itself
+
+
+def test_sixteen_bit_grey_keeps_all_its_bits_for_one_channel(encode):
+    ramp = np.linspace(0, 65535, 20 * 30).reshape(20, 30).astype(np.uint16)
+    for data in (encode(ramp), save_tiff(ramp), save_npy(ramp)):
+        pixels, _ = open_image(data, num_channels=1).decode()
+        np.testing.assert_allclose(pixels[0].numpy(), ramp / 65535, atol=1e-6)
+
+
+def test_four_channels_are_those_of_the_picture_or_it_is_refused(encode, photograph):
+    image = photograph(20, 30).convert("RGBA")
+    image.putalpha(77)
+    pixels, _ = open_image(encode(image), num_channels=4).decode()
+    np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(image))
+    with pytest.raises(BrokenImage, match="3 channels, not model.num_channels=4"):
+        open_image(encode(image.convert("RGB")), num_channels=4).decode()
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (np.zeros((4, 4, 5), dtype=np.int32), "int32"),
+        (np.full((4, 4, 5), 1.5), "1.5"),
+        (np.full((4, 4, 5), np.nan), "nan"),
+        (np.full((4, 4, 5), -0.1), "-0.1"),
+        (np.zeros((4, 4, 3), dtype=np.uint8), "num_channels=5"),
+        (np.zeros((4, 4), dtype=np.uint8), "num_channels=5"),
+        (np.zeros((0, 4, 5), dtype=np.uint8), "shape"),
+        (np.zeros((2, 4, 4, 5), dtype=np.uint8), "shape"),
+        (np.array([{"a": 1}]), "allow_pickle"),
+    ],
+)
+def test_other_arrays_are_broken_and_say_why(values, message):
+    with pytest.raises(BrokenImage, match=message):
+        open_image(save_npy(values), num_channels=5).decode()
+
+
+@pytest.mark.parametrize("save", [save_npy, save_tiff])
+def test_truncated_array_is_broken(save):
+    data = save(np.zeros((64, 64, 5), dtype=np.uint8))
+    with pytest.raises(BrokenImage):
+        open_image(data[: len(data) // 2], num_channels=5).decode()

@@ -1,15 +1,17 @@
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Image
 
 from dinov2_hf.config import load_config
 from dinov2_hf.data.loader import TrainingBatches, build_loader
 from dinov2_hf.data.sources import open_training_source
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 NUM_COLORED, LEVEL = 21, 12
 
 
@@ -32,7 +34,7 @@ def configure(path, *overrides, streaming=False):
 
 
 def batches_of(config, start=0, stop=8, rank=0, world_size=1):
-    source = open_training_source(config.data.train, config.train.seed, config.data.shuffle_buffer)
+    source = open_training_source(config.data, config.train.seed)
     return TrainingBatches(source, config, start, stop, rank, world_size)
 
 
@@ -70,18 +72,105 @@ def recognise(crops):
     return (levels // LEVEL).tolist()
 
 
-@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
-def test_batches_do_not_depend_on_the_number_of_workers(streaming, paths):
-    config = configure(paths["saved"], streaming=streaming)
+def mix_with(path, *overrides, streaming=False):
+    """Overrides that mix another source in."""
+    return [f"data.mix.more.path={path}", f"data.mix.more.streaming={streaming}", *overrides]
+
+
+@pytest.mark.parametrize(
+    "kind, streaming, other",
+    [
+        ("saved", False, None),
+        ("saved", True, None),
+        ("tables", True, None),
+        ("tars", True, None),
+        ("saved", False, False),
+        ("saved", False, True),
+        ("tables", True, True),
+    ],
+)
+def test_batches_do_not_depend_on_the_number_of_workers(kind, streaming, other, paths):
+    mix = [] if other is None else mix_with(paths["tars"], streaming=other)
+    config = configure(paths[kind], *mix, streaming=streaming)
     expected = list(batches_of(config))
     assert len(expected) == 8
-    for num_workers in (0, 1, 3):
+    for num_workers in (0, 1, 4):
         torch.manual_seed(num_workers)  # the global generators have no part in it
         np.random.seed(num_workers)
         loaded = list(build_loader(batches_of(config), num_workers, pin_memory=False))
         assert len(loaded) == 8
         for one, other in zip(loaded, expected, strict=True):
             assert_same(one, other)
+
+
+@pytest.mark.parametrize("kind", ["tables", "table.parquet", "saved", "tars"])
+def test_map_style_and_streaming_give_the_same_batches_where_the_order_is_the_same(kind, paths):
+    stored, streamed = (
+        list(batches_of(configure(paths[kind], "data.shuffle=false", streaming=streaming)))
+        for streaming in (False, True)
+    )
+    assert len(stored) == len(streamed) == 8  # more than an epoch of the data
+    for one, other in zip(stored, streamed, strict=True):
+        assert_same(one, other)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, encode):
+    """64 images of one colour each, by which their crops are recognised: 16 in each of four tables."""
+    folder = tmp_path_factory.mktemp("many")
+    for table in range(4):
+        levels = range(16 * table, 16 * table + 16)
+        encoded = [{"bytes": encode(np.full((9, 9, 3), level, np.uint8)), "path": None} for level in levels]
+        rows = Dataset.from_dict({"image": encoded}, features=Features({"image": Image()}))
+        rows.to_parquet(folder / f"{table}.parquet", batch_size=5)
+    return folder
+
+
+@pytest.mark.parametrize("num_processes, num_workers", [(1, 0), (1, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize("kind", ["map", "stream", "mixture", "mixture of streams"])
+def test_processes_and_workers_together_read_every_image_as_often_as_any_other(kind, num_processes, num_workers, many):
+    """And so none is lost or read twice in an epoch of the data."""
+    overrides = ["crops.global_size=8", "crops.num_local=0", "train.batch_size=16"]
+    path, share, epochs = f"{many}/*.parquet", None, 2
+    if "mixture" in kind:
+        # 2 of 3 samples are of the first table; 1,024 samples of each lane are what the shares are made for
+        path, streams = f"{many}/0.parquet", kind == "mixture of streams"
+        overrides += mix_with(f"{many}/[12].parquet", "data.mix.more.weight=1", "data.train.weight=3", streaming=True)
+        config = configure(path, *overrides, streaming=streams)
+        share, samples = (768, 256), 1024 * (1 if streams else 2)
+    else:
+        config = configure(path, *overrides, streaming=kind == "stream")
+        samples = 64 * epochs
+    batches = samples // 16 // num_processes
+    levels, broken = Counter(), []
+    for rank in range(num_processes):
+        loader = build_loader(batches_of(config, 0, batches, rank, num_processes), num_workers, pin_memory=False)
+        for batch in loader:
+            levels.update(batch.global_crops[:16, 0, 0, 0].tolist())
+            broken += batch.broken
+    assert broken == []
+    if share is None:
+        assert levels == Counter(dict.fromkeys(range(64), epochs))
+    else:
+        times = samples // 1024
+        assert levels == Counter(dict.fromkeys(range(16), share[0] * times // 16)) + Counter(
+            dict.fromkeys(range(16, 48), share[1] * times // 32)
+        )
+
+
+def test_sources_of_a_mixture_have_crops_of_their_own_and_the_first_those_it_has_alone(tmp_path, encode, photograph):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            (tmp_path / name / f"{index}.png").write_bytes(encode(photograph(40, 48)))  # the same image eight times
+    alone = batches_of(configure(tmp_path / "one", "train.batch_size=8")).batch(0)
+    config = configure(tmp_path / "one", *mix_with(tmp_path / "two"), "train.batch_size=24")
+    mixed = batches_of(config).batch(0)
+    for name in ("global_crops", "local_crops"):
+        views = getattr(mixed, name)
+        assert len(torch.unique(views.flatten(1), dim=0)) == len(views)
+        first = getattr(alone, name)[0]
+        assert any(torch.equal(first, view) for view in views)
 
 
 def test_second_run_through_a_loader_gives_the_same_batches(paths):
@@ -99,10 +188,13 @@ def test_batch_does_not_depend_on_those_read_before(paths):
         assert_same(batches.batch(number), expected[number])
 
 
-@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize(
+    "kind, streaming, mixed",
+    [("saved", False, False), ("saved", True, False), ("tables", True, False), ("tars", True, True)],
+)
 @pytest.mark.parametrize("start", [1, 5, 7])
-def test_restart_gives_the_batches_of_the_uninterrupted_run(start, streaming, paths):
-    config = configure(paths["saved"], streaming=streaming)
+def test_restart_gives_the_batches_of_the_uninterrupted_run(start, kind, streaming, mixed, paths):
+    config = configure(paths[kind], *(mix_with(paths["flat"]) if mixed else []), streaming=streaming)
     expected = list(batches_of(config))
     restarted = list(build_loader(batches_of(config, start=start), 1, pin_memory=False))
     assert len(restarted) == 8 - start
@@ -110,9 +202,9 @@ def test_restart_gives_the_batches_of_the_uninterrupted_run(start, streaming, pa
         assert_same(one, other)
 
 
-@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
-def test_processes_together_read_what_one_process_reads(streaming, paths):
-    config = configure(paths["saved"], streaming=streaming)
+@pytest.mark.parametrize("kind, streaming", [("saved", False), ("saved", True), ("tables", True)])
+def test_processes_together_read_what_one_process_reads(kind, streaming, paths):
+    config = configure(paths[kind], streaming=streaming)
     expected = list(batches_of(config))
     for rank in range(2):
         for one, other in zip(batches_of(config, 0, 4, rank, 2), expected[rank::2], strict=True):
@@ -132,7 +224,7 @@ def test_samples_do_not_depend_on_the_batch_size(colored):
 
 def test_samples_of_two_processes_follow_the_order_of_the_source(colored):
     config = configure(colored)
-    source = open_training_source(config.data.train, config.train.seed, 1)
+    source = open_training_source(config.data, config.train.seed)
     order = [int(source.read(number).name[-6:-4]) for number in range(32)]
     read = [
         recognise(batches_of(config, rank=rank, world_size=2).batch(number).global_crops[:4])
@@ -155,7 +247,7 @@ class Backwards:
 
 def test_crops_and_colours_belong_to_the_sample_and_not_to_its_place_in_the_order(paths):
     config = configure(paths["saved"])
-    source = open_training_source(config.data.train, config.train.seed, config.data.shuffle_buffer)
+    source = open_training_source(config.data, config.train.seed)
     forwards, backwards = TrainingBatches(source, config, 0, 2), TrainingBatches(Backwards(source, 8), config, 0, 2)
     for name in IMAGES:
         views = torch.cat([getattr(batch, name).unflatten(0, (-1, 4)) for batch in forwards], dim=1)
@@ -243,7 +335,7 @@ def damaged(tmp_path, encode):
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
 def test_broken_images_are_replaced_by_the_next_readable_one_and_named(streaming, damaged):
     config = configure(damaged, "train.batch_size=7", streaming=streaming)
-    source = open_training_source(config.data.train, config.train.seed, config.data.shuffle_buffer)
+    source = open_training_source(config.data, config.train.seed)
     names = [source.read(number).name for number in range(2 * NUM_COLORED + 10)]
     texts = {str(damaged / f"{index:02}.jpg") for index in (3, 4, 10, 17)}
     for number, batch in enumerate(batches_of(config, 0, 6)):  # two epochs
@@ -294,6 +386,17 @@ def test_source_of_broken_images_alone_is_refused_with_the_first_batch(streaming
     message = str(caught.value)
     assert "images in a row cannot be decoded" in message and str(tmp_path) in message
     assert "data.train.path" in message and "data.train.image_column" in message
+    assert "Traceback" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+def test_batches_do_not_depend_on_how_workers_are_started(streaming, start_method, paths):
+    config = configure(paths["table.parquet"], streaming=streaming)
+    expected = list(batches_of(config, stop=3))
+    loader = build_loader(batches_of(config, stop=3), 1, pin_memory=False, start_method=start_method)
+    for one, other in zip(loader, expected, strict=True):
+        assert_same(one, other)
 
 
 def test_truncated_images_of_any_kind_are_replaced(tmp_path, encode, photograph):

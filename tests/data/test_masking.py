@@ -5,35 +5,83 @@ import torch
 from dinov2_hf.data.masking import draw_batch_masks, draw_block_mask
 from dinov2_hf.ssl.batch import SSLBatch
 
-GRIDS = [(16, 16), (7, 7), (4, 4), (6, 14), (14, 6), (2, 9), (3, 2), (1, 8), (1, 1)]
+GRIDS = [(16, 16), (7, 7), (4, 4), (6, 14), (14, 6), (2, 9), (3, 2), (1, 8), (8, 1), (1, 2), (1, 1)]
+
+
+def published_mask(rng, grid, asked):
+    """The naive twin: the published rule, which stops where ten blocks in a row do not fit; patch by patch."""
+    rows, columns = grid
+    masked = set()
+    while len(masked) < asked:
+        room = min(asked - len(masked), rows * columns / 2)
+        for size, shape, vertical, horizontal in rng.random((10, 4)):
+            area, ratio = 4 + size * (room - 4), 0.3 ** (1 - 2 * shape)
+            height, width = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+            if height < rows and width < columns:
+                top, left = int(vertical * (rows - height + 1)), int(horizontal * (columns - width + 1))
+                block = {(top + row, left + column) for row in range(height) for column in range(width)}
+                if 0 < len(block - masked) <= room:
+                    masked |= block
+                    break
+        else:
+            break
+    mask = np.zeros(grid, dtype=bool)
+    for patch in masked:
+        mask[patch] = True
+    return mask
+
+
+def grown(mask):
+    """The patches of `mask` and those above, below and beside them."""
+    wide = np.pad(mask, 1)
+    return mask | wide[2:, 1:-1] | wide[:-2, 1:-1] | wide[1:-1, 2:] | wide[1:-1, :-2]
+
+
+def outline(masks):
+    """How many pairs of neighbours differ in each of `masks`."""
+    return sum(np.count_nonzero(np.diff(masks, axis=axis), axis=(1, 2)) for axis in (1, 2))
+
+
+def pairs(grid, count, shares=(0.1, 0.5)):
+    """Masks and their naive twins of the same random numbers, `[count, rows, columns]` each, and what was asked for."""
+    asked = (np.random.default_rng(0).uniform(*shares, count) * grid[0] * grid[1]).astype(int)
+    masks, twins = (
+        np.stack([draw(np.random.default_rng(seed), grid, number) for seed, number in enumerate(asked.tolist())])
+        for draw in (draw_block_mask, published_mask)
+    )
+    return masks, twins, asked
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_never_more_patches_are_masked_than_asked(grid):
+def test_exactly_as_many_patches_are_masked_as_asked(grid):
     rng = np.random.default_rng(0)
     for asked in range(grid[0] * grid[1] + 1):
-        for _ in range(10):
+        for _ in range(5):
             mask = draw_block_mask(rng, grid, asked)
             assert mask.shape == grid and mask.dtype == bool
-            assert mask.sum() <= asked
+            assert mask.sum() == asked
 
 
-@pytest.mark.parametrize("grid", [(16, 16), (7, 7), (6, 14), (14, 6)])
-def test_masks_of_up_to_half_the_grid_miss_a_patch_at_most_rarely(grid):
-    rng = np.random.default_rng(0)
-    patches = grid[0] * grid[1]
-    asked = rng.integers(0, patches // 2 + 1, size=500)
-    missing = np.array([number - draw_block_mask(rng, grid, number).sum() for number in asked])
-    assert missing.max() <= 1
-    assert (missing > 0).mean() < 0.02
+@pytest.mark.parametrize("grid", [(16, 16), (7, 7), (6, 14), (14, 6), (2, 9), (1, 8)])
+def test_mask_is_the_published_one_and_what_it_lacks_adjoins_it(grid):
+    masks, twins, asked = pairs(grid, 300, (0.1, 0.9))
+    missing = asked - twins.sum(axis=(1, 2))
+    np.testing.assert_array_equal(masks[missing == 0], twins[missing == 0])
+    assert (masks | ~twins).all()
+    for mask, reached in zip(masks[missing > 0], twins[missing > 0]):
+        if not reached.any():  # not one block: it grows from any patch
+            reached[tuple(np.argwhere(mask)[0])] = True
+        for _ in range(mask.size):
+            reached = grown(reached) & mask
+        np.testing.assert_array_equal(reached, mask)
 
 
-@pytest.mark.parametrize("grid", [(16, 16), (6, 14)])
-def test_large_masks_are_nearly_filled(grid):
-    rng = np.random.default_rng(0)
-    asked = int(0.8 * grid[0] * grid[1])
-    covered = [draw_block_mask(rng, grid, asked).sum() for _ in range(200)]
-    assert np.mean(covered) > 0.95 * asked
+@pytest.mark.parametrize("grid", [(16, 16), (7, 7), (6, 14)])
+def test_usual_masks_have_a_tenth_of_a_patch_more_than_published_ones_and_their_outline(grid):
+    masks, twins, _ = pairs(grid, 1000)
+    added = (masks & ~twins).sum(axis=(1, 2))
+    assert 0.02 < (added > 0).mean() < 0.12 and added.mean() < 0.12
+    assert outline(masks).mean() == pytest.approx(outline(twins).mean(), rel=0.01)
 
 
 def test_masks_are_made_of_blocks():
@@ -54,13 +102,20 @@ def test_every_patch_is_masked_by_some_mask():
     np.testing.assert_allclose(share, share.T, atol=0.06)
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (1, 8), (8, 1)])
-def test_grid_too_small_for_any_block_stays_unmasked(grid):
+@pytest.mark.parametrize("grid", [(1, 8), (8, 1), (1, 40)])
+def test_mask_of_a_single_row_is_one_run(grid):
     rng = np.random.default_rng(0)
-    for asked in range(grid[0] * grid[1] + 1):
-        assert not draw_block_mask(rng, grid, asked).any()
-    masks = draw_batch_masks(rng, 6, grid, 0.5, (0.1, 0.5))
-    assert masks.shape == (6, grid[0] * grid[1]) and not masks.any()
+    for asked in range(1, grid[0] * grid[1]):
+        for _ in range(20):
+            mask = draw_block_mask(rng, grid, asked).ravel()
+            assert np.count_nonzero(mask[1:] != mask[:-1]) <= 2 and mask.sum() == asked
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (3, 2), (1, 8), (1, 1)])
+def test_crop_is_never_masked_as_a_whole_unless_asked(grid):
+    rng = np.random.default_rng(0)
+    assert not draw_batch_masks(rng, 50, grid, 1.0, (0.9, 0.999)).all(axis=1).any()
+    assert draw_batch_masks(rng, 4, grid, 1.0, (1.0, 1.0)).all()
 
 
 @pytest.mark.parametrize(
@@ -74,23 +129,24 @@ def test_masked_crops_are_exactly_their_share_rounded_down(crops, probability, m
         assert masks.any(axis=1).sum() == masked
 
 
-@pytest.mark.parametrize("grid", [(16, 16), (6, 14)])
-def test_ratios_cover_the_range_one_in_each_bin(grid):
+@pytest.mark.parametrize("grid", [(16, 16), (6, 14), (1, 20)])
+@pytest.mark.parametrize("low, high", [(0.1, 0.5), (0.3, 0.4), (0.2, 0.2), (0.0, 1.0)])
+def test_ratios_cover_the_range_one_in_each_bin(low, high, grid):
     rng = np.random.default_rng(0)
     patches = grid[0] * grid[1]
-    for low, high in ((0.1, 0.5), (0.3, 0.4), (0.2, 0.2)):
-        masks = draw_batch_masks(rng, 16, grid, 0.5, (low, high))
-        counts = np.sort(masks.sum(axis=1))[-8:]
-        edges = np.linspace(low, high, 9)
-        for count, smallest, largest in zip(counts, edges, edges[1:], strict=False):
-            assert int(smallest * patches) - 1 <= count <= largest * patches
+    masks = draw_batch_masks(rng, 16, grid, 0.5, (low, high))
+    counts = np.sort(masks.sum(axis=1))[-8:]
+    edges = np.linspace(low, high, 9)
+    for count, smallest, largest in zip(counts, edges, edges[1:]):
+        assert int(smallest * patches) <= count <= largest * patches
 
 
-def test_rectangular_grid_is_flattened_by_rows():
+def test_masks_are_those_of_their_ratios_on_a_rectangular_grid():
     rng, again = np.random.default_rng(5), np.random.default_rng(5)
-    masks = draw_batch_masks(rng, 1, (3, 11), 1.0, (0.4, 0.4))
-    again.permutation(1), again.uniform(0.4, 0.4)
-    np.testing.assert_array_equal(masks[0].reshape(3, 11), draw_block_mask(again, (3, 11), int(33 * 0.4)))
+    masks = draw_batch_masks(rng, 7, (3, 11), 0.6, (0.1, 0.5))
+    for crop, smallest in zip(again.permutation(7)[:4], (0.1, 0.2, 0.3, 0.4)):
+        asked = int(33 * again.uniform(smallest, smallest + 0.1))
+        np.testing.assert_array_equal(masks[crop].reshape(3, 11), draw_block_mask(again, (3, 11), asked))
 
 
 def test_probability_of_zero_masks_nothing():

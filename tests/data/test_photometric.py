@@ -9,10 +9,13 @@ from dinov2_hf.config import ColorsConfig
 from dinov2_hf.data.photometric import (
     Parameter,
     PhotometricAugmentation,
-    apply_parameters,
-    draw_parameters,
+    _color_batch,
+    as_unit,
     draw_view_parameters,
     normalize,
+)
+from dinov2_hf.data.photometric import (
+    apply_parameters as apply_and_normalize,
 )
 from dinov2_hf.ssl.batch import SSLBatch
 
@@ -27,6 +30,11 @@ def row(order=(), *, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0, gray
 
 
 OFF = row()
+
+
+def apply_parameters(crops, parameters):
+    """Colours without normalisation."""
+    return apply_and_normalize(crops, parameters, [0.0] * crops.shape[1], [1.0] * crops.shape[1])
 
 
 def table(*rows):
@@ -90,10 +98,37 @@ MIXED = [
 
 
 def test_batched_application_equals_one_crop_after_the_other(crops):
+    """The first is for devices, the second for CPUs."""
     parameters = table(*MIXED)
-    together = apply_parameters(crops, parameters)
-    alone = torch.cat([apply_parameters(crops[i : i + 1], parameters[i : i + 1]) for i in range(len(crops))])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    together = _color_batch(as_unit(crops), parameters)
+    torch.testing.assert_close(together, apply_parameters(crops, parameters), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_channels", [1, 5])
+def test_other_numbers_of_channels_keep_what_needs_no_colours(num_channels):
+    crops = torch.rand(6, num_channels, 12, 14)
+    parameters = table(*MIXED)
+    result = apply_parameters(crops, parameters)
+    torch.testing.assert_close(result, _color_batch(as_unit(crops), parameters), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result[1], crops[1])
+    expected = crops[0]  # contrast and brightness of the first row, then its blur
+    expected = (0.7 * expected + 0.3 * expected.mean()).clamp(0, 1)
+    expected = (1.3 * expected).clamp(0, 1)
+    weights = torch.exp(-0.5 * (torch.arange(-4.0, 5) / 1.5) ** 2)
+    kernel = (weights[:, None] * weights / weights.sum() ** 2).expand(num_channels, 1, 9, 9)
+    padded = torch.nn.functional.pad(expected[None], [4] * 4, mode="reflect")
+    torch.testing.assert_close(result[:1], torch.nn.functional.conv2d(padded, kernel, groups=num_channels))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_blur_of_images_smaller_than_its_kernel_reflects_again_and_again(size):
+    image = torch.rand(1, 3, size, size)
+    found = apply_parameters(image, table(row(sigma=2.0)))
+    wide = np.pad(image[0].numpy(), ((0, 0), (4, 4), (4, 4)), mode="reflect")
+    weights = np.exp(-0.5 * (np.arange(-4, 5) / 2.0) ** 2)
+    kernel = np.outer(weights, weights) / weights.sum() ** 2
+    expected = sum(kernel[y, x] * wide[:, y : y + size, x : x + size] for y in range(9) for x in range(9))
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-6)
 
 
 def test_batched_application_equals_the_naive_one(crops):
@@ -249,9 +284,11 @@ def drawn():
         hue=0.1,
         grayscale_probability=0.15,
         blur_sigma=[0.5, 2.0],
+        blur_probability=[0.0, 0.6, 0.0],
+        solarize_probability=0.25,
     )
     rng = np.random.default_rng(0)
-    return np.stack([draw_parameters(rng, config, 0.6, 0.25) for _ in range(10_000)])
+    return np.stack([draw_view_parameters(rng, config, 0)[1] for _ in range(10_000)])
 
 
 def test_operations_are_as_frequent_as_configured(drawn):
@@ -312,13 +349,15 @@ def test_defaults_are_those_of_the_published_code():
 
 def test_probabilities_of_zero_and_one_are_certain():
     rng = np.random.default_rng(0)
-    never = ColorsConfig(jitter_probability=0, grayscale_probability=0)
-    always = ColorsConfig(jitter_probability=1, grayscale_probability=1)
+    never, always = (
+        ColorsConfig(jitter_probability=p, grayscale_probability=p, blur_probability=[p, p, p], solarize_probability=p)
+        for p in (0, 1)
+    )
     for _ in range(200):
-        values = draw_parameters(rng, never, 0.0, 0.0)
-        assert (values[:4] == -1).all() and (values[[8, 9, 10]] == 0).all()
-        values = draw_parameters(rng, always, 1.0, 1.0)
-        assert (values[:4] >= 0).all() and (values[[8, 9, 10]] > 0).all()
+        values = draw_view_parameters(rng, never, 2)
+        assert (values[:, :4] == -1).all() and (values[:, [8, 9, 10]] == 0).all()
+        values = draw_view_parameters(rng, always, 2)
+        assert (values[:, :4] >= 0).all() and (values[:, [8, 9]] > 0).all() and values[1, 10] == 1
 
 
 # ---- what the training step calls

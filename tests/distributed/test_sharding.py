@@ -13,6 +13,7 @@ CONFIGS = {
     "accumulated": ["train.gradient_accumulation_steps=2"],
     "checkpointed": ["model.gradient_checkpointing=true"],
     "compiled": ["model.compile=true"],
+    "distilled": ["distill.teacher=made", "ibot.mask_probability=0"],
 }
 
 
@@ -41,16 +42,22 @@ def whole(tensor):
 
 def worker(folder: str) -> None:
     """Trains a few steps; the main process saves what the test compares."""
-    from dinov2_hf.config import load_config
-    from dinov2_hf.ssl import DINOv2Pretraining
+    from dinov2_hf.config import DistillConfig, load_saved_config
+    from dinov2_hf.ssl import DINOv2Pretraining, Distillation, PrototypeTeacher
     from dinov2_hf.train import build_accelerator
     from dinov2_hf.train.schedules import build_schedules, values_at
     from dinov2_hf.train.step import TrainingStep
 
-    config = load_config(f"{folder}/config.yaml")
+    config = load_saved_config(f"{folder}/config.yaml")
     accelerator = build_accelerator(config.train)
     torch.manual_seed(0)
-    step = TrainingStep(DINOv2Pretraining(config), config, accelerator)
+    model = DINOv2Pretraining(config)
+    if isinstance(config, DistillConfig):  # from a teacher that is wider and drawn like it
+        config.model.hidden_size = 48
+        networks = DINOv2Pretraining(config).build_networks(0.0)
+        config.model.hidden_size = 32
+        model = Distillation(config, PrototypeTeacher(networks.pop("backbone"), networks))
+    step = TrainingStep(model, config, accelerator)
     schedules = build_schedules(config, IMAGES)
     numbers = iter(range(100))
     outputs = {}
@@ -64,9 +71,11 @@ def worker(folder: str) -> None:
         for name, value in scalars.items():
             outputs[f"{index}.{name}"] = accelerator.reduce(value, reduction="mean").reshape(1)
     outputs |= {f"parameter.{name}": whole(value) for name, value in step.model.state_dict().items()}
-    outputs["sharded_units"] = torch.tensor(
-        [sum(type(module).__name__.startswith("FSDP") for module in step.model.modules())]
-    )
+    modules = list(step.model.modules())
+    if isinstance(config, DistillConfig):
+        modules += step.model.teacher.modules()
+    sharded = sum(type(module).__name__.startswith("FSDP") for module in modules)
+    outputs["sharded_units"] = torch.tensor([sharded])
     if accelerator.is_main_process:
         name = f"{accelerator.num_processes}-{accelerator.distributed_type.value}.safetensors"
         save_file({key: value.contiguous() for key, value in outputs.items()}, f"{folder}/{name}")
@@ -75,7 +84,7 @@ def worker(folder: str) -> None:
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def runs(request, launch, fsdp2, tmp_path_factory, image_folder):
-    from dinov2_hf.config import load_config, save_config
+    from dinov2_hf.config import DistillConfig, PretrainConfig, load_config, save_config
 
     folder = tmp_path_factory.mktemp(request.param)
     config = load_config(
@@ -109,6 +118,7 @@ def runs(request, launch, fsdp2, tmp_path_factory, image_folder):
             f"train.output_dir={folder / 'run'}",
             *CONFIGS[request.param],
         ],
+        DistillConfig if request.param == "distilled" else PretrainConfig,
     )
     save_config(config, folder / "config.yaml")
     launch(1, __file__, folder)
@@ -133,7 +143,6 @@ def test_losses_norms_and_health_equal_those_of_one_process(runs):
         "grad_norm/dino_head",
         "grad_norm_of/layer_00",
         "rankme",
-        "teacher_student_cosine",
         "target_entropy/dino",
         "prototypes_used/ibot",
     }
@@ -145,7 +154,7 @@ def test_losses_norms_and_health_equal_those_of_one_process(runs):
 def test_parameters_and_centres_equal_those_of_one_process(runs):
     one, others = runs
     names = [name for name in one if name.startswith("parameter.") and not name.endswith("key.bias")]
-    assert any(name.startswith("parameter.teacher.") for name in names)
+    assert any(name.startswith(("parameter.teacher.", "parameter.average.")) for name in names)
     for kind, other in others.items():
         for name in names:
             torch.testing.assert_close(
@@ -158,7 +167,9 @@ def test_every_layer_and_head_is_a_unit_of_student_and_teacher(runs):
     heads = 2 if any("ibot_head" in name for name in one) else 1
     units = {name: int(other["sharded_units"]) for name, other in others.items()}
     assert int(one["sharded_units"]) == 0
-    assert sorted(units.values()) == [0, 2 * (3 + heads) + 1]  # and the root, with embeddings and final norms
+    # and the root, with embeddings and final norms; in distillation student, average and the frozen teacher
+    distilled = any(name.startswith("parameter.average.") for name in one)
+    assert sorted(units.values()) == [0, 3 * (3 + heads) + 2 if distilled else 2 * (3 + heads) + 1]
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def run():
     )
     model = DINOv2Pretraining(config).train()
     load(model.student, "init")
-    model.copy_student_to_teacher()
+    model.copy_students_to_averages()
     groups = build_param_groups(model.student.named_parameters(), 3, layerwise_decay=0.9, patch_embed_lr_mult=0.2)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     history = []
@@ -70,7 +70,7 @@ def run():
         }
         optimizer.step()
         optimizer.zero_grad()
-        model.update_teacher(values.teacher_momentum)
+        model.update_averages(values.teacher_momentum)
         history.append((output.terms, norms, key_bias_gradient))
     return model, history
 

@@ -105,7 +105,7 @@ def test_a_term_without_samples_has_zeros():
 
 
 def make_batch(config):
-    source = open_training_source(config.data.train, config.train.seed, 8)
+    source = open_training_source(config.data, config.train.seed)
     return PhotometricAugmentation(config.colors)(TrainingBatches(source, config, 0, 1).batch(0))
 
 

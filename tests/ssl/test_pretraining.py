@@ -7,10 +7,11 @@ import torch
 
 from dinov2_hf.data import PhotometricAugmentation, TrainingBatches, open_training_source
 from dinov2_hf.ssl import DINOv2Pretraining, SSLBatch
+from dinov2_hf.ssl.prototypes import packed_positions
 
 
 def make_batch(config, number=0):
-    source = open_training_source(config.data.train, config.train.seed, 8)
+    source = open_training_source(config.data, config.train.seed)
     batch = TrainingBatches(source, config, 0, number + 1).batch(number)
     return PhotometricAugmentation(config.colors)(batch)
 
@@ -120,12 +121,12 @@ def test_ema_is_the_weighted_mean(tiny_config):
         for parameter in model.student.parameters():
             parameter.normal_()
     before = copy.deepcopy(model.teacher)
-    model.update_teacher(0.9)
+    model.update_averages(0.9)
     triples = zip(model.teacher.parameters(), before.parameters(), model.student.parameters(), strict=True)
     for after, old, student in triples:
         torch.testing.assert_close(after, 0.9 * old + 0.1 * student)
     frozen = copy.deepcopy(model.teacher)
-    model.update_teacher(1.0)
+    model.update_averages(1.0)
     assert all(torch.equal(a, b) for a, b in zip(model.teacher.parameters(), frozen.parameters(), strict=True))
 
 
@@ -207,7 +208,7 @@ def test_positions_are_those_of_cls_and_of_the_masked_patches(tiny_config):
     crop = torch.arange(num_global).repeat_interleave(length), torch.arange(num_local).repeat_interleave(local_length)
     patch = torch.arange(-3, num_patches).repeat(num_global), torch.arange(-3, local_length - 3).repeat(num_local)
     crop, patch = torch.cat((crop[0], num_global + crop[1])), torch.cat(patch)
-    global_positions, local_positions = model._positions(batch)
+    global_positions, local_positions = packed_positions(batch, backbone.config)
     cls, patches = global_positions[:num_global], global_positions[num_global:]
     assert crop[cls].tolist() == list(range(num_global)) and set(patch[cls].tolist()) == {-3}
     assert crop[local_positions].tolist() == list(range(num_global, num_global + num_local))

@@ -400,14 +400,14 @@ def spoil(*updates, crops="global_crops"):
 
 def observe(trainer, states):
     """Keeps all state after every update, and the teacher momentum it was made with."""
-    update_teacher = trainer.model.update_teacher
+    update_averages = trainer.model.update_averages
 
     def observed(momentum):
-        update_teacher(momentum)
+        update_averages(momentum)
         counters = trainer.training_step.counters.tolist()
         states.append((tensors(trainer.model), moments(trainer), counters, momentum))
 
-    trainer.model.update_teacher = observed
+    trainer.model.update_averages = observed
 
 
 @pytest.mark.parametrize(
@@ -513,7 +513,7 @@ def wider_heads(trainer):
         for layer in trainer.model.student[name].mlp:
             if isinstance(layer, torch.nn.Linear):
                 torch.nn.init.normal_(layer.weight, std=0.5, generator=generator)
-    trainer.model.copy_student_to_teacher()
+    trainer.model.copy_students_to_averages()
 
 
 def train_scaled(config, scale, until=None, prepare=None, growth_interval=2000):

@@ -31,7 +31,7 @@ def started(config, resume="auto"):
 def train(config, until=None, after_update=None):
     """A run, ended by an exception after `until` updates as a kill would end it."""
     trainer = started(config)
-    next_batch, update_teacher = trainer._next_batch, trainer.model.update_teacher
+    next_batch, update_averages = trainer._next_batch, trainer.model.update_averages
 
     def ended(loader):
         if trainer.step == until:
@@ -39,11 +39,11 @@ def train(config, until=None, after_update=None):
         return next_batch(loader)
 
     def observed(momentum):
-        update_teacher(momentum)
+        update_averages(momentum)
         if after_update:
             after_update(trainer)
 
-    trainer._next_batch, trainer.model.update_teacher = ended, observed
+    trainer._next_batch, trainer.model.update_averages = ended, observed
     try:
         trainer.run()
     except KeyboardInterrupt:

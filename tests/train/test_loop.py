@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import load_dataset
 
 from dinov2_hf.config import load_config
 from dinov2_hf.train import Pretrainer, build_accelerator
@@ -92,12 +93,47 @@ def test_streaming_run_resumes_too(tiny_config, tmp_path):
     assert_equal(parameters(train(config)), parameters(whole))
 
 
-def test_workers_of_a_stream_do_not_shuffle_by_the_epoch_of_each_other(tiny_config):
-    """`datasets` shares the number of the epoch between processes; each worker has to have one of its own."""
-    trainer = train(tiny_config("data.train.streaming=true", "train.epochs=8", "data.num_workers=2"))
-    assert trainer.source._dataset.epoch == 0  # 64 of 24 images were read, though not in this process
-    assert trainer.source.read(64).epoch == 2
-    assert trainer.source._dataset.epoch == 2
+def test_workers_of_a_stream_do_not_shuffle_by_the_epoch_of_each_other(tiny_config, tmp_path):
+    """64 of 24 images are read, and the workers are in different epochs of the data at times."""
+    overrides = ["data.train.streaming=true", "train.epochs=8"]
+    runs = [
+        train(tiny_config(f"train.output_dir={tmp_path / str(workers)}", f"data.num_workers={workers}", *overrides))
+        for workers in (0, 2)
+    ]
+    assert runs[0].source.read(64).epoch == 2
+    assert_equal(*map(parameters, runs))
+
+
+def test_run_on_a_mixture_resumes_and_refuses_another_mixture(tiny_config, image_folder, tmp_path):
+    mix = [f"data.mix.more.path={image_folder / 'blobs'}", "data.mix.more.weight=2", "data.mix.more.streaming=true"]
+    whole = train(tiny_config(f"train.output_dir={tmp_path / 'whole'}", *mix))
+    parts = f"train.output_dir={tmp_path / 'parts'}"
+    train(tiny_config(parts, *mix), until=3)
+    for other, words in [
+        ([], ["data.mix.more.path=None", f"data.mix.more.path='{image_folder / 'blobs'}'"]),
+        ([*mix, "data.mix.more.weight=1"], ["data.mix.more.weight=1.0", "data.mix.more.weight=2.0"]),
+        (
+            [*mix, f"data.mix.new.path={image_folder}"],
+            [f"data.mix.new.path='{image_folder}'", "data.mix.new.path=None"],
+        ),
+    ]:
+        with pytest.raises(ValueError) as caught:
+            train(tiny_config(parts, *other))
+        assert all(word in str(caught.value) for word in words)
+    assert_equal(parameters(train(tiny_config(parts, *mix))), parameters(whole))
+
+
+def test_run_says_where_its_workers_read_the_same_files(tiny_config, image_folder, tmp_path, caplog):
+    rows = load_dataset(str(image_folder), split="train").select_columns("image")
+    rows.to_parquet(tmp_path / "table.parquet")
+    overrides = [f"data.train.path={tmp_path / 'table.parquet'}", "data.train.streaming=true", "train.epochs=0.5"]
+    with caplog.at_level(logging.INFO, logger="dinov2_hf"):
+        train(tiny_config(*overrides, "data.num_workers=2", "data.train.streaming=false"))
+        train(tiny_config(*overrides, "data.num_workers=1", f"train.output_dir={tmp_path / 'one'}"))
+        assert not any("are read 2 times" in record.getMessage() for record in caplog.records)
+        train(tiny_config(*overrides, "data.num_workers=2", f"train.output_dir={tmp_path / 'two'}"))
+    said = [record.getMessage() for record in caplog.records if "are read 2 times" in record.getMessage()]
+    assert len(said) == 1 and "data.num_workers=1" in said[0]
 
 
 def test_checkpoint_that_was_being_written_is_not_taken(tiny_config):
@@ -291,17 +327,22 @@ def test_evaluation_comes_first_on_cadence_and_last(tiny_config):
     assert lines == [0, 4, 6]
 
 
-def test_broken_files_are_counted_and_named_and_the_run_ends(tiny_config, image_folder, tmp_path, caplog):
-    mixed = tmp_path / "mixed"
-    shutil.copytree(image_folder, mixed)
-    (mixed / "blobs" / "note.jpg").write_text("not an image")
-    config = tiny_config(f"data.train.path={mixed}", "train.epochs=10")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_run_with_a_twentieth_of_broken_files_ends_and_names_them(
+    tiny_config, image_folder, tmp_path, caplog, num_workers
+):
+    good = sorted(image_folder.rglob("*.jpg"))
+    for index in range(38):
+        shutil.copy(good[index % len(good)], tmp_path / f"{index:02}.jpg")
+    (tmp_path / "note.jpg").write_text("not an image")
+    (tmp_path / "half.jpg").write_bytes(good[0].read_bytes()[:300])
+    config = tiny_config(f"data.train.path={tmp_path}", "train.epochs=12", f"data.num_workers={num_workers}")
     with caplog.at_level(logging.WARNING, logger="dinov2_hf"):
         trainer = train(config)
-    assert trainer.step == 20
-    named = [record.getMessage() for record in caplog.records if "note.jpg" in record.getMessage()]
-    assert len(named) == 1
-    assert read_metrics(Path(config.train.output_dir))[-1]["broken_images"] == 1.0
+    assert trainer.step == 24
+    for name in ("note.jpg", "half.jpg"):
+        assert len([record for record in caplog.records if name in record.getMessage()]) == 1
+    assert read_metrics(Path(config.train.output_dir))[-1]["broken_images"] == 2.0
 
 
 def test_too_many_broken_files_stop_the_run(tiny_config, image_folder, tmp_path):

@@ -1,8 +1,9 @@
 """From any `datasets` source to batches of crops."""
 
+from .labeled import LabeledImages
 from .loader import TrainingBatches, build_loader
 from .photometric import PhotometricAugmentation
-from .sources import LabeledImages, open_training_source
+from .sources import open_training_source, reading_advice
 
 __all__ = [
     "LabeledImages",
@@ -10,4 +11,5 @@ __all__ = [
     "TrainingBatches",
     "build_loader",
     "open_training_source",
+    "reading_advice",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from PIL import Image
+import torch
+from torch import Tensor, nn
 
 from ..config import CropsConfig
-from .decode import decode_rgb, decoded_scale, open_image, oriented_size
+from .decode import open_image
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the upright image."""
@@ -37,42 +38,56 @@ def draw_box(rng: np.random.Generator, width: int, height: int, scale: tuple[flo
     return left, top, left + box_width, top + box_height
 
 
-class MultiCrop:
-    """Cuts the two global and the local crops of an image, flips included, as uint8."""
+def resample(pixels: Tensor, box: tuple[float, float, float, float], size: tuple[int, int]) -> Tensor:
+    """The part of `pixels` `[C, h, w]` in `box`, to the nearest pixel, as `[C, *size]`: bicubic with antialiasing.
 
-    def __init__(self, config: CropsConfig) -> None:
+    With eight bits and channels last this is an integer kernel, several times faster than Pillow's and equal to it up
+    to rounding.
+    """
+    height, width = pixels.shape[1:]
+    left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
+    right, bottom = max(round(box[2]), left + 1), max(round(box[3]), top + 1)
+    part = pixels[:, top:bottom, left:right].unsqueeze(0)
+    return nn.functional.interpolate(part, size, mode="bicubic", antialias=True)[0]
+
+
+def as_crop(pixels: Tensor) -> Tensor:
+    """Resampled pixels in the type that batches hold: uint8 for 3 channels, else float32 in [0, 1]."""
+    deep = pixels.dtype != torch.uint8
+    if pixels.shape[0] == 3:
+        return pixels.mul(255).round_().clamp_(0, 255).to(torch.uint8) if deep else pixels
+    return pixels.clamp(0, 1) if deep else pixels.float().div_(255)
+
+
+class MultiCrop:
+    """Cuts the two global and the local crops of an image, flips included."""
+
+    def __init__(self, config: CropsConfig, num_channels: int = 3) -> None:
         self.config = config
+        self.num_channels = num_channels
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> list[np.ndarray]:
-        """The crops of an encoded image, each `[3, size, size]`: two global ones, then the local ones.
+        """The crops of an encoded image, each `[C, size, size]`: two global ones, then the local ones.
 
         The image is decoded once, at the smallest scale at which no crop has to be enlarged, and every crop is
-        resampled (bicubic) straight from it.
+        resampled straight from it. For the type see `as_crop`.
 
         Raises:
             BrokenImage: the bytes cannot be decoded.
         """
         config = self.config
-        image = open_image(data)
-        width, height = oriented_size(image)
+        image = open_image(data, self.num_channels)
         plan = [(config.global_size, config.global_scale)] * 2
         plan += [(config.local_size, config.local_scale)] * config.num_local
-        boxes = [draw_box(rng, width, height, tuple(scale)) for _, scale in plan]
+        boxes = [draw_box(rng, image.width, image.height, tuple(scale)) for _, scale in plan]
         flips = rng.random(len(plan)) < config.flip_probability
 
         reduction = min(
             min(right - left, bottom - top) / size for (left, top, right, bottom), (size, _) in zip(boxes, plan)
         )
-        image = decode_rgb(image, reduction)
-        scale = decoded_scale(image, width, height)
+        pixels, scale = image.decode(reduction)
         crops = []
-        for (left, top, right, bottom), (size, _), flip in zip(boxes, plan, flips):
-            crop = image.resize(
-                (size, size),
-                Image.Resampling.BICUBIC,
-                box=(left * scale, top * scale, right * scale, bottom * scale),
-                reducing_gap=2.0,
-            )
-            pixels = np.asarray(crop).transpose(2, 0, 1)
-            crops.append(pixels[:, :, ::-1] if flip else pixels)
+        for box, (size, _), flip in zip(boxes, plan, flips):
+            crop = as_crop(resample(pixels, tuple(side * scale for side in box), (size, size))).numpy()
+            crops.append(crop[:, :, ::-1] if flip else crop)
         return crops

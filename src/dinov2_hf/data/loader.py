@@ -22,7 +22,7 @@ from .crops import MultiCrop
 from .decode import BrokenImage
 from .masking import draw_batch_masks
 from .photometric import Parameter, draw_view_parameters
-from .sources import Sample, TrainingSource
+from .sources import TrainingSource
 
 _MAX_BROKEN_IN_A_ROW = 100
 # keep apart the random streams that share a seed
@@ -50,7 +50,7 @@ class TrainingBatches(IterableDataset):
         self._config = config
         self._start, self._stop = start, stop
         self._rank, self._world_size = rank, world_size
-        self._crop = MultiCrop(config.crops)
+        self._crop = MultiCrop(config.crops, config.model.num_channels)
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -61,14 +61,23 @@ class TrainingBatches(IterableDataset):
         if worker is not None:
             torch.set_num_threads(1)
         for number in range(first, self._stop, step):
-            yield self.batch(number)
+            try:
+                batch = self.batch(number)
+            except ValueError as error:
+                if worker is None:
+                    raise
+                yield error  # raised in a worker it would reach the user wrapped in a traceback; `_Loader` raises it
+                return
+            yield batch
 
     def batch(self, number: int) -> SSLBatch:
         """Batch `number` of this rank."""
         config = self._config
         images, crops = config.train.batch_size, config.crops
-        global_crops = np.empty((2, images, 3, crops.global_size, crops.global_size), dtype=np.uint8)
-        local_crops = np.empty((crops.num_local, images, 3, crops.local_size, crops.local_size), dtype=np.uint8)
+        channels = config.model.num_channels
+        dtype = np.uint8 if channels == 3 else np.float32
+        global_crops = np.empty((2, images, channels, crops.global_size, crops.global_size), dtype=dtype)
+        local_crops = np.empty((crops.num_local, images, channels, crops.local_size, crops.local_size), dtype=dtype)
         colors = np.empty((2 + crops.num_local, images, len(Parameter)), dtype=np.float32)
         broken: list[str] = []
         first = (number * self._world_size + self._rank) * images
@@ -97,11 +106,13 @@ class TrainingBatches(IterableDataset):
     def _views(self, number: int, broken: list[str]) -> tuple[list[np.ndarray], np.ndarray]:
         """Crops and colours of sample `number`, or of the first readable one after it."""
         config = self._config
-        slot: Sample | None = None
-        for offset in range(_MAX_BROKEN_IN_A_ROW):
-            sample = self._source.read(number + offset)
-            slot = slot or sample
-            rng = np.random.default_rng([config.train.seed, _CROPS, slot.epoch, slot.index])
+        sample = slot = self._source.read(number)
+        # a single source keeps the numbers it has without any other
+        key = [config.train.seed, _CROPS, slot.epoch, slot.index, *([slot.source] if slot.source else [])]
+        for attempt in range(_MAX_BROKEN_IN_A_ROW):
+            if attempt:
+                sample = self._source.replacement(number, attempt)
+            rng = np.random.default_rng(key)
             try:
                 crops = self._crop(sample.data, rng)
             except BrokenImage as error:
@@ -114,13 +125,16 @@ class TrainingBatches(IterableDataset):
         )
 
 
-def build_loader(batches: TrainingBatches, num_workers: int, pin_memory: bool) -> DataLoader:
-    """A loader that gives `batches` in order, whatever the number of workers."""
+def build_loader(
+    batches: TrainingBatches, num_workers: int, pin_memory: bool, start_method: str | None = None
+) -> DataLoader:
+    """A loader that gives `batches` in order, whatever the number of workers and how they are started."""
     return _Loader(
         batches,
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        multiprocessing_context=start_method if num_workers else None,
         prefetch_factor=2 if num_workers else None,
         persistent_workers=False,
         worker_init_fn=_outlive_sigterm,
@@ -135,12 +149,19 @@ class _Loader(DataLoader):
 
     def __iter__(self) -> Iterator[SSLBatch]:
         if not _CAN_WAIT:
-            return super().__iter__()
+            return _raise_errors(super().__iter__())
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            return super().__iter__()
+            return _raise_errors(super().__iter__())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _raise_errors(batches: Iterator[SSLBatch | ValueError]) -> Iterator[SSLBatch]:
+    for batch in batches:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
 
 
 def _outlive_sigterm(worker: int) -> None:

@@ -1,29 +1,28 @@
-"""Where images come from: any local `datasets` source or Hub name, map-style or streaming, behind one interface.
+"""The sequence of images that a run reads: endless, seeded, the same for any number of processes and workers.
 
-A training source is an endless sequence of encoded images. Sample number `n` is the same for every process, worker and
-restart: a source of `L` images runs through them in a new random order every `L` numbers (an epoch of the data).
+A source of `n` images, or a lane of a streaming one (`lanes.py`), runs through its images in a new random order every
+`n` samples: an epoch of the data, which has nothing to do with the epochs of a run (`train.epoch_length`).
 """
 
 from __future__ import annotations
 
-import copy
 import os
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
-from datasets.utils.file_utils import xopen
+from datasets import Dataset
 
-from ..config import SourceConfig
+from ..config import DataConfig
+from .lanes import Lane, Shards, advise, automatic_lanes, locate
+from .load import ImageColumn, open_images
+from .permutation import Permutation
 
-# a stream goes back this far without being read anew: further than the loader looks ahead for a readable image
-_KEPT_SAMPLES = 128
-_SUFFIX_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
+_PERIOD = 1024
+# keep apart the random streams that share a seed with each other and with those of the loader
+_ORDER, _PATTERN = 3, 4
 
 
 @dataclass(frozen=True)
@@ -35,203 +34,212 @@ class Sample:
     name: str
     """How a person finds it: a path, or the row in its source."""
     epoch: int
-    """How often the source had been run through before."""
+    """How often the source, or its lane of it, had been run through before."""
     index: int
-    """Row in the source (map-style) or position in the epoch (streaming)."""
+    """Row in the source (map-style), or a number that no other sample of the epoch has (streaming)."""
+    source: int = 0
+    """Which source of a mixture: 0 for `data.train`, then those of `data.mix` by name."""
 
 
 class TrainingSource(Protocol):
     """What the data loader reads from."""
 
     def read(self, number: int) -> Sample:
-        """Sample `number` of the endless sequence. Streaming sources are fastest with rising numbers."""
+        """Sample `number` of the endless sequence. Streaming sources want rising numbers."""
+
+    def replacement(self, number: int, attempt: int) -> Sample:
+        """What to take where sample `number` cannot be decoded: the `attempt`-th sample (from 1) after it in its lane.
+
+        From its own lane of its own source, so that no worker has to open another's.
+        """
 
 
-class MapSource:
-    """A training source over a map-style `datasets.Dataset`, shuffled anew every epoch."""
+class LanedSource(ABC):
+    """A training source that is read lane by lane; one that is not streamed has a single lane."""
 
-    def __init__(self, dataset: Dataset, image_column: str, seed: int) -> None:
-        self._dataset = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
-        self._column = image_column
-        self._seed = seed
-        self._order: tuple[int, np.ndarray] | None = None
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
 
     def read(self, number: int) -> Sample:
-        epoch, position = divmod(number, len(self._dataset))
-        if self._order is None or self._order[0] != epoch:
-            generator = np.random.default_rng([self._seed, epoch])
-            self._order = (epoch, generator.permutation(len(self._dataset)))
-        index = int(self._order[1][position])
-        data, name = encoded_bytes(self._dataset[index][self._column], f"row {index}")
-        return Sample(data, name, epoch, index)
+        return self.at(*locate(number, self.lanes))
+
+    def replacement(self, number: int, attempt: int) -> Sample:
+        return self.at(*locate(number, self.lanes), attempt)
+
+    @abstractmethod
+    def at(self, lane: int, position: int, ahead: int = 0) -> Sample:
+        """Sample `position + ahead` of a lane, to be followed by calls with the same `position` or a higher one."""
 
 
-class StreamSource:
-    """A training source over a `datasets.IterableDataset`, shuffled within a buffer, in a new order every epoch.
+class MapSource(LanedSource):
+    """Images at random access, shuffled over their whole number."""
 
-    Every process and worker reads the whole stream and keeps its own samples, so that the order depends on nothing
-    but the seed; a restart reads up to where it left off.
+    def __init__(self, images: ImageColumn, seed: int, shuffle: bool = True, lanes: int = 1, source: int = 0) -> None:
+        super().__init__(lanes)
+        assert isinstance(images.dataset, Dataset)
+        self._images = images
+        self._shuffle = shuffle
+        self._key = (seed, _ORDER, source)
+        self._source = source
+        self._order: tuple[int, Permutation] | None = None
+
+    def at(self, lane: int, position: int, ahead: int = 0) -> Sample:
+        epoch, index = divmod((position + ahead) * self.lanes + lane, len(self._images.dataset))
+        if self._shuffle:
+            if self._order is None or self._order[0] != epoch:
+                self._order = (epoch, Permutation(len(self._images.dataset), (*self._key, epoch)))
+            index = self._order[1][index]
+        value = self._images.dataset[index][self._images.name]
+        return Sample(*self._images.encoded(value, f"row {index}"), epoch, index, self._source)
+
+
+class StreamSource(LanedSource):
+    """Images in the order of their files, lane by lane; each lane is shuffled by files and within blocks.
+
+    A lane is opened when it is first read, at the block that is wanted, and stays with the process that opened it.
     """
 
-    def __init__(self, dataset: IterableDataset, image_column: str, seed: int, shuffle_buffer: int) -> None:
-        dataset = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
-        self._dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
-        self._column = image_column
-        self._samples: Iterator[Sample] | None = None
-        self._number = -1
-        self._recent: deque[Sample] = deque(maxlen=_KEPT_SAMPLES)
+    def __init__(
+        self,
+        images: ImageColumn,
+        seed: int,
+        shuffle_buffer: int,
+        shuffle: bool = True,
+        lanes: int = 1,
+        source: int = 0,
+    ) -> None:
+        super().__init__(lanes)
+        self.embedded = images.embedded
+        self._shards = Shards(images)
+        self._key = (seed, _ORDER, source)
+        self._source = source
+        self._block_size = max(shuffle_buffer // lanes, 1) if shuffle else 1
+        self._shuffle = shuffle
+        self._opened: dict[int, Lane] = {}
+        self._process = os.getpid()
 
-    def read(self, number: int) -> Sample:
-        if self._samples is None or number <= self._number - len(self._recent):
-            self._samples, self._number = self._endless(), -1
-            self._recent.clear()
-        while self._number < number:
-            self._recent.append(next(self._samples))
-            self._number += 1
-        return self._recent[number - self._number - 1]
+    @property
+    def num_shards(self) -> int:
+        return len(self._shards)
 
-    def _endless(self) -> Iterator[Sample]:
-        epoch = 0
-        # `datasets` keeps the epoch in memory that forked workers share, and would shuffle by each other's
-        self._dataset = copy.deepcopy(self._dataset)
-        while True:
-            self._dataset.set_epoch(epoch)
-            position = 0
-            # .iter() gives all samples in every worker; plain iteration would share them out by worker
-            for rows in self._dataset.iter(batch_size=16):
-                for image in rows[self._column]:
-                    data, name = encoded_bytes(image, f"sample {position} of epoch {epoch}")
-                    yield Sample(data, name, epoch, position)
-                    position += 1
-            if position == 0:
-                raise ValueError("the streaming source has no samples; check its path and split")
-            epoch += 1
+    def at(self, lane: int, position: int, ahead: int = 0) -> Sample:
+        if self._process != os.getpid():  # a fork shares the place in open files with its parent
+            self._opened, self._process = {}, os.getpid()
+        if lane not in self._opened:
+            self._opened[lane] = Lane(self._shards, lane, self.lanes, self._key, self._block_size, self._shuffle)
+        entry = self._opened[lane].read(position, ahead)
+        return Sample(*self._shards.encoded(entry), entry.epoch, entry.position * self.lanes + lane, self._source)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_opened": {}}
 
 
-class LabeledImages:
-    """A map-style source of images with class labels, for evaluation: `labels` `[N]` index into `names`.
+class MixedSource(LanedSource):
+    """Several sources in fixed shares, each of which repeats without end by itself.
+
+    In every lane a seeded pattern of 1,024 samples says which source each is from; how many came from it before is
+    counted from the pattern, so that nothing of any source is left out or repeated and any number is found at once.
+
+    Args:
+        sources: by name, with as many lanes as each other, in the order of their `Sample.source`.
+        weights: shares of the sources, relative to each other.
+        seed: of the pattern.
 
     Raises:
-        ValueError: no label column.
+        ValueError: a share too small for a single sample of the pattern.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
-        dataset = load(config, streaming=False)
-        image = find_image_column(dataset, config)
-        label = config.label_column or _first_of_type(dataset, ClassLabel)
-        if label is None or label not in dataset.column_names:
-            given = (
-                f"label_column={config.label_column!r}" if config.label_column else "a column of the type ClassLabel"
-            )
-            raise ValueError(
-                f"{config.path} (split {config.split!r}) lacks {given}; its columns are "
-                f"{', '.join(dataset.column_names)}; name one with label_column=, or give each class a folder"
-            )
-        self._images = dataset.select_columns([image]).cast_column(image, Image(decode=False))
-        self._column = image
-        feature, values = dataset.features[label], np.asarray(dataset[label][:])
-        if isinstance(feature, ClassLabel):
-            self.labels, self.names = values, feature.names
-        else:
-            found, self.labels = np.unique(values, return_inverse=True)
-            self.names = [str(value) for value in found]
+    def __init__(self, sources: dict[str, LanedSource], weights: Sequence[float], seed: int) -> None:
+        self.sources = list(sources.values())
+        super().__init__(self.sources[0].lanes)
+        assert all(source.lanes == self.lanes for source in self.sources)
+        self._names = list(sources)
+        self._counts = _shares(weights)
+        self._seed = seed
+        self._patterns: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for name, weight, count in zip(self._names, weights, self._counts):
+            if count == 0:
+                raise ValueError(
+                    f"{name}.weight={weight} of {sum(weights):g} in all is less than half a sample in {_PERIOD}; "
+                    f"use {sum(weights) / _PERIOD:g} or more, or leave the source out"
+                )
 
-    def __len__(self) -> int:
-        return len(self._images)
+    def at(self, lane: int, position: int, ahead: int = 0) -> Sample:
+        if lane not in self._patterns:
+            self._patterns[lane] = self._pattern(lane)
+        choices, before = self._patterns[lane]
+        turn, place = divmod(position, _PERIOD)
+        choice = int(choices[place])
+        own = turn * self._counts[choice] + int(before[place])
+        sample = self.sources[choice].at(lane, own, ahead)
+        return replace(sample, name=f"{self._names[choice]}: {sample.name}")
 
-    def read(self, index: int) -> tuple[bytes, str]:
-        """Bytes and name of image `index`."""
-        return encoded_bytes(self._images[index][self._column], f"row {index}")
+    def _pattern(self, lane: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of each place `[1024]`: its source, and how many places before it have the same."""
+        order = np.array(Permutation(_PERIOD, (self._seed, _PATTERN, lane)))
+        choices = np.repeat(np.arange(len(self._counts)), self._counts)[order]
+        before = np.zeros(_PERIOD, dtype=np.int64)
+        for choice in range(len(self._counts)):
+            chosen = choices == choice
+            before[chosen] = np.arange(chosen.sum())
+        return choices, before
 
 
-def open_training_source(config: SourceConfig, seed: int, shuffle_buffer: int) -> TrainingSource:
+def open_training_source(config: DataConfig, seed: int) -> LanedSource:
     """The endless sequence of images that `config` describes.
 
     Raises:
-        ValueError: nothing to read, no such split or column, each with what there is instead.
+        ValueError: nothing to read, no such split or column, more lanes than files, each with what there is instead.
     """
-    dataset = load(config, streaming=config.streaming)
-    column = find_image_column(dataset, config)
-    if config.streaming:
-        return StreamSource(dataset, column, seed, shuffle_buffer)
-    return MapSource(dataset, column, seed)
-
-
-def load(config: SourceConfig, streaming: bool) -> Dataset | IterableDataset:
-    """The `datasets` object at `config.path`: an image folder, parquet, arrow, a saved set, or a set on the Hub."""
-    path = os.path.expanduser(str(config.path))
-    local = Path(path)
-    try:
-        if local.is_file():
-            if local.suffix not in _SUFFIX_FORMATS:
-                raise ValueError(
-                    f"{path} is a {local.suffix or 'nameless'} file; give a folder of images, or a file that ends in "
-                    f"{' or '.join(_SUFFIX_FORMATS)}"
-                )
-            dataset = load_dataset(
-                _SUFFIX_FORMATS[local.suffix], data_files={"train": path}, split=config.split, streaming=streaming
-            )
-        elif (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
-            dataset = load_from_disk(path)
-            if not isinstance(dataset, DatasetDict):
-                dataset = DatasetDict({str(dataset.split or "train"): dataset})
-            if config.split not in dataset:
-                raise ValueError(f"split={config.split!r} is not in {path}; it has {', '.join(dataset)}")
-            dataset = dataset[config.split]
-            dataset = dataset.to_iterable_dataset() if streaming else dataset
-        elif local.exists() or path.startswith(("/", "./", "../")):
-            if not local.exists():
-                raise ValueError(f"{path} does not exist; give a folder of images, parquet files or a set on the Hub")
-            if not any(local.iterdir()):
-                raise ValueError(f"{path} is an empty folder; put images into it, or give another")
-            dataset = load_dataset(path, split=config.split, streaming=streaming)
+    configs = {"data.train": config.train} | {f"data.mix.{name}": config.mix[name] for name in sorted(config.mix)}
+    images = {name: open_images(source, source.streaming) for name, source in configs.items()}
+    shards = {name: images[name].dataset.num_shards for name in configs if configs[name].streaming}
+    lanes = _lanes(config, shards)
+    sources: dict[str, LanedSource] = {}
+    for number, name in enumerate(configs):
+        if name in shards:
+            sources[name] = StreamSource(images[name], seed, config.shuffle_buffer, config.shuffle, lanes, number)
         else:
-            dataset = load_dataset(path, config.name, split=config.split, streaming=streaming)
-    except DatasetNotFoundError as error:
-        raise ValueError(f"{path} is neither a folder or file here nor a set on the Hub that can be read") from error
-    except FileNotFoundError as error:  # the base of EmptyDatasetError and DataFilesNotFoundError
-        raise ValueError(f"{path} has no images or tables that can be read: {error}") from error
-    except ValueError as error:
-        if "Unknown split" in str(error) or "Bad split" in str(error):
-            raise ValueError(f"split={config.split!r} is not in {path}: {error}") from None
-        raise
-    if not streaming and len(dataset) == 0:
-        raise ValueError(f"{path} (split {config.split!r}) has no rows")
-    return dataset
+            sources[name] = MapSource(images[name], seed, config.shuffle, lanes, number)
+    if len(sources) == 1:
+        return sources["data.train"]
+    return MixedSource(sources, [source.weight for source in configs.values()], seed)
 
 
-def find_image_column(dataset: Dataset | IterableDataset, config: SourceConfig) -> str:
-    """The column that holds the images: the one named, or the first of the type `Image`."""
-    columns = list(dataset.features or ())
-    found = config.image_column or _first_of_type(dataset, Image)
-    if found is None or found not in columns:
-        given = f"image_column={config.image_column!r}" if config.image_column else "a column of the type Image"
+def reading_advice(source: LanedSource, batch_size: int, num_workers: int, num_processes: int) -> str | None:
+    """What to say where several data workers read the same files, and how to change it; None where they do not.
+
+    Args:
+        source: from `open_training_source`.
+        batch_size: images per process and forward.
+        num_workers: data workers of a process.
+        num_processes: processes of the run.
+    """
+    parts = source.sources if isinstance(source, MixedSource) else [source]
+    shards = [part.num_shards for part in parts if isinstance(part, StreamSource) and part.embedded]
+    return advise(source.lanes, min(shards), batch_size, num_workers, num_processes) if shards else None
+
+
+def _lanes(config: DataConfig, shards: dict[str, int]) -> int:
+    """Lanes of all sources together; `shards` has the streaming ones."""
+    if not shards:
+        return 1
+    fewest = min(shards, key=shards.__getitem__)
+    if config.lanes > shards[fewest]:
         raise ValueError(
-            f"{config.path} (split {config.split!r}) lacks {given}; its columns are {', '.join(columns) or 'none'}; "
-            "name the one with the images with image_column="
+            f"data.lanes={config.lanes}, but {fewest} has {shards[fewest]} shards (files) to read side by side; "
+            f"use {shards[fewest]} or fewer, or 0 for automatic"
         )
-    if not isinstance(dataset.features[found], Image):
-        raise ValueError(
-            f"column {found!r} of {config.path} is {dataset.features[found]}, not an Image; "
-            "cast it with datasets.Dataset.cast_column(name, datasets.Image()) and save it"
-        )
-    return found
+    if config.lanes:
+        return config.lanes
+    return min(map(automatic_lanes, shards.values())) if config.shuffle else 1
 
 
-def encoded_bytes(image: dict[str, Any] | None, position: str) -> tuple[bytes, str]:
-    """Bytes and name of an undecoded value of an `Image` column; a missing file or value gives no bytes."""
-    if image is None:
-        return b"", position
-    name = image.get("path") or position
-    if image.get("bytes") is not None:
-        return image["bytes"], name
-    try:
-        with xopen(name, "rb") as file:  # reads inside archives, too
-            return file.read(), name
-    except (OSError, ValueError):
-        return b"", name
-
-
-def _first_of_type(dataset: Dataset | IterableDataset, kind: type) -> str | None:
-    features = dataset.features or {}
-    return next((name for name, feature in features.items() if isinstance(feature, kind)), None)
+def _shares(weights: Sequence[float]) -> list[int]:
+    """How many of the places of a pattern each source gets, by largest remainder."""
+    exact = [weight / sum(weights) * _PERIOD for weight in weights]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda source: counts[source] - exact[source])
+    for source in by_remainder[: _PERIOD - sum(counts)]:
+        counts[source] += 1
+    return counts

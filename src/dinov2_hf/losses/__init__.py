@@ -4,6 +4,7 @@ from .assignments import Assignments, Logits
 from .centering import SoftmaxCentering
 from .cross_entropy import prototype_cross_entropy
 from .dino import NUM_GLOBAL_CROPS, dino_loss
+from .features import feature_loss
 from .ibot import ibot_loss
 from .koleo import koleo_loss
 from .sinkhorn import sinkhorn_knopp
@@ -14,6 +15,7 @@ __all__ = [
     "Logits",
     "SoftmaxCentering",
     "dino_loss",
+    "feature_loss",
     "ibot_loss",
     "koleo_loss",
     "prototype_cross_entropy",

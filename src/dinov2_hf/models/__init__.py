@@ -3,7 +3,7 @@
 from .configuration import PRESETS, Dinov2Config
 from .convert import model_from_original, resize_position_embeddings
 from .heads import HEADS_FILE, DINOHead
-from .modeling import Dinov2Backbone, Dinov2ForImageClassification, Dinov2Model, Dinov2PreTrainedModel
+from .modeling import Dinov2Backbone, Dinov2ForImageClassification, Dinov2Layer, Dinov2Model, Dinov2PreTrainedModel
 
 __all__ = [
     "HEADS_FILE",
@@ -12,6 +12,7 @@ __all__ = [
     "Dinov2Backbone",
     "Dinov2Config",
     "Dinov2ForImageClassification",
+    "Dinov2Layer",
     "Dinov2Model",
     "Dinov2PreTrainedModel",
     "model_from_original",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -68,6 +69,23 @@ class DINOHead(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> DINOHead:
+        """The head that a state dict belongs to, with its weights.
+
+        Raises:
+            ValueError: not the tensors of a head.
+        """
+        try:
+            weights = [state[name] for name in sorted(state) if re.fullmatch(r"mlp\.\d+\.weight", name)]
+            bottleneck, hidden = weights[-1].shape[0], weights[0].shape[0]
+            prototypes = state["last_layer.weight_v"].shape[0]
+            head = cls(weights[0].shape[1], prototypes, hidden, bottleneck, num_layers=len(weights))
+            head.load_state_dict(state)
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise ValueError(f"not the tensors of a head: {error}") from None
+        return head
 
     def forward(self, features: Tensor, criterion: Callable[[Tensor, Tensor], Result] | None = None) -> Tensor | Result:
         """Logits `[M, K]`, or what `criterion` makes of unit-length features `[M, d]` and prototypes `[K, d]`.

@@ -246,12 +246,7 @@ class Dinov2Model(_Transformer):
             pixel_values, bool_masked_pos, output_hidden_states, output_attentions
         )
         tokens = self.layernorm(tokens)
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=tokens,
-            pooler_output=tokens[:, 0],
-            hidden_states=hidden_states,
-            attentions=attentions,
-        )
+        output = BaseModelOutputWithPooling(tokens, tokens[:, 0], hidden_states=hidden_states, attentions=attentions)
         return output if self._returns_dict(return_dict) else output.to_tuple()
 
     def forward_packed(

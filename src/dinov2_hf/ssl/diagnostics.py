@@ -16,11 +16,14 @@ from ..losses.reduce import gather_rows, global_sum_
 
 
 @torch.no_grad()
-def diagnose_batch(student_cls: Tensor, teacher_cls: Tensor, targets: Mapping[str, Assignments]) -> dict[str, Tensor]:
+def diagnose_batch(
+    student_cls: Tensor, teacher_cls: Tensor | None, targets: Mapping[str, Assignments]
+) -> dict[str, Tensor]:
     """Scalars of the global batch, equal on all ranks. Collective: call on all ranks.
 
     Args:
-        student_cls, teacher_cls: features of the same global crops, `[2B, D]`.
+        student_cls, teacher_cls: features of the same global crops, `[2B, D]`; without a teacher's, which may have
+            another width, the rank is that of the student's and there is no cosine.
         targets: the teacher's assignments by term.
 
     Returns:
@@ -29,12 +32,12 @@ def diagnose_batch(student_cls: Tensor, teacher_cls: Tensor, targets: Mapping[st
         of the prototypes that are some sample's strongest, of those that could be (all, or as many as samples).
     """
     with torch.autocast(student_cls.device.type, enabled=False):
-        cosine = torch.nn.functional.cosine_similarity(student_cls.float(), teacher_cls.float(), dim=1)
-        total = global_sum_(torch.stack((cosine.sum(), cosine.new_tensor(float(len(cosine))))))
-        scalars = {
-            "rankme": rankme(gather_rows(teacher_cls.float())[0]),
-            "teacher_student_cosine": total[0] / total[1],
-        }
+        ranked = student_cls if teacher_cls is None else teacher_cls
+        scalars = {"rankme": rankme(gather_rows(ranked.float())[0])}
+        if teacher_cls is not None:
+            cosine = torch.nn.functional.cosine_similarity(student_cls.float(), teacher_cls.float(), dim=1)
+            total = global_sum_(torch.stack((cosine.sum(), cosine.new_tensor(float(len(cosine))))))
+            scalars["teacher_student_cosine"] = total[0] / total[1]
         for term, assignments in targets.items():
             entropy, used = _assignment_health(assignments)
             scalars[f"target_entropy/{term}"] = entropy

@@ -1,8 +1,9 @@
 """The accelerate-driven training loop and what it is made of."""
 
 from .accelerator import build_accelerator
+from .distill import Distiller
 from .loop import Pretrainer
 from .metrics import plot_metrics, read_metrics
 from .step import TrainingStep
 
-__all__ = ["Pretrainer", "TrainingStep", "build_accelerator", "plot_metrics", "read_metrics"]
+__all__ = ["Distiller", "Pretrainer", "TrainingStep", "build_accelerator", "plot_metrics", "read_metrics"]

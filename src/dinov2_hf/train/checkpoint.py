@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from ..config import PretrainConfig, dotted_keys, load_config, save_config, value_at
+from ..config import PretrainConfig, dotted_keys, load_saved_config, save_config, value_at
 
 _NAME = re.compile(r"step-(\d{8})")
 _RUN_FILE = "run.json"
@@ -32,7 +32,7 @@ _RUN_FILE = "run.json"
 _MAY_DIFFER = re.compile(
     r"train\.(output_dir|log_every|checkpoint_epochs|keep_checkpoints|keep_every|max_skipped_updates"
     r"|batch_size|gradient_accumulation_steps)"  # not the global batch: check_same_run
-    r"|data\.(num_workers|max_broken_share)"
+    r"|data\.(num_workers|start_method|max_broken_share)"
     r"|model\.(attn_implementation|gradient_checkpointing|compile)"
     r"|init\.path"  # read once, at the start
     r"|knn\..*"
@@ -165,10 +165,10 @@ def read_model_tensors(path: Path) -> dict[str, Tensor]:
 
 def check_same_run(path: Path, config: PretrainConfig, saved_batch_size: int, global_batch_size: int) -> None:
     """Refuses to continue a checkpoint under a config that would change what the run computes."""
-    saved = load_config(path / "config.yaml")
-    for key in dotted_keys(config):
+    saved = load_saved_config(path / "config.yaml")
+    for key in dict.fromkeys([*dotted_keys(saved), *dotted_keys(config)]):  # a source of a mixture may be in one alone
         before, now = value_at(saved, key), value_at(config, key)
-        if before != now and not _MAY_DIFFER.fullmatch(key):
+        if before != now and not _MAY_DIFFER.fullmatch(key) and not isinstance(before, dict):
             raise ValueError(
                 f"{key}={now!r}, but {path} was written with {key}={before!r}; continue with that value, "
                 "or start anew with another train.output_dir"

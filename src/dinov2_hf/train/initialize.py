@@ -19,17 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..config import InitConfig, load_config
+from ..config import InitConfig, load_saved_config
 from ..models import HEADS_FILE, Dinov2Config, Dinov2Model, resize_position_embeddings
 from ..models.convert import config_from_original, from_original
-from ..ssl import DINOv2Pretraining
+from ..ssl import Students
 from .checkpoint import find_checkpoints, read_model_tensors
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class _Source:
+class Source:
     """Weights to start from: `backbone.…` and, where there are any, `dino_head.…` and `ibot_head.…`."""
 
     name: str
@@ -42,8 +42,21 @@ class _Source:
     centering: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def initialize(model: DINOv2Pretraining, config: InitConfig) -> bool:
-    """Loads the weights at `config.path` into student and teacher; position embeddings are resized.
+def read_source(path: str) -> Source:
+    """The weights at `path`: a run or one of its checkpoints, a model that transformers loads, an original `.pth`.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: a file that is damaged, or not of a DINOv2 model.
+    """
+    checkpoint = _checkpoint_at(Path(path))
+    if checkpoint is not None:
+        return _read_run(checkpoint)
+    return _read_original(path) if path.endswith((".pth", ".pt")) else _read_model(path)
+
+
+def initialize(model: Students, config: InitConfig) -> bool:
+    """Loads the weights at `config.path` into the (first) student and its average; position embeddings are resized.
 
     A run gives the student its student and the teacher its teacher; all else gives both the same.
 
@@ -55,17 +68,11 @@ def initialize(model: DINOv2Pretraining, config: InitConfig) -> bool:
         ValueError: another architecture than the config asks for, naming what to set; a file that is damaged, or not
             of a DINOv2 model.
     """
-    checkpoint = _checkpoint_at(Path(config.path))
-    if checkpoint is not None:
-        source = _read_run(checkpoint)
-    elif config.path.endswith((".pth", ".pt")):
-        source = _read_original(config.path)
-    else:
-        source = _read_model(config.path)
+    source = read_source(config.path)
     missing: set[str] = set()
-    for role in ("student", "teacher"):
-        for name, network in getattr(model, role).items():
-            state = _with_prefix(getattr(source, role), f"{name}.")
+    for networks, tensors in ((model.students[""], source.student), (model.averages[""], source.teacher)):
+        for name, network in networks.items():
+            state = _with_prefix(tensors, f"{name}.")
             if name == "backbone":
                 _load_backbone(network, state, source)
             elif state and config.heads:
@@ -76,7 +83,10 @@ def initialize(model: DINOv2Pretraining, config: InitConfig) -> bool:
         model.centering.load_state_dict(source.centering)
     anew = f"; {' and '.join(sorted(missing))} new" if missing else ""
     logger.info(
-        "starting from %s: %s%s", source.name, "student and teacher" if checkpoint else "one backbone for both", anew
+        "starting from %s: %s%s",
+        source.name,
+        "one backbone for both" if source.student is source.teacher else "student and teacher",
+        anew,
     )
     return bool(missing)
 
@@ -89,22 +99,22 @@ def _checkpoint_at(path: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _read_run(checkpoint: Path) -> _Source:
-    run = load_config(checkpoint / "config.yaml")
+def _read_run(checkpoint: Path) -> Source:
+    run = load_saved_config(checkpoint / "config.yaml")
     architecture = run.model.architecture() | {"image_size": run.crops.global_size}
     config = Dinov2Config.preset(run.model.preset, **architecture)
     tensors = read_model_tensors(checkpoint)
-    return _Source(
+    return Source(
         str(checkpoint),
         _with_prefix(tensors, "student."),
-        _with_prefix(tensors, "teacher."),
+        _with_prefix(tensors, "teacher.") or _with_prefix(tensors, "average."),
         config,
         config.num_attention_heads,
         _with_prefix(tensors, "centering."),
     )
 
 
-def _read_model(path: str) -> _Source:
+def _read_model(path: str) -> Source:
     """A model in a folder or on the Hub, and the heads that our exports have beside it."""
     try:
         backbone, report = Dinov2Model.from_pretrained(
@@ -141,10 +151,10 @@ def _read_model(path: str) -> _Source:
             "fetch or export the model again"
         )
     tensors |= {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
-    return _Source(path, tensors, tensors, backbone.config, backbone.config.num_attention_heads)
+    return Source(path, tensors, tensors, backbone.config, backbone.config.num_attention_heads)
 
 
-def _read_original(path: str) -> _Source:
+def _read_original(path: str) -> Source:
     """A released backbone, or a teacher of the original training code with its heads."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"init.path={path} does not exist")
@@ -167,10 +177,10 @@ def _read_original(path: str) -> _Source:
     except ValueError as error:
         raise ValueError(f"init.path={path} cannot be read: {error}") from None
     tensors = heads | {f"backbone.{name}": value for name, value in from_original(original).items()}
-    return _Source(path, tensors, tensors, config, None)
+    return Source(path, tensors, tensors, config, None)
 
 
-def _load_backbone(network: Dinov2Model, state: Mapping[str, Tensor], source: _Source) -> None:
+def _load_backbone(network: Dinov2Model, state: Mapping[str, Tensor], source: Source) -> None:
     try:
         state = resize_position_embeddings(state, network.config, source.config)
     except ValueError as error:

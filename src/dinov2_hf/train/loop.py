@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from ..config import PretrainConfig, save_config
-from ..data import PhotometricAugmentation, TrainingBatches, build_loader, open_training_source
-from ..ssl import DINOv2Pretraining, SSLBatch
+from ..data import PhotometricAugmentation, TrainingBatches, build_loader, open_training_source, reading_advice
+from ..ssl import DINOv2Pretraining, SSLBatch, Students
 from .checkpoint import (
     RunState,
     find_checkpoints,
@@ -57,6 +58,8 @@ class Pretrainer:
         OSError: the output folder cannot be written.
     """
 
+    _description = "Pretraining"
+
     def __init__(
         self,
         config: PretrainConfig,
@@ -73,12 +76,15 @@ class Pretrainer:
         self.accumulation = train.gradient_accumulation_steps
         self.global_batch_size = train.batch_size * accelerator.num_processes * self.accumulation
         self.checkpoint_steps = max(round(train.checkpoint_epochs * train.epoch_length), 1)
-        self.source = open_training_source(config.data.train, train.seed, config.data.shuffle_buffer)
+        self.source = open_training_source(config.data, train.seed)
+        advice = reading_advice(self.source, train.batch_size, config.data.num_workers, accelerator.num_processes)
+        if advice and accelerator.is_main_process:
+            logger.info(advice)
         self.augment = PhotometricAugmentation(config.colors)
 
         checkpoint = self._checkpoint_to_resume(resume)
         torch.manual_seed(train.seed)
-        self.model = DINOv2Pretraining(config)
+        self.model = self._build_model()
         head_warmup_steps = 0
         if config.init.path and checkpoint is None and initialize(self.model, config.init):
             head_warmup_steps = round(config.init.head_warmup_epochs * train.epoch_length)
@@ -95,17 +101,20 @@ class Pretrainer:
         self._collapse = CollapseWatch()
         self._terminated = threading.Event()
 
+    def _build_model(self) -> Students:
+        return DINOv2Pretraining(self.config)
+
     @property
     def step(self) -> int:
         """Updates made so far."""
         return self.state.step
 
-    def run(self) -> dict[str, nn.Module]:
+    def run(self) -> dict[str, dict[str, nn.Module]]:
         """Trains to the end, or until SIGTERM, and saves a checkpoint there.
 
         Returns:
-            The teacher's `backbone`, `dino_head`, `ibot_head`. Where parameters are sharded, whole copies on the
-            main process and nothing on the others.
+            For each student (`""`, where there is one alone) the networks of its average: `backbone`, `dino_head`,
+            `ibot_head`. Where parameters are sharded, whole copies on the main process and nothing on the others.
         """
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set()) if in_main_thread else None
@@ -115,7 +124,7 @@ class Pretrainer:
             if in_main_thread:
                 signal.signal(signal.SIGTERM, before)
 
-    def _run(self) -> dict[str, nn.Module]:
+    def _run(self) -> dict[str, dict[str, nn.Module]]:
         config, accelerator, state = self.config, self.accelerator, self.state
         train = config.train
         total = train.num_steps
@@ -142,20 +151,21 @@ class Pretrainer:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        loader = iter(build_loader(batches, config.data.num_workers, accelerator.device.type == "cuda"))
+        pin_memory = accelerator.device.type == "cuda"
+        loader = iter(build_loader(batches, config.data.num_workers, pin_memory, config.data.start_method))
         progress = tqdm(
             total=total * self.global_batch_size,
             initial=state.step * self.global_batch_size,
-            desc="Pretraining",
+            desc=self._description,
             unit="img",
             unit_scale=True,
             disable=not accelerator.is_main_process,
         )
         self._train(loader, log, progress)
         progress.close()
-        teacher = self._whole_teacher()
+        results = {student: self._whole_average(student) for student in self.model.averages}
         accelerator.end_training()
-        return teacher
+        return results
 
     def _train(self, loader: Iterator[SSLBatch], log: MetricLog, progress: tqdm) -> None:
         accelerator, state, train = self.accelerator, self.state, self.config.train
@@ -198,14 +208,14 @@ class Pretrainer:
         received = torch.tensor(float(self._terminated.is_set()), device=self.accelerator.device)
         return self.accelerator.reduce(received, reduction="sum").item() > 0
 
-    def _whole_teacher(self) -> dict[str, nn.Module]:
-        """The teacher's networks, not sharded, on the main process; the others get none. Collective."""
-        teacher = dict(self.model.teacher.items())
+    def _whole_average(self, student: str) -> dict[str, nn.Module]:
+        """The networks of a student's average, not sharded, on the main process; the others get none. Collective."""
+        average = dict(self.model.averages[student].items())
         if not isinstance(self.model, FSDPModule):
-            return teacher
+            return average
         main = self.accelerator.is_main_process
-        whole = self.model.build_networks(drop_path_rate=0.0) if main else {}
-        for name, network in teacher.items():
+        whole = self.model.build_networks(0.0, student) if main else {}
+        for name, network in average.items():
             target = whole[name].state_dict() if main else {}
             for key, shard in network.state_dict().items():
                 tensor = shard.full_tensor()
@@ -249,7 +259,10 @@ class Pretrainer:
         if self.evaluate is None:
             return
         self.model.eval()
-        results = self.evaluate(self.model.teacher_features)
+        results = {}
+        for student in self.model.averages:
+            found = self.evaluate(partial(self.model.average_features, student=student))
+            results |= {f"{student}.{name}" if student else name: value for name, value in found.items()}
         if isinstance(self.model, FSDPModule):
             self.model.reshard()  # what is gathered for a forward stays so until the next backward
         log.write(self.step, results)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from ..config import PretrainConfig
-from ..ssl import DINOv2Pretraining, SSLBatch
+from ..ssl import SSLBatch, Students
 from .param_groups import apply_schedule, build_param_groups
 from .schedules import StepValues
 
@@ -28,22 +28,23 @@ class TrainingStep:
     optimiser gets a flag. `counters` `[2]` holds the updates skipped so far, and in a row.
     """
 
-    def __init__(self, model: DINOv2Pretraining, config: PretrainConfig, accelerator: Accelerator) -> None:
+    def __init__(self, model: Students, config: PretrainConfig, accelerator: Accelerator) -> None:
         optim = config.optim
         self.config = config
         self.accelerator = accelerator
         self.model = model
-        groups = build_param_groups(
-            model.student.named_parameters(),
-            model.student["backbone"].config.num_hidden_layers,
-            optim.layerwise_decay,
-            optim.patch_embed_lr_mult,
-        )
+        groups = []
+        for student in model.students.values():
+            num_layers = student["backbone"].config.num_hidden_layers
+            decay, patch_embed = optim.layerwise_decay, optim.patch_embed_lr_mult
+            groups += build_param_groups(student.named_parameters(), num_layers, decay, patch_embed)
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=tuple(optim.betas), fused=True)
         self._wrapped: nn.Module
         self._optimizer: AcceleratedOptimizer
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
-        register_fsdp_forward_method(model, "teacher_features")  # does nothing where parameters are not sharded
+        register_fsdp_forward_method(model, "average_features")  # does nothing where parameters are not sharded
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+        model.place_teacher(accelerator.device, dtype, sharded=isinstance(model, FSDPModule))
         self.counters = torch.zeros(2, device=accelerator.device)
 
     @property
@@ -85,7 +86,7 @@ class TrainingStep:
         scalars |= self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self.model.update_teacher(values.teacher_momentum)
+        self.model.update_averages(values.teacher_momentum)
         return scalars
 
     def _clip(self) -> dict[str, Tensor]:
@@ -93,7 +94,7 @@ class TrainingStep:
         limit = self.config.optim.clip_grad or float("inf")
         norms = {
             f"grad_norm/{name}": _whole(nn.utils.clip_grad_norm_(network.parameters(), limit))
-            for name, network in self.model.student.items()
+            for name, network in self._networks()
         }
         skip = (~torch.isfinite(torch.stack(list(norms.values()))).all()).float()
         if self.accelerator.scaler is None:  # in fp16 the gradient scaler does the same
@@ -102,14 +103,21 @@ class TrainingStep:
         self.counters = (self.counters + skip) * torch.stack((torch.ones_like(skip), skip))
         return {name: _finite(norm).to(self.counters.device) for name, norm in norms.items()}
 
+    def _networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """The trained networks, by name; where there are several students, after the name of theirs."""
+        for student, networks in self.model.students.items():
+            for name, network in networks.items():
+                yield f"{student}.{name}" if student else name, network
+
     def _norms_of_parts(self) -> dict[str, Tensor]:
         """Gradient norms before clipping of embeddings, layers, final norm, and of MLP and prototypes of the heads."""
         parts = {}
-        for name, network in self.model.student.items():
-            if name == "backbone":
-                parts["embeddings"] = network.embeddings
-                parts |= {f"layer_{index:02}": layer for index, layer in enumerate(network.encoder.layer)}
-                parts["layernorm"] = network.layernorm
+        for name, network in self._networks():
+            prefix = name.removesuffix("backbone")
+            if prefix != name:
+                parts[f"{prefix}embeddings"] = network.embeddings
+                parts |= {f"{prefix}layer_{index:02}": layer for index, layer in enumerate(network.encoder.layer)}
+                parts[f"{prefix}layernorm"] = network.layernorm
             else:
                 parts |= {f"{name}.{part}": module for part, module in network.named_children()}
         norms = {}

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import nn
 
-from .config import PretrainConfig
-from .features import EvalTransform
-from .models import HEADS_FILE, Dinov2Model
+from ..config import PretrainConfig
+from ..features import EvalTransform
+from ..models import HEADS_FILE, Dinov2Model
 
 
 def export_folder(
@@ -51,7 +51,7 @@ def preprocessor_config(transform: EvalTransform) -> dict:
     """The transform as the configuration of the stock image processor of DINOv2."""
     return {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
+        "do_convert_rgb": len(transform.mean) == 3,
         "do_resize": True,
         "size": {"shortest_edge": transform.resize_size},
         "resample": 3,

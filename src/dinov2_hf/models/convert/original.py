@@ -6,17 +6,21 @@ Original state dicts come in variants: transformer blocks chunked for FSDP (`blo
 
 from __future__ import annotations
 
-import math
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from os import PathLike
 
 import torch
 from torch import Tensor
 
-from .configuration import Dinov2Config
-from .embeddings import interpolate_positions
-from .modeling import Dinov2Model
+from ..configuration import Dinov2Config
+from ..modeling import Dinov2Model
+from .architecture import check_expressible, preset_of
+from .notes import Notes
+
+NOTES = "dinov2_hf"
+"""The attribute of the state dict that holds the notes; code that does not know it does not see it."""
 
 _TOP = {
     "cls_token": "embeddings.cls_token",
@@ -40,7 +44,14 @@ _BLOCK = {
     "mlp.w3": "mlp.weights_out",
 }
 _QKV = ("query", "key", "value")
-_WRAPPERS = ("module.", "teacher.", "student.", "backbone.", "_fsdp_wrapped_module.")
+_WRAPPERS = ("module.", "teacher.", "student.", "backbone.", "_fsdp_wrapped_module.", "_orig_mod.")
+
+
+def without_wrappers(name: str) -> str:
+    """A tensor's name without what training code wraps around the backbone."""
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def from_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,9 +62,7 @@ def from_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     converted: dict[str, Tensor] = {}
     for original, tensor in state_dict.items():
-        name = original
-        while name.startswith(_WRAPPERS):
-            name = name.split(".", 1)[1]
+        name = without_wrappers(original)
         if name in _TOP:
             converted[_TOP[name]] = tensor
             continue
@@ -144,38 +153,45 @@ def model_from_original(state_dict: Mapping[str, Tensor] | str | PathLike, **ove
     return model.eval()
 
 
-def resize_position_embeddings(
-    state_dict: Mapping[str, Tensor], config: Dinov2Config, source: Dinov2Config | None = None
-) -> dict[str, Tensor]:
-    """A backbone's state dict with its position embeddings resampled to the grid of `config`.
-
-    Features of images of `config.image_size` stay what resampling in every forward of the source would give.
-
-    Args:
-        state_dict: of the source.
-        config: whose grid is wanted.
-        source: the model it comes from, whose grid it has and whose rule is followed; by default a square grid and the
-            rule of `config`.
+def write_original(path: str | PathLike, model: Dinov2Model, preprocessor: dict | None = None) -> None:
+    """Writes a `.pth` file of plain tensors that `load_state_dict` of the original code takes as it is.
 
     Raises:
-        ValueError: no position embeddings, or a grid that is not square where nothing tells its shape.
+        ValueError: an architecture that the original code has not.
     """
-    name = "embeddings.position_embeddings"
-    if name not in state_dict:
-        raise ValueError(f"there is no {name} among the tensors; give those of a whole backbone")
-    positions, count, rule = state_dict[name], state_dict[name].shape[1] - 1, source or config
-    grid = rule.grid_size
-    if source is None and count != math.prod(grid):
-        grid = (math.isqrt(count),) * 2
-    if math.prod(grid) != count:
-        raise ValueError(f"{count} position embeddings are not a square grid; start from a model of square images")
-    if grid == config.grid_size:
-        return dict(state_dict)
-    patches = interpolate_positions(
-        positions[:, 1:],
-        grid,
-        config.grid_size,
-        antialias=rule.interpolate_antialias,
-        offset=rule.interpolate_offset,
-    )
-    return {**state_dict, name: torch.cat((positions[:, :1], patches), dim=1)}
+    check_expressible(model.config, "the original code", square=True)
+    state = OrderedDict((name, tensor.cpu()) for name, tensor in to_original(model.state_dict()).items())
+    setattr(state, NOTES, Notes(model.config, preprocessor).pack())
+    torch.save(state, path)
+
+
+def original_usage(path: str, config: Dinov2Config) -> str:
+    """Python that loads such a file into the original code."""
+    registers = config.num_register_tokens
+    settings = {
+        "img_size": (config.grid_size[0] * config.patch_height_width[0], 518),
+        "patch_size": (config.patch_height_width[0], 14),
+        "in_chans": (config.num_channels, 3),
+        "qkv_bias": (config.qkv_bias, True),
+        "num_register_tokens": (registers, 4 if registers else 0),
+        "interpolate_antialias": (config.interpolate_antialias, registers > 0),
+        "interpolate_offset": (config.interpolate_offset, 0.0 if registers else 0.1),
+    }
+    letter = {"small": "s", "base": "b", "large": "l", "giant": "g"}.get(preset_of(config))
+    if letter:
+        name = f"dinov2_vit{letter}14{'_reg' if registers else ''}"
+        given = "".join(f", {key}={value!r}" for key, (value, default) in settings.items() if value != default)
+        model = f'torch.hub.load("facebookresearch/dinov2", "{name}", pretrained=False{given})'
+    else:  # torch.hub has the published sizes alone
+        arguments = {key: value for key, (value, _) in settings.items()} | {
+            "embed_dim": config.hidden_size,
+            "depth": config.num_hidden_layers,
+            "num_heads": config.num_attention_heads,
+            "mlp_ratio": config.mlp_ratio,
+            "ffn_layer": "swiglufused" if config.use_swiglu_ffn else "mlp",
+            "init_values": 1.0,
+            "block_chunks": 0,
+        }
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        model = f"dinov2.models.vision_transformer.DinoVisionTransformer({given})"
+    return f'model = {model}\nmodel.load_state_dict(torch.load("{path}", weights_only=True))'

@@ -1,0 +1,14 @@
+"""Distils a frozen teacher into one or several smaller backbones that stock transformers loads.
+
+    accelerate launch examples/distill.py --config configs/distill/vits14_from_vitl14.yaml \\
+        distill.teacher=runs/vitl14 data.train.path=/my/images
+
+Everything after the options overrides a key of the config file: section.key=value.
+"""
+
+from dinov2_hf.config import DistillConfig
+from dinov2_hf.launch import launch
+from dinov2_hf.train import Distiller
+
+if __name__ == "__main__":
+    launch(__doc__, DistillConfig, Distiller)

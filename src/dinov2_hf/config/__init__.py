@@ -1,0 +1,37 @@
+"""Configuration of a run: typed sections; defaults < YAML file < dotted overrides (`optim.base_lr=1e-3`).
+
+The defaults are the published ones (`ssl_default_config.yaml` and the paper's Appendix B) where the two agree on one.
+Everything a user can get wrong is refused here, before anything heavy is imported.
+"""
+
+from .data import ColorsConfig, CropsConfig, DataConfig, SourceConfig, TrainingSourceConfig
+from .loading import dotted_keys, load_config, load_saved_config, save_config, value_at
+from .model import DinoConfig, HeadConfig, IbotConfig, InitConfig, KoleoConfig, ModelConfig, TeacherConfig
+from .run import KnnConfig, OptimConfig, TrainConfig
+from .runs import DistillConfig, PretrainConfig
+
+__all__ = [
+    "ColorsConfig",
+    "CropsConfig",
+    "DataConfig",
+    "DinoConfig",
+    "DistillConfig",
+    "DistillationConfig",
+    "HeadConfig",
+    "IbotConfig",
+    "InitConfig",
+    "KnnConfig",
+    "KoleoConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "SourceConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "TrainingSourceConfig",
+    "dotted_keys",
+    "load_config",
+    "load_saved_config",
+    "save_config",
+    "value_at",
+]

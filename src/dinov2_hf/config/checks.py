@@ -1,0 +1,38 @@
+"""The rules that values are held to: each says the key, the value, the rule and the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key}={value!r} is not one of {', '.join(choices)}")
+
+
+def positive(key: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{key}={value} is not positive; use a value above 0")
+
+
+def at_least(key: str, value: float, lowest: float) -> None:
+    if not value >= lowest:
+        raise ValueError(f"{key}={value} is below {lowest}; use {lowest} or more")
+
+
+def share(key: str, value: float, below_one: bool = False) -> None:
+    if not (0 <= value < 1 if below_one else 0 <= value <= 1):
+        raise ValueError(f"{key}={value} is not in [0, 1{')' if below_one else ']'}; it is a share")
+
+
+def interval(key: str, value: Sequence[float], lowest: float, highest: float) -> None:
+    if len(value) != 2 or not lowest <= value[0] <= value[1] <= highest or value[1] == 0:
+        raise ValueError(f"{key}={list(value)} is not [smallest, largest] within [{lowest}, {highest}]")
+
+
+def multiple_of_patch(key: str, size: int, patch_size: int) -> None:
+    if size % patch_size:
+        below, above = size // patch_size * patch_size, (size // patch_size + 1) * patch_size
+        remedy = f"use {below} or {above}" if below else f"use {above}"
+        raise ValueError(f"{key}={size} is not a multiple of model.patch_size={patch_size}; {remedy}")

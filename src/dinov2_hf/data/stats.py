@@ -1,0 +1,165 @@
+"""What a source holds: sizes, broken files, mean and deviation of the pixels, and how fast it can be read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from ..config import PretrainConfig
+from .crops import MultiCrop, as_crop
+from .decode import BrokenImage, open_image
+from .photometric import as_unit, draw_view_parameters
+from .sources import TrainingSource, open_training_source
+
+_PART = 16
+
+
+@dataclass
+class SourceStatistics:
+    """Of the images that were read."""
+
+    num_images: int = 0
+    """Read without an error."""
+    broken: list[str] = field(default_factory=list)
+    """Names and reasons of the others."""
+    complete: bool = False
+    """Whether these are all images of the source."""
+    num_bytes: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    """Width and height of each, upright."""
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    std: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """Per channel, of values in [0, 1]; every image counts the same, whatever its size."""
+    read_seconds: float = 0.0
+    crop_seconds: float = 0.0
+    """Spent by all workers in reading bytes, and in making crops of them."""
+    seconds: float = 0.0
+    """From start to end."""
+
+
+@dataclass
+class _Part:
+    """What a worker found in a few images."""
+
+    broken: list[str]
+    ended: bool
+    num_bytes: list[int]
+    sizes: list[tuple[int, int]]
+    moments: list[np.ndarray]
+    read_seconds: float
+    crop_seconds: float
+
+
+class _Parts(Dataset):
+    def __init__(self, source: TrainingSource, config: PretrainConfig, num_images: int) -> None:
+        self._source, self._config, self._num_images = source, config, num_images
+
+    def __len__(self) -> int:
+        return -(-self._num_images // _PART)
+
+    def __getitem__(self, index: int) -> _Part:
+        config, channels = self._config, self._config.model.num_channels
+        crop = MultiCrop(config.crops, channels)
+        part = _Part([], False, [], [], [], 0.0, 0.0)
+        for number in range(index * _PART, min((index + 1) * _PART, self._num_images)):
+            start = time.perf_counter()
+            sample = self._source.read(number)
+            part.read_seconds += time.perf_counter() - start
+            if sample.epoch > 0:
+                part.ended = True
+                continue
+            rng = np.random.default_rng([config.train.seed, number])
+            start = time.perf_counter()
+            try:
+                crop(sample.data, rng)
+                draw_view_parameters(rng, config.colors, config.crops.num_local)
+                part.crop_seconds += time.perf_counter() - start
+                image = open_image(sample.data, channels)
+                pixels, _ = image.decode(max(min(image.width, image.height) / config.crops.global_size, 1))
+            except BrokenImage as error:
+                part.broken.append(f"{sample.name}: {error}")
+                continue
+            values = as_unit(as_crop(pixels)).double().flatten(1).numpy()
+            part.moments.append(np.stack((values.mean(axis=1), np.square(values).mean(axis=1))))
+            part.num_bytes.append(len(sample.data))
+            part.sizes.append((image.width, image.height))
+        return part
+
+
+def measure_source(config: PretrainConfig, num_images: int, num_workers: int) -> SourceStatistics:
+    """Reads `num_images` images as training would, or all where there are fewer.
+
+    Raises:
+        ValueError: nothing can be read, with the last reason.
+    """
+    source = open_training_source(config.data, config.train.seed)
+    parts = _Parts(source, config, num_images)
+    loader = DataLoader(parts, batch_size=None, num_workers=num_workers)
+    found, moments = SourceStatistics(), []
+    start = time.perf_counter()
+    with tqdm(total=num_images, desc="Reading", unit="img") as progress:
+        for part in loader:
+            found.broken += part.broken
+            found.num_bytes += part.num_bytes
+            found.sizes += part.sizes
+            found.read_seconds += part.read_seconds
+            found.crop_seconds += part.crop_seconds
+            moments += part.moments
+            progress.update(len(part.sizes) + len(part.broken))
+            if part.ended:
+                found.complete = True
+                break
+    found.seconds = time.perf_counter() - start
+    found.num_images = len(found.sizes)
+    if not found.num_images:
+        raise ValueError(f"none of {len(found.broken)} images can be decoded; the last: {found.broken[-1]}")
+    mean, square = np.mean(moments, axis=0)
+    found.mean, found.std = mean, np.sqrt(np.maximum(square - mean**2, 0))
+    return found
+
+
+def describe(found: SourceStatistics, config: PretrainConfig, num_workers: int) -> str:
+    """The report that a person reads, with the config lines to use at the end."""
+    sizes = np.array(found.sizes)
+    short = sizes.min(axis=1)
+    total = found.num_images + len(found.broken)
+    lines = [
+        f"{found.num_images:,} images read"
+        + (", all there are" if found.complete else ", drawn at random; --images reads more"),
+        f"broken       {len(found.broken)} ({len(found.broken) / total:.1%})",
+    ]
+    lines += [f"             {message}" for message in found.broken[:10]]
+    if len(found.broken) > 10:
+        lines.append(f"             and {len(found.broken) - 10} more")
+
+    def spread(values: np.ndarray) -> str:
+        return ", ".join(
+            f"{name} {value:,.0f}"
+            for name, value in zip(("smallest", "median", "largest"), np.quantile(values, (0, 0.5, 1)))
+        )
+
+    lines += [
+        f"width        {spread(sizes[:, 0])}",
+        f"height       {spread(sizes[:, 1])}",
+        f"short side   {spread(short)}; {(short < config.crops.global_size).mean():.0%} below "
+        f"crops.global_size={config.crops.global_size}, which are enlarged",
+        f"kilobytes    {spread(np.array(found.num_bytes) / 1000)}",
+        f"reading      {total / max(found.read_seconds, 1e-9):,.0f} images/s for each worker",
+        f"cropping     {found.num_images / max(found.crop_seconds, 1e-9):,.0f} images/s for each worker, "
+        f"2 x {config.crops.global_size} + {config.crops.num_local} x {config.crops.local_size} pixels",
+        f"together     {total / found.seconds:,.0f} images/s with {num_workers} workers, these statistics included",
+        "",
+        "Config lines:",
+        "",
+    ]
+    if config.model.num_channels != 3:
+        lines += ["model:", f"  num_channels: {config.model.num_channels}"]
+    lines += ["colors:"] + [
+        f"  {name}: [{', '.join(f'{value:.4f}' for value in values)}]"
+        for name, values in (("mean", found.mean), ("std", found.std))
+    ]
+    return "\n".join(lines)

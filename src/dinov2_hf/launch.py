@@ -1,0 +1,94 @@
+"""A run from the command line: configuration, training, and what it leaves in its folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from .config import PretrainConfig, load_config
+from .evaluation import KnnEvaluator, plot_patch_pca
+from .features import EvalTransform
+from .hub import export_folder
+from .train import Pretrainer, build_accelerator, plot_metrics, read_metrics
+
+
+def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pretrainer]) -> None:
+    """Parses the command line, trains, and leaves model, curves and pictures in `train.output_dir`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="YAML file; what it leaves out keeps its default")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        help="auto: continue from the newest checkpoint in train.output_dir if there is one (default); "
+        "never: refuse a folder that has one; or the path of a checkpoint",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    args = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("dinov2_hf").setLevel(logging.INFO)
+
+    def evaluate(features) -> dict[str, float]:
+        return dict(evaluator(features, accelerator))
+
+    try:
+        config = load_config(args.config, args.overrides, kind)
+        accelerator = build_accelerator(config.train)
+        evaluator = None
+        if config.knn.enabled:
+            evaluator = KnnEvaluator(config.knn, config.colors.mean, config.colors.std, config.data.num_workers)
+        trainer = trainer_class(config, accelerator, evaluate if evaluator else None, resume=args.resume)
+    except (ValueError, FileNotFoundError) as error:  # what a user can mend
+        parser.error(str(error))
+    try:
+        results = trainer.run()
+    except (OSError, FloatingPointError, ValueError) as error:  # a full disk, a run that diverges, broken images
+        raise SystemExit(f"{parser.prog}: error: {error}") from None
+    if trainer.stopped:
+        raise SystemExit(128 + signal.SIGTERM)  # as a shell reports it, so that a job script can tell it from the end
+    if accelerator.is_main_process:
+        _leave(config, results, evaluator)
+
+
+def _leave(config: PretrainConfig, results: Mapping[str, Mapping[str, nn.Module]], evaluator) -> None:
+    """Exports every student's average, draws curves and features, and says where all of it is."""
+    output, colors = Path(config.train.output_dir), config.colors
+    if evaluator:
+        transform = evaluator.transform
+    else:
+        size = config.crops.global_size
+        transform = EvalTransform(size * 256 // 224, size, colors.mean, colors.std)
+    lines = read_metrics(output)
+    pictures = [plot_metrics(output)]
+    exported = []
+    for student, networks in results.items():
+        metric = f"{student}.knn_accuracy" if student else "knn_accuracy"
+        accuracies = [line[metric] for line in lines if metric in line]
+        facts = {"k-NN accuracy (classes of the evaluation set)": f"{accuracies[-1]:.1f} %"} if accuracies else {}
+        backbone = networks["backbone"].eval()
+        heads = {name: network for name, network in networks.items() if name.endswith("_head")}
+        folder = output / "export" / student
+        exported.append(export_folder(folder, backbone, heads, transform, config, facts))
+        if evaluator:
+            queries = evaluator.queries
+            chosen = np.linspace(0, len(queries) - 1, num=min(16, len(queries)), dtype=int)
+            pixels = np.stack([transform.pixels(queries.read(int(index))[0]) for index in chosen])
+            images = transform.normalize(torch.from_numpy(pixels)).to(backbone.device)
+            titles = [str(queries.names[queries.labels[index]]) for index in chosen]
+            picture = output / (f"features-{student}.png" if student else "features.png")
+            pictures.append(plot_patch_pca(backbone, images, pixels, picture, titles))
+            name = f"the average of {student or 'the student'}"
+            print(f"\nk-NN accuracy of {name}: {accuracies[0]:.1f} % at first, {accuracies[-1]:.1f} % at the end")
+    print(f"Curves and pictures:  {', '.join(map(str, pictures))}")
+    print(f"Metrics:              {output / 'metrics.jsonl'} (TensorBoard: tensorboard --logdir {output})")
+    for folder in exported:
+        print(f"Model:                {folder}")
+    print("\nLoad it with nothing but transformers:\n")
+    print(f'    from transformers import AutoModel, pipeline\n    model = AutoModel.from_pretrained("{exported[0]}")')
+    print(f'    features = pipeline("image-feature-extraction", model="{exported[0]}")')

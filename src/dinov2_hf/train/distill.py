@@ -1,0 +1,98 @@
+"""A distillation run: the loop of pretraining with a frozen teacher."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+from ..config import DistillConfig
+from ..models import DINOHead, Dinov2Model
+from ..ssl import Distillation, FeatureTeacher, PrototypeTeacher, Students
+from .initialize import Source, read_source
+from .loop import Pretrainer
+
+logger = logging.getLogger(__name__)
+
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Distiller(Pretrainer):
+    """A distillation run: `Distiller(config, accelerator).run()`, for the rest as `Pretrainer`."""
+
+    _description = "Distilling"
+    config: DistillConfig
+
+    def _build_model(self) -> Students:
+        read = read_prototype_teacher if self.config.distill.objective == "prototypes" else read_feature_teacher
+        teacher = read(self.config.distill.teacher)
+        if self.accelerator.is_main_process:
+            millions = sum(parameter.numel() for parameter in teacher.parameters()) / 1e6
+            logger.info("the teacher is %s: %.1f M parameters, frozen", self.config.distill.teacher, millions)
+        torch.manual_seed(self.config.train.seed)  # reading a teacher may draw
+        return Distillation(self.config, teacher)
+
+
+def read_prototype_teacher(path: str) -> PrototypeTeacher:
+    """The teacher of a run, an export with heads, or an original `.pth` with heads.
+
+    Raises:
+        FileNotFoundError: nothing at `path`.
+        ValueError: what is there has no heads, or is damaged.
+    """
+    source = _read(path)
+    names = sorted({name.partition(".")[0] for name in source.teacher} & {"dino_head", "ibot_head"})
+    if not names:
+        raise ValueError(
+            f"distill.teacher={path} has no heads; give a run or an export that has, or use distill.objective=features"
+        )
+    config = source.config
+    if source.num_attention_heads is None:  # an original file does not tell; all released models have heads of 64
+        config.num_attention_heads = config.hidden_size // 64
+    config._attn_implementation = "sdpa" if torch.accelerator.is_available() else "eager"
+    backbone = Dinov2Model(config)
+    try:
+        backbone.load_state_dict(_part(source, "backbone"))
+        heads = {name: DINOHead.from_state(_part(source, name)) for name in names}
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"distill.teacher={path} is damaged: {error}") from None
+    return PrototypeTeacher(backbone, heads)
+
+
+def read_feature_teacher(path: str) -> FeatureTeacher:
+    """Any vision transformer that `AutoModel` loads, with the normalisation of its preprocessor (else ImageNet's).
+
+    Raises:
+        FileNotFoundError: nothing at `path`.
+        ValueError: no vision transformer.
+    """
+    try:
+        model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    except OSError as error:
+        raise FileNotFoundError(f"distill.teacher={path} is not a model that can be read: {_first(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"distill.teacher={path} cannot be loaded: {_first(error)}") from None
+    try:
+        processor = AutoImageProcessor.from_pretrained(path)
+        mean, std = processor.image_mean, processor.image_std
+    except (OSError, ValueError, AttributeError):
+        logger.warning("%s has no preprocessor; its images are normalised with the mean and std of ImageNet", path)
+        mean, std = _IMAGENET
+    return FeatureTeacher(model, mean, std)
+
+
+def _read(path: str) -> Source:
+    try:
+        return read_source(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(str(error).replace("init.path=", "distill.teacher=")) from None
+
+
+def _part(source: Source, name: str) -> dict[str, torch.Tensor]:
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in source.teacher.items() if key.startswith(prefix)}
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

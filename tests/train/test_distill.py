@@ -1,0 +1,128 @@
+"""Distillation runs: from a teacher on disk to students, with the loop's resume."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Dinov2Config as StockConfig
+from transformers import Dinov2Model as StockModel
+
+from dinov2_hf.config import DistillConfig, load_config, load_saved_config
+from dinov2_hf.features import EvalTransform
+from dinov2_hf.hub import export_folder
+from dinov2_hf.train import Distiller, Pretrainer, build_accelerator
+from dinov2_hf.train.checkpoint import find_checkpoints, read_model_tensors
+from dinov2_hf.train.metrics import read_metrics
+
+
+@pytest.fixture(scope="session")
+def teacher_run(tmp_path_factory):
+    """A place for one pretrained run that all tests of this file distil."""
+    return tmp_path_factory.mktemp("teacher")
+
+
+@pytest.fixture
+def teacher(teacher_run, tiny_config):
+    if not (teacher_run / "run").exists():
+        config = tiny_config(f"train.output_dir={teacher_run / 'run'}", "model.hidden_size=48")
+        networks = Pretrainer(config, build_accelerator(config.train)).run()[""]
+        transform = EvalTransform(40, 32, config.colors.mean, config.colors.std)
+        backbone = networks.pop("backbone")
+        export_folder(teacher_run / "run" / "export", backbone, networks, transform, config, {})
+    return teacher_run / "run"
+
+
+@pytest.fixture
+def configure(tiny_overrides, tmp_path):
+    def configure(teacher, *overrides, output="student"):
+        still = ["model.drop_path_rate=0", f"distill.teacher={teacher}", f"train.output_dir={tmp_path / output}"]
+        return load_config(None, [*tiny_overrides, *still, *overrides], DistillConfig)
+
+    return configure
+
+
+FEATURES = ["distill.objective=features", "crops.num_local=0"]
+
+
+def distil(config, until=None):
+    trainer = Distiller(config, build_accelerator(config.train))
+    next_batch = trainer._next_batch
+
+    def ended(loader):
+        if trainer.step == until:
+            raise KeyboardInterrupt
+        return next_batch(loader)
+
+    trainer._next_batch = ended
+    try:
+        return trainer, trainer.run()
+    except KeyboardInterrupt:
+        return trainer, None
+
+
+def state_of(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_student_moves_towards_its_teacher(teacher, configure, kind):
+    config = configure(teacher if kind == "run" else teacher / "export", "train.epochs=20", "train.log_every=4")
+    _, results = distil(config)
+    losses = [line["loss"] for line in read_metrics(Path(config.train.output_dir)) if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert set(results) == {""} and set(results[""]) == {"backbone", "dino_head", "ibot_head"}
+    assert results[""]["backbone"].config.hidden_size == 32
+
+
+@pytest.mark.parametrize("features", [[], FEATURES], ids=["prototypes", "features"])
+def test_resumed_distillation_equals_the_uninterrupted_one(teacher, configure, features):
+    further = ["students.small.preset=tiny", "students.small.hidden_size=16", "students.small.num_attention_heads=1"]
+    further += ["students.small.num_hidden_layers=1", "students.small.patch_size=8", "students.small.drop_path_rate=0"]
+    source = teacher / "export" if features else teacher
+    whole, results = distil(configure(source, *features, *further, output="whole"))
+    assert set(results) == {"", "small"}
+    config = configure(source, *features, *further, output="killed")
+    distil(config, until=3)
+    resumed, _ = distil(config)
+    expected = state_of(whole)
+    assert expected.keys() == state_of(resumed).keys()
+    assert [name for name, value in state_of(resumed).items() if not torch.equal(value, expected[name])] == []
+
+
+def test_checkpoint_and_saved_config_hold_the_students_alone(teacher, configure):
+    config = configure(teacher)
+    trainer, _ = distil(config)
+    checkpoint = find_checkpoints(Path(config.train.output_dir) / "checkpoints")[-1]
+    tensors = read_model_tensors(checkpoint)
+    assert {name.partition(".")[0] for name in tensors} == {"student", "average"}
+    widths = {tensors[f"{role}.backbone.layernorm.weight"].shape[0] for role in ("student", "average")}
+    assert widths == {32}
+    assert load_saved_config(checkpoint / "config.yaml") == config
+    assert isinstance(load_saved_config(teacher / "config.yaml"), type(load_config(None, ["data.train.path=x"])))
+
+
+def test_distilled_run_starts_another_run(teacher, configure, tiny_config, tmp_path):
+    """Continued pretraining of a distilled student takes its average as the teacher."""
+    config = configure(teacher)
+    _, results = distil(config)
+    again = tiny_config(f"init.path={config.train.output_dir}", f"train.output_dir={tmp_path / 'again'}")
+    trainer = Pretrainer(again, build_accelerator(again.train))
+    expected = results[""]["backbone"].state_dict()
+    found = trainer.model.teacher["backbone"].state_dict()
+    assert [name for name, value in found.items() if not torch.equal(value, expected[name])] == []
+
+
+def test_stock_model_without_heads_teaches_features_alone(configure, tmp_path):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    StockModel(StockConfig(**sizes)).save_pretrained(tmp_path / "stock")
+    with pytest.raises(ValueError, match="has no heads.*distill.objective=features"):
+        distil(configure(tmp_path / "stock"))
+    trainer, results = distil(configure(tmp_path / "stock", *FEATURES))
+    assert trainer.step == 6 and set(results[""]) == {"backbone", "cls_projector", "patch_projector"}
+
+
+@pytest.mark.parametrize("features", [[], FEATURES], ids=["prototypes", "features"])
+def test_teacher_that_is_not_there_is_said_in_one_line(configure, tmp_path, features):
+    with pytest.raises(FileNotFoundError, match="distill.teacher=.*nowhere") as caught:
+        distil(configure(tmp_path / "nowhere", *features))
+    assert "\n" not in str(caught.value)
