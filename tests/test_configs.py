@@ -12,10 +12,11 @@ from torch.distributed.fsdp import OffloadPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from dinov2_hf import models
-from dinov2_hf.config import load_config, value_at
+from dinov2_hf.config import DistillConfig, load_config, value_at
 from dinov2_hf.train.schedules import build_schedules
 
 ROOT = Path(__file__).parents[1]
+DISTILL = sorted((ROOT / "configs/distill").glob("*.yaml"))
 PRETRAIN = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 DISTRIBUTED = ROOT / "docs/distributed.md"
@@ -311,3 +312,25 @@ def test_documented_launches_keep_the_global_batch():
     for processes, name, steps in [(8, "vitg14_142m", 32), (32, "vitg14_142m", 8)]:
         assert f"train.gradient_accumulation_steps={steps}" in DISTRIBUTED.read_text()
         assert load(name).train.batch_size * processes * steps == SCALES[name][1]
+
+
+@pytest.mark.parametrize("path", DISTILL, ids=names(DISTILL))
+def test_every_distillation_config_parses_and_names_its_command(path):
+    config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"], DistillConfig)
+    assert config.model.drop_path_rate == 0
+    assert f"--config configs/distill/{path.name}" in path.read_text().split("\n\n")[0]
+    for word in ("Paper:", "Hardware:", "Time:", "Expected:"):
+        assert word in path.read_text().split("\n\n")[0], word
+
+
+def test_distilled_small_model_holds_the_published_values():
+    """Oquab et al., 2023, table 16: S, B and L distilled."""
+    path = ROOT / "configs/distill/vits14_from_vitg14.yaml"
+    config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"], DistillConfig)
+    teacher = load_config(ROOT / "configs/pretrain/vitg14_142m.yaml", ["data.train.path=/images"])
+    batch = config.train.batch_size * 8 * config.train.gradient_accumulation_steps
+    assert batch == 2048
+    assert config.optim.base_lr * (batch / 1024) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
+    assert config.train.num_steps == 625_000 and config.optim.warmup_epochs * config.train.epoch_length == 100_000
+    for key in ("dino.num_prototypes", "ibot.num_prototypes", "ibot.separate_head", "model.patch_size"):
+        assert value_at(config, key) == value_at(teacher, key)

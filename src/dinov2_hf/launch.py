@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .config import PretrainConfig, load_config
+from .config import DistillConfig, PretrainConfig, load_config
 from .evaluation import KnnEvaluator, plot_patch_pca
 from .features import EvalTransform
 from .hub import export_folder
@@ -64,7 +64,7 @@ def _leave(config: PretrainConfig, results: Mapping[str, Mapping[str, nn.Module]
     else:
         size = config.crops.global_size
         transform = EvalTransform(size * 256 // 224, size, colors.mean, colors.std)
-    lines = read_metrics(output)
+    lines, role = read_metrics(output), "the student" if isinstance(config, DistillConfig) else "the teacher"
     pictures = [plot_metrics(output)]
     exported = []
     for student, networks in results.items():
@@ -73,7 +73,7 @@ def _leave(config: PretrainConfig, results: Mapping[str, Mapping[str, nn.Module]
         facts = {"k-NN accuracy (classes of the evaluation set)": f"{accuracies[-1]:.1f} %"} if accuracies else {}
         backbone = networks["backbone"].eval()
         heads = {name: network for name, network in networks.items() if name.endswith("_head")}
-        folder = output / "export" / student
+        folder = output / (f"export-{student}" if student else "export")
         exported.append(export_folder(folder, backbone, heads, transform, config, facts))
         if evaluator:
             queries = evaluator.queries
@@ -83,8 +83,8 @@ def _leave(config: PretrainConfig, results: Mapping[str, Mapping[str, nn.Module]
             titles = [str(queries.names[queries.labels[index]]) for index in chosen]
             picture = output / (f"features-{student}.png" if student else "features.png")
             pictures.append(plot_patch_pca(backbone, images, pixels, picture, titles))
-            name = f"the average of {student or 'the student'}"
-            print(f"\nk-NN accuracy of {name}: {accuracies[0]:.1f} % at first, {accuracies[-1]:.1f} % at the end")
+            first, last = accuracies[0], accuracies[-1]
+            print(f"\nk-NN accuracy of {student or role}: {first:.1f} % at first, {last:.1f} % at the end")
     print(f"Curves and pictures:  {', '.join(map(str, pictures))}")
     print(f"Metrics:              {output / 'metrics.jsonl'} (TensorBoard: tensorboard --logdir {output})")
     for folder in exported:

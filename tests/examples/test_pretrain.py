@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from dinov2_hf.config import PretrainConfig, dotted_keys, load_config
+from dinov2_hf.config import DistillConfig, PretrainConfig, dotted_keys, load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -151,3 +151,37 @@ def test_training_commands_of_the_readme_are_valid():
         path = ROOT / words[1] if words[0] == "--config" else None
         overrides = [word for word in words if "=" in word]
         assert load_config(path, overrides).data.train.path == "/my/images"
+
+
+def test_distillation_commands_of_the_docs_are_valid():
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/distillation.md")).replace("\\\n", " ")
+    commands = re.findall(r"^accelerate launch examples/distill.py (.+)$", text, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        words = command.split()
+        config = load_config(ROOT / words[1], [word for word in words if "=" in word], DistillConfig)
+        assert config.data.train.path == "/my/images" and config.distill.teacher
+
+
+def test_quickstart_is_distilled_into_two_students(quickstart, tmp_path):
+    folder, _ = quickstart
+    shortened = ["train.epochs=2", "train.epoch_length=2", "train.batch_size=8", "knn.epochs=2", "train.log_every=1"]
+    small = "preset=tiny hidden_size=48 num_attention_heads=3 num_hidden_layers=2 patch_size=8 drop_path_rate=0"
+    done = run(
+        "examples/distill.py",
+        "--config",
+        "configs/distill/quickstart.yaml",
+        *shortened,
+        *(f"students.small.{item}" for item in small.split()),
+        f"distill.teacher={folder}",
+        f"train.output_dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name, width in (("export", 96), ("export-small", 48)):
+        model = AutoModel.from_pretrained(tmp_path / name)
+        assert model.config.hidden_size == width and f"{tmp_path}/{name}" in done.stdout
+        assert (tmp_path / name / "heads.safetensors").is_file()
+    assert re.search(r"k-NN accuracy of the student: [\d.]+ % at first", done.stdout)
+    assert re.search(r"k-NN accuracy of small: [\d.]+ % at first", done.stdout)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert any("small.ibot" in line for line in lines) and any("small.knn_accuracy" in line for line in lines)

@@ -17,7 +17,8 @@ def hub():
     """A Hub on loopback, empty; the test fails where it was asked for a route that it does not have."""
     with LoopbackHub() as server:
         yield server
-    assert server.unknown == [] and server.errors == []
+    assert not server.unknown, server.unknown
+    assert not server.errors, server.errors
 
 
 @pytest.fixture
@@ -71,7 +72,8 @@ def hub_login(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.token)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setattr(constants, name, True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf_home" / "token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf_home" / "hub"))
     huggingface_hub.close_session()

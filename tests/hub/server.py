@@ -154,7 +154,8 @@ class Handler(BaseHTTPRequestHandler):
             if self.fault and self.fault.seconds:
                 time.sleep(self.fault.seconds)
             if self.fault and self.fault.kind == "status":
-                raise HubError(self.fault.status, self.fault.message.format(authorization=authorization))
+                message = self.fault.message.format(authorization=authorization)
+                raise HubError(self.fault.status, message, **{"X-Error-Message": "see the body"})
             self._route(url.path)
             if self.fault and self.fault.kind == "lost":
                 raise HubError(self.fault.status, self.fault.message)

@@ -6,7 +6,16 @@ Everything a user can get wrong is refused here, before anything heavy is import
 
 from .data import ColorsConfig, CropsConfig, DataConfig, SourceConfig, TrainingSourceConfig
 from .loading import dotted_keys, load_config, load_saved_config, save_config, value_at
-from .model import DinoConfig, HeadConfig, IbotConfig, InitConfig, KoleoConfig, ModelConfig, TeacherConfig
+from .model import (
+    DinoConfig,
+    DistillationConfig,
+    HeadConfig,
+    IbotConfig,
+    InitConfig,
+    KoleoConfig,
+    ModelConfig,
+    TeacherConfig,
+)
 from .run import KnnConfig, OptimConfig, TrainConfig
 from .runs import DistillConfig, PretrainConfig
 

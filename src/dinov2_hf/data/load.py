@@ -116,7 +116,7 @@ def load(config: SourceConfig, streaming: bool) -> Loaded:
         if "Unknown split" in str(error) or "Bad split" in str(error):
             raise ValueError(f"split={config.split!r} is not in {path}: {error}") from None
         raise error if path in str(error) else ValueError(f"{path} cannot be read: {error}") from error
-    if not streaming and len(loaded.dataset) == 0:
+    if isinstance(loaded.dataset, Dataset) and len(loaded.dataset) == 0:
         raise ValueError(f"{path} (split {config.split!r}) has no rows")
     return loaded
 
@@ -139,48 +139,31 @@ def find_images(loaded: Loaded, config: SourceConfig) -> ImageColumn:
     Raises:
         ValueError: no such column, or none or several that could be it.
     """
-    dataset, where = loaded.dataset, f"{config.path} (split {config.split!r})"
-    features = dataset.features
-    rows: dict[str, list] | None = None
+    dataset, features, rows = loaded.dataset, loaded.dataset.features, None
     if features is None:  # a stream of CSV or JSON is known when it is read
         try:
             rows = _peek(dataset)
             features = Features.from_arrow_schema(pa.table(rows).schema)
         except ValueError as error:
-            raise ValueError(f"{where} cannot be read: {error}") from error
+            raise ValueError(f"{config.path} cannot be read: {error}") from error
     kinds = {name: _kind(feature) for name, feature in features.items()}
     texts = [name for name, kind in kinds.items() if kind == "text"]
-    may_be_text = config.image_column in texts or not {"image", "bytes"} & set(kinds.values())
-    if rows is None and texts and may_be_text:
-        rows = _peek(dataset.select_columns(texts))
-
-    if config.image_column:
-        found = [config.image_column] if config.image_column in kinds else []
-    else:
-        images = [name for name, kind in kinds.items() if kind == "image"]
-        encoded = [name for name, kind in kinds.items() if kind == "bytes"]
-        found = images[:1] or encoded or [name for name in texts if _name_images(rows[name])]
-    columns = f"its columns are {', '.join(kinds) or 'none'}"
-    if not found:
-        given = f"image_column={config.image_column!r}" if config.image_column else "a column of images"
-        raise ValueError(f"{where} lacks {given}; {columns}; name the one with the images with image_column=")
-    if len(found) > 1:
-        raise ValueError(
-            f"{where} has several columns that may hold the images: {', '.join(found)}; name one with image_column="
-        )
-    name = found[0]
+    if rows is None:
+        may_be_text = config.image_column in texts or not {"image", "bytes"} & set(kinds.values())
+        rows = _peek(dataset.select_columns(texts)) if texts and may_be_text else {}
+    name = _choose_column(kinds, rows, config)
     if kinds[name] is None:
         raise ValueError(
-            f"column {name!r} of {config.path} is {features[name]}, not images, their bytes or their paths; {columns}; "
-            "name another with image_column=, or cast it with datasets.Dataset.cast_column(name, datasets.Image()) "
-            "and save it"
+            f"column {name!r} of {config.path} is {features[name]}, not images, their bytes or their paths; its "
+            f"columns are {', '.join(kinds)}; name another with image_column=, or cast it with "
+            "datasets.Dataset.cast_column(name, datasets.Image()) and save it"
         )
     if kinds[name] == "text" and loaded.folder is None:
         relative = [value for value in rows[name] if value and not os.path.isabs(value) and not _URL.match(value)]
         if relative:
             raise ValueError(
-                f"{relative[0]!r} in column {name!r} of {where} is a relative path, but its tables lie in several "
-                "folders; write absolute paths, or give each folder as a source of its own with data.mix"
+                f"{relative[0]!r} in column {name!r} of {config.path} is a relative path, but its tables lie in "
+                "several folders; write absolute paths, or give each folder as a source of its own with data.mix"
             )
     dataset = dataset.select_columns([name])
     if isinstance(features[name], Image):
@@ -196,6 +179,27 @@ def find_images(loaded: Loaded, config: SourceConfig) -> ImageColumn:
         shard_files=loaded.files if shard_is_file else None,
         lengths=loaded.lengths,
     )
+
+
+def _choose_column(kinds: dict[str, str | None], rows: dict[str, list], config: SourceConfig) -> str:
+    if config.image_column:
+        found = [config.image_column] if config.image_column in kinds else []
+    else:
+        images = [name for name, kind in kinds.items() if kind == "image"]
+        encoded = [name for name, kind in kinds.items() if kind == "bytes"]
+        found = images[:1] or encoded or [name for name, values in rows.items() if _name_images(values)]
+    where = f"{config.path} (split {config.split!r})"
+    if not found:
+        given = f"image_column={config.image_column!r}" if config.image_column else "a column of images"
+        raise ValueError(
+            f"{where} lacks {given}; its columns are {', '.join(kinds) or 'none'}; "
+            "name the one with the images with image_column="
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{where} has several columns that may hold the images: {', '.join(found)}; name one with image_column="
+        )
+    return found[0]
 
 
 def _load_saved(path: str, split: str, streaming: bool) -> Loaded:
@@ -268,7 +272,7 @@ def _peek(dataset: Dataset | IterableDataset) -> dict[str, list]:
 
 def _name_images(values: list[str | None]) -> bool:
     """Whether all of `values` end like the names of images."""
-    suffixes = {PurePosixPath(urlsplit(value).path).suffix.lower() for value in values if value}
+    suffixes = {PurePosixPath(urlsplit(value).path).suffix.lower() for value in values if isinstance(value, str)}
     return bool(suffixes) and suffixes <= {*Pillow.registered_extensions(), ".npy"}
 
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ..config import PretrainConfig
 from .crops import MultiCrop, as_crop
 from .decode import BrokenImage, open_image
+from .lanes import RUN
 from .photometric import as_unit, draw_view_parameters
 from .sources import TrainingSource, open_training_source
 
@@ -46,7 +47,8 @@ class _Part:
     """What a worker found in a few images."""
 
     broken: list[str]
-    ended: bool
+    repeated: int
+    """Samples that are no longer of the first pass."""
     num_bytes: list[int]
     sizes: list[tuple[int, int]]
     moments: list[np.ndarray]
@@ -64,13 +66,13 @@ class _Parts(Dataset):
     def __getitem__(self, index: int) -> _Part:
         config, channels = self._config, self._config.model.num_channels
         crop = MultiCrop(config.crops, channels)
-        part = _Part([], False, [], [], [], 0.0, 0.0)
+        part = _Part([], 0, [], [], [], 0.0, 0.0)
         for number in range(index * _PART, min((index + 1) * _PART, self._num_images)):
             start = time.perf_counter()
             sample = self._source.read(number)
             part.read_seconds += time.perf_counter() - start
             if sample.epoch > 0:
-                part.ended = True
+                part.repeated += 1
                 continue
             rng = np.random.default_rng([config.train.seed, number])
             start = time.perf_counter()
@@ -99,7 +101,8 @@ def measure_source(config: PretrainConfig, num_images: int, num_workers: int) ->
     source = open_training_source(config.data, config.train.seed)
     parts = _Parts(source, config, num_images)
     loader = DataLoader(parts, batch_size=None, num_workers=num_workers)
-    found, moments = SourceStatistics(), []
+    found, moments, repeated = SourceStatistics(), [], 0
+    enough = 2 * RUN * source.lanes  # lanes of unequal length end one after the other
     start = time.perf_counter()
     with tqdm(total=num_images, desc="Reading", unit="img") as progress:
         for part in loader:
@@ -110,7 +113,8 @@ def measure_source(config: PretrainConfig, num_images: int, num_workers: int) ->
             found.crop_seconds += part.crop_seconds
             moments += part.moments
             progress.update(len(part.sizes) + len(part.broken))
-            if part.ended:
+            repeated = 0 if part.sizes or part.broken else repeated + part.repeated
+            if repeated > enough:
                 found.complete = True
                 break
     found.seconds = time.perf_counter() - start

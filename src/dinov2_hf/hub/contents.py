@@ -172,7 +172,7 @@ def _problems_of_graph(name: str, path: Path) -> list[str]:
     pattern = b"(?:%s)[!-~]{3,}|/[!-~]*/site-packages/[!-~]+" % b"|".join(re.escape(root.encode()) for root in roots)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         match = re.search(pattern, data)
-    return [f"{name} has {match[0].decode()!r}, a path of a machine"] if match else []
+        return [f"{name} has {match[0].decode()!r}, a path of a machine"] if match else []
 
 
 def _strings(value) -> Iterator[str]:

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from ..config import PretrainConfig, dotted_keys, load_saved_config, save_config, value_at
+from .reader import CheckpointReader
 
 _NAME = re.compile(r"step-(\d{8})")
 _RUN_FILE = "run.json"
@@ -149,17 +150,22 @@ def load_checkpoint(
     return run
 
 
-def read_model_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of the model in a checkpoint, whole, on the host: `student.backbone.…`, `teacher.dino_head.…`."""
+def read_model_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """All tensors of the model in a checkpoint, whole: `student.backbone.…`, `teacher.dino_head.…`.
+
+    On the device `meta` only their shapes and types are read.
+    """
     prefix = "model."
-    saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    reader = CheckpointReader(path)
+    saved = reader.read_metadata().state_dict_metadata
     state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        name: torch.empty(entry.size, dtype=entry.properties.dtype, device=device)
         for name, entry in saved.items()
         if name.startswith(prefix) and hasattr(entry, "size")
     }
-    with _without_warnings():
-        dcp.load(state, checkpoint_id=path, no_dist=True)
+    if device != "meta":
+        with _without_warnings():
+            dcp.load(state, storage_reader=reader, no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import logging
 import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config import InitConfig, load_saved_config
-from ..models import HEADS_FILE, Dinov2Config, Dinov2Model, resize_position_embeddings
-from ..models.convert import config_from_original, from_original
+from ..models import Dinov2Config, Dinov2Model, resize_position_embeddings
+from ..models.convert import read_weights
 from ..ssl import Students
 from .checkpoint import find_checkpoints, read_model_tensors
 
@@ -43,16 +39,19 @@ class Source:
 
 
 def read_source(path: str) -> Source:
-    """The weights at `path`: a run or one of its checkpoints, a model that transformers loads, an original `.pth`.
+    """The weights at `path`: a run or one of its checkpoints, or what `models.convert.read_weights` reads.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: a file that is damaged, or not of a DINOv2 model.
     """
-    checkpoint = _checkpoint_at(Path(path))
+    checkpoint = checkpoint_at(Path(path))
     if checkpoint is not None:
-        return _read_run(checkpoint)
-    return _read_original(path) if path.endswith((".pth", ".pt")) else _read_model(path)
+        return read_run(checkpoint)
+    weights = read_weights(path, "init.path", dtype=torch.float32)
+    tensors = weights.heads | {f"backbone.{name}": value for name, value in weights.backbone.items()}
+    heads = weights.config.num_attention_heads if weights.knows_num_attention_heads else None
+    return Source(path, tensors, tensors, weights.config, heads)
 
 
 def initialize(model: Students, config: InitConfig) -> bool:
@@ -91,7 +90,7 @@ def initialize(model: Students, config: InitConfig) -> bool:
     return bool(missing)
 
 
-def _checkpoint_at(path: Path) -> Path | None:
+def checkpoint_at(path: Path) -> Path | None:
     """The checkpoint that `path` is, or the newest of the run that wrote into it."""
     if (path / ".metadata").is_file():
         return path
@@ -99,85 +98,37 @@ def _checkpoint_at(path: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _read_run(checkpoint: Path) -> Source:
-    run = load_saved_config(checkpoint / "config.yaml")
-    architecture = run.model.architecture() | {"image_size": run.crops.global_size}
-    config = Dinov2Config.preset(run.model.preset, **architecture)
-    tensors = read_model_tensors(checkpoint)
+def read_run(checkpoint: Path, student: str = "", device: str = "cpu") -> Source:
+    """The weights of a run at one of its checkpoints.
+
+    Args:
+        checkpoint: the folder.
+        student: the name of a further student of a distillation.
+        device: `meta` for shapes and types alone.
+
+    Raises:
+        ValueError: a checkpoint that is damaged, or without that student.
+    """
+    try:
+        run = load_saved_config(checkpoint / "config.yaml")
+        tensors = read_model_tensors(checkpoint, device)
+    except (CheckpointException, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"the checkpoint {checkpoint} is damaged: {_first_line(error)}; take another one") from None
+    models = {"": run.model, **getattr(run, "students", {})}
+    if student not in models:
+        others = ", ".join(filter(None, models)) or "none besides the one"
+        raise ValueError(f"the run of {checkpoint} has no student {student!r}; its further students: {others}")
+    architecture = models[student].architecture() | {"image_size": run.crops.global_size}
+    config = Dinov2Config.preset(models[student].preset, **architecture)
+    place = f"further.{student}." if student else ""
     return Source(
         str(checkpoint),
-        _with_prefix(tensors, "student."),
-        _with_prefix(tensors, "teacher.") or _with_prefix(tensors, "average."),
+        _with_prefix(tensors, f"{place}student."),
+        _with_prefix(tensors, f"{place}teacher.") or _with_prefix(tensors, f"{place}average."),
         config,
         config.num_attention_heads,
         _with_prefix(tensors, "centering."),
     )
-
-
-def _read_model(path: str) -> Source:
-    """A model in a folder or on the Hub, and the heads that our exports have beside it."""
-    try:
-        backbone, report = Dinov2Model.from_pretrained(
-            path,
-            dtype=torch.float32,
-            key_mapping={r"^dinov2_with_registers\.": ""},  # of a classifier; without registers transformers does it
-            ignore_mismatched_sizes=True,  # refused below, by name
-            output_loading_info=True,
-        )
-        heads = Path(path) / HEADS_FILE
-        if not Path(path).is_dir():
-            try:
-                heads = Path(hf_hub_download(path, HEADS_FILE))
-            except EntryNotFoundError:  # published without heads, as most are
-                pass
-        tensors = load_file(heads) if heads.is_file() else {}
-    except OSError as error:
-        raise FileNotFoundError(
-            f"init.path={path} is not a run, a folder with a model, an original .pth file, or a model on the Hub "
-            f"that can be reached ({_first_line(error)})"
-        ) from None
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"init.path={path} cannot be read: {_first_line(error)}; give a DINOv2 model that transformers loads"
-        ) from None
-    # transformers fills what is missing with fresh weights, and leaves out what is too much
-    odd = [f"{name} is missing" for name in sorted(report["missing_keys"])]
-    odd += [f"{name} has another shape" for name, *_ in sorted(report["mismatched_keys"])]
-    too_much = (name for name in report["unexpected_keys"] if re.match(r"(embeddings|encoder|layernorm)\.", name))
-    odd += [f"{name} has no place" for name in sorted(too_much)]
-    if odd:
-        raise ValueError(
-            f"the weights at init.path={path} do not fit the config.json beside them: {_summary(odd)}; "
-            "fetch or export the model again"
-        )
-    tensors |= {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
-    return Source(path, tensors, tensors, backbone.config, backbone.config.num_attention_heads)
-
-
-def _read_original(path: str) -> Source:
-    """A released backbone, or a teacher of the original training code with its heads."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"init.path={path} does not exist")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        raise ValueError(
-            f"init.path={path} is damaged or holds other objects than tensors, which are not loaded as they can run "
-            "code; save the state dict alone with torch.save, where you trust the file"
-        ) from None
-    for wrapper in ("teacher", "model", "state_dict"):
-        state = state.get(wrapper, state) if isinstance(state, Mapping) else {}
-    state = _with_prefix(state, "teacher.") or state  # where the student is beside it
-    heads = {name: value for name, value in state.items() if re.match(r"(dino|ibot)_head\.", name)}
-    original = {name: value for name, value in state.items() if name not in heads}
-    try:
-        config = config_from_original(original, num_attention_heads=1)
-    except KeyError as error:
-        raise ValueError(f"init.path={path} lacks {error} and is not a whole DINOv2 backbone; fetch it again") from None
-    except ValueError as error:
-        raise ValueError(f"init.path={path} cannot be read: {error}") from None
-    tensors = heads | {f"backbone.{name}": value for name, value in from_original(original).items()}
-    return Source(path, tensors, tensors, config, None)
 
 
 def _load_backbone(network: Dinov2Model, state: Mapping[str, Tensor], source: Source) -> None:
@@ -228,5 +179,5 @@ def _summary(items: list[str]) -> str:
     return items[0] + (f" (and {len(items) - 1} tensors more)" if len(items) > 1 else "")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -32,4 +32,5 @@ def check_expressible(config: Dinov2Config, format: str, square: bool = False) -
         raise ValueError(f"layer_norm_eps={config.layer_norm_eps}, but {format} knows 1e-6 alone; {remedy}")
     for name, sides in (("image_size", config.grid_size), ("patch_size", config.patch_height_width)):
         if square and sides[0] != sides[1]:
-            raise ValueError(f"{name}={getattr(config, name)} is not square, as {format} asks for; {remedy}, or to timm")
+            value = getattr(config, name)
+            raise ValueError(f"{name}={value} is not square, as {format} asks for; {remedy}, or to timm")

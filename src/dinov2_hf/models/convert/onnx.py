@@ -57,7 +57,7 @@ class OnnxBackbone(nn.Module):
         return tokens, tokens[:, 0]
 
     def _positions(self, positions: Tensor, rows: int, columns: int) -> Tensor:
-        """Position embeddings `[N, D]` of the config's grid, resampled to `[rows * columns, D]` by the config's rule."""
+        """Position embeddings `[N, D]` of the config's grid on another: `[rows * columns, D]`, by the config's rule."""
         config = self.config
         sizes = [torch.full((), size, dtype=torch.float32) for size in (rows, columns)]
         native = (sizes[0] == config.grid_size[0]) & (sizes[1] == config.grid_size[1])
@@ -98,6 +98,8 @@ def write_onnx(path: str | PathLike, model: Dinov2Model, preprocessor: dict | No
         )
     missing = state.keys() - program.model.graph.initializers.keys()
     assert missing == {_MASK}, f"the exporter renamed {sorted(missing)}"
+    for item in (program.model, program.model.graph, *program.model.graph.all_nodes()):
+        item.metadata_props.clear()  # where in which source file an operation was made: paths of this machine
     notes = Notes(config, preprocessor, {_MASK: state[_MASK]})
     program.model.metadata_props.update(notes.pack())
     program.save(path)

@@ -116,8 +116,8 @@ def read_weights(
 
 def kind_of_names(names: Iterable[str]) -> str | None:
     """Whose names these tensors bear: `interchange`, `original`, `timm`, `heads`; None for those of something else."""
-    plain = {without_wrappers(name) for name in names}
-    if any(re.match(r"(dinov2(_with_registers)?\.)?embeddings\.patch_embeddings\.projection\.", name) for name in plain):
+    plain = {re.sub(r"^dinov2(_with_registers)?\.", "", without_wrappers(name)) for name in names}
+    if "embeddings.patch_embeddings.projection.weight" in plain:
         return "interchange"
     if "patch_embed.proj.weight" in plain:
         original = "mask_token" in plain or "register_tokens" in plain
