@@ -20,7 +20,8 @@ ALLOWED = {
     "evaluation": {"config", "data", "features", "models"},
     "hub": {"config", "features", "models"},
     "launch": {"config", "evaluation", "features", "hub", "train"},
-    "cli": {"config", "data", "evaluation", "features", "hub", "models", "train"},
+    "exchange": {"config", "features", "hub", "models", "train"},
+    "cli": {"config", "data", "evaluation", "exchange", "features", "hub", "models", "train"},
     "": {"models"},
 }
 

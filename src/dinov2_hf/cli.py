@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show.add_argument("--images", type=_positive, default=6, help="images, a row each (default: 6)")
     show.add_argument("--output", type=Path, default=Path("batch.png"), help="PNG to write (default: batch.png)")
 
+    _add_export(commands)
+    _add_inspect(commands)
     _add_push(commands)
 
     args, rest = parser.parse_known_args(arguments)  # overrides may stand after options too
@@ -41,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         args.run(args)
     except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except ImportError as error:
+        if "dinov2_hf[" not in str(error):  # says which extra to install
+            raise
         parser.error(str(error))
 
 
@@ -57,6 +64,80 @@ def data_show(args: argparse.Namespace) -> None:
     for message in draw_sheet(_config(args), args.images, args.output):
         print(f"skipped an image that cannot be decoded: {message}")
     print(f"{args.output}: {args.images} images, masked patches in red")
+
+
+def export(args: argparse.Namespace) -> None:
+    from .exchange import export_source
+
+    _without_bars()
+    done = export_source(
+        args.source, args.output, args.format, args.network, args.student, args.num_attention_heads, args.image_size
+    )
+    print(f"{done.output}: {args.format}, from {args.source} ({done.kind})")
+    for remark in done.remarks:
+        print(f"note: {remark}")
+    print(f"Load it with:\n\n{textwrap.indent(done.usage, '    ')}")
+
+
+def inspect(args: argparse.Namespace) -> None:
+    from .exchange import inspect_path
+
+    _without_bars()
+    print(inspect_path(args.path))
+
+
+_SOURCES = (
+    "a run's output folder or one of its checkpoints, an export, a folder that transformers loads or its name on the "
+    "Hub, an original .pth file, a file under timm's names, an ONNX file of ours"
+)
+
+
+def _add_export(commands) -> None:
+    description = "Write a model in another format, or the model of a run. Nothing is written where it fails."
+    parser = commands.add_parser(
+        "export", help="write a model for transformers, torch.hub, timm, ONNX", description=description
+    )
+    parser.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    parser.add_argument(
+        "output", metavar="OUTPUT", type=Path, help="folder (hf) or file to write; nothing may be there"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("hf", "original", "timm", "onnx"),
+        default="hf",
+        help="hf: a folder for transformers, with heads, preprocessor and model card (default); original: .pth for "
+        "torch.hub code; timm: .safetensors; onnx: .onnx with any batch and size",
+    )
+    parser.add_argument(
+        "--network",
+        choices=("teacher", "student"),
+        default="teacher",
+        help="of a run or training state (default: teacher)",
+    )
+    parser.add_argument("--student", default="", metavar="NAME", help="a further student of a distillation")
+    parser.add_argument(
+        "--num-attention-heads", type=_positive, metavar="N", help="where a file does not tell (default: width / 64)"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=_size,
+        metavar="N or HxW",
+        help="resample the position embeddings to this size first (default: as they are)",
+    )
+    parser.set_defaults(run=export)
+
+
+def _add_inspect(commands) -> None:
+    description = "Tell what a file or folder holds, and which command reads it."
+    parser = commands.add_parser("inspect", help="tell what a file or folder holds", description=description)
+    parser.add_argument("path", metavar="PATH", help=_SOURCES)
+    parser.set_defaults(run=inspect)
+
+
+def _without_bars() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def push(args: argparse.Namespace) -> None:
@@ -118,6 +199,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
     return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give pixels such as 224 or 224x280")
+    return int(match[1]), int(match[2] or match[1])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import argparse
 import logging
 import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -15,8 +17,8 @@ from torch import nn
 from .config import DistillConfig, PretrainConfig, load_config
 from .evaluation import KnnEvaluator, plot_patch_pca
 from .features import EvalTransform
-from .hub import export_folder
-from .train import Pretrainer, build_accelerator, plot_metrics, read_metrics
+from .hub import Publisher, export_folder
+from .train import Pretrainer, Results, build_accelerator, plot_metrics, read_metrics
 
 
 def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pretrainer]) -> None:
@@ -37,13 +39,31 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
     def evaluate(features) -> dict[str, float]:
         return dict(evaluator(features, accelerator))
 
+    def publish(step: int, results: Results) -> None:
+        exports = {
+            student: partial(_export, networks=networks, config=config, transform=transform)
+            for student, networks in results.items()
+        }
+        publisher.push(step, exports)
+
     try:
         config = load_config(args.config, args.overrides, kind)
         accelerator = build_accelerator(config.train)
-        evaluator = None
+        colors, size = config.colors, config.crops.global_size
+        evaluator, transform = None, EvalTransform(size * 256 // 224, size, colors.mean, colors.std)
         if config.knn.enabled:
-            evaluator = KnnEvaluator(config.knn, config.colors.mean, config.colors.std, config.data.num_workers)
-        trainer = trainer_class(config, accelerator, evaluate if evaluator else None, resume=args.resume)
+            evaluator = KnnEvaluator(config.knn, colors.mean, colors.std, config.data.num_workers)
+            transform = evaluator.transform
+        publisher = None
+        if config.hub.repo_id and accelerator.is_main_process:
+            publisher = Publisher(config.hub, Path(config.train.output_dir) / "pushing")
+        trainer = trainer_class(
+            config,
+            accelerator,
+            evaluate if evaluator else None,
+            resume=args.resume,
+            publish=publish if config.hub.repo_id else None,
+        )
     except (ValueError, FileNotFoundError) as error:  # what a user can mend
         parser.error(str(error))
     try:
@@ -53,29 +73,38 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
     if trainer.stopped:
         raise SystemExit(128 + signal.SIGTERM)  # as a shell reports it, so that a job script can tell it from the end
     if accelerator.is_main_process:
-        _leave(config, results, evaluator)
+        exported = _leave(config, results, evaluator, transform)
+        if publisher:
+            publisher.finish(exported)
 
 
-def _leave(config: PretrainConfig, results: Mapping[str, Mapping[str, nn.Module]], evaluator) -> None:
+def _export(
+    folder: Path,
+    networks: Mapping[str, nn.Module],
+    config: PretrainConfig,
+    transform: EvalTransform,
+    facts: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    heads = {name: network for name, network in networks.items() if name.endswith("_head")}
+    return export_folder(folder, networks["backbone"].eval(), heads, transform, config, facts)
+
+
+def _leave(
+    config: PretrainConfig, results: Results, evaluator: KnnEvaluator | None, transform: EvalTransform
+) -> dict[str, Path]:
     """Exports every student's average, draws curves and features, and says where all of it is."""
-    output, colors = Path(config.train.output_dir), config.colors
-    if evaluator:
-        transform = evaluator.transform
-    else:
-        size = config.crops.global_size
-        transform = EvalTransform(size * 256 // 224, size, colors.mean, colors.std)
+    output = Path(config.train.output_dir)
     lines, role = read_metrics(output), "the student" if isinstance(config, DistillConfig) else "the teacher"
     pictures = [plot_metrics(output)]
-    exported = []
+    exported: dict[str, Path] = {}
     for student, networks in results.items():
         metric = f"{student}.knn_accuracy" if student else "knn_accuracy"
         accuracies = [line[metric] for line in lines if metric in line]
         facts = {"k-NN accuracy (classes of the evaluation set)": f"{accuracies[-1]:.1f} %"} if accuracies else {}
-        backbone = networks["backbone"].eval()
-        heads = {name: network for name, network in networks.items() if name.endswith("_head")}
         folder = output / (f"export-{student}" if student else "export")
-        exported.append(export_folder(folder, backbone, heads, transform, config, facts))
+        exported[student] = _export(folder, networks, config, transform, facts)
         if evaluator:
+            backbone = networks["backbone"]
             queries = evaluator.queries
             chosen = np.linspace(0, len(queries) - 1, num=min(16, len(queries)), dtype=int)
             pixels = np.stack([transform.pixels(queries.read(int(index))[0]) for index in chosen])
@@ -87,8 +116,10 @@ def _leave(config: PretrainConfig, results: Mapping[str, Mapping[str, nn.Module]
             print(f"\nk-NN accuracy of {student or role}: {first:.1f} % at first, {last:.1f} % at the end")
     print(f"Curves and pictures:  {', '.join(map(str, pictures))}")
     print(f"Metrics:              {output / 'metrics.jsonl'} (TensorBoard: tensorboard --logdir {output})")
-    for folder in exported:
+    for folder in exported.values():
         print(f"Model:                {folder}")
+    first_export = exported[""]
     print("\nLoad it with nothing but transformers:\n")
-    print(f'    from transformers import AutoModel, pipeline\n    model = AutoModel.from_pretrained("{exported[0]}")')
-    print(f'    features = pipeline("image-feature-extraction", model="{exported[0]}")')
+    print(f'    from transformers import AutoModel, pipeline\n    model = AutoModel.from_pretrained("{first_export}")')
+    print(f'    features = pipeline("image-feature-extraction", model="{first_export}")')
+    return exported

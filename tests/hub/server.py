@@ -51,11 +51,13 @@ class Fault:
     method: str
     pattern: str
     kind: str
-    """status: an error instead of the work; lost: the work is done, an error answers; cut: half of the body (of a
-    GET: of the answer) and the connection is closed; hold: half of the body, then nothing until `release`."""
+    """status: an error instead of the work; lost: the work is done, an error answers; slow: all is as it should be,
+    after `seconds`; cut: half of the body (of a GET: of the answer) and the connection is closed; hold: half of the
+    body, then nothing until `release`."""
     times: int = 1
     status: int = 500
     message: str = "something went wrong"
+    """Of the answer's body; `{authorization}` repeats what the client sent."""
     seconds: float = 0
     reached: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
@@ -116,6 +118,11 @@ class LoopbackHub:
         self._faults.append(fault := Fault(method, pattern, kind, **options))
         return fault
 
+    def heal(self) -> None:
+        """Lets nothing go wrong any more."""
+        with self.lock:
+            self._faults.clear()
+
     def fault_of(self, method: str, path: str) -> Fault | None:
         with self.lock:
             for fault in self._faults:
@@ -154,8 +161,8 @@ class Handler(BaseHTTPRequestHandler):
             if self.fault and self.fault.seconds:
                 time.sleep(self.fault.seconds)
             if self.fault and self.fault.kind == "status":
-                message = self.fault.message.format(authorization=authorization)
-                raise HubError(self.fault.status, message, **{"X-Error-Message": "see the body"})
+                message, repeated = self.fault.message, self.fault.message.format(authorization=authorization)
+                raise HubError(self.fault.status, repeated, **{"X-Error-Message": message})
             self._route(url.path)
             if self.fault and self.fault.kind == "lost":
                 raise HubError(self.fault.status, self.fault.message)

@@ -171,6 +171,10 @@ def test_folder_without_a_whole_model_is_refused(export, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty has no config.json, nor has its export/"):
         read_contents(tmp_path / "empty")
+    export.rename(export.with_name("export-small"))
+    with pytest.raises(FileNotFoundError, match="run has several exports; push them one by one: export-small"):
+        read_contents(export.parent)
+    export.with_name("export-small").rename(export)
     (export / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
         read_contents(export)

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,7 +124,7 @@ def test_lasting_failure_of_the_hub_ends_in_one_line(hub_login, export, monkeypa
     with pytest.raises(ConnectionError, match=r"^127.0.0.1 answers 502 \(something went wrong\); push again later"):
         push_folder(export, "tester/tiny")
     assert len(hub_login.seen("POST", "/commit/")) == 3
-    hub_login._faults.clear()
+    hub_login.heal()
     push_folder(export, "tester/tiny")
     assert len(hub_login.seen("PUT")) == 2  # what has arrived is not sent twice
 
@@ -198,3 +200,14 @@ def test_push_runs_beside_a_run_without_a_word(hub_login, export, capfd):
     assert first.result().commit == commits(hub_login)[0].oid
     assert isinstance(second.exception(), PermissionError)
     assert capfd.readouterr() == ("", "")
+
+
+def test_commands_of_the_docs_are_valid(hub_login, export, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "hub.md").read_text()
+    commands = re.findall(r"^dinov2-hf (push .+)$", text, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        main([word.replace("runs/vits14", str(export.parent)) for word in command.split()] + ["--dry-run"])
+        assert "would go to my-name/vits14-satellite" in capsys.readouterr().out
+    for path in re.findall(r"`(model_cards/[\w.]+)`", text):
+        assert (Path(__file__).parents[2] / path).is_file()

@@ -1,7 +1,9 @@
 """What a person reads when a push cannot be made; the token is never part of it."""
 
 import logging
+import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -63,6 +65,26 @@ def test_hub_that_cannot_be_reached(hub_login, export, capsys, monkeypatch):
     assert hub_login.requests == []
 
 
+def test_object_that_the_storage_refuses(hub_login, export, capsys):
+    hub_login.fail("PUT", "", status=403, message="expired", times=2)
+    assert "the access token may not write to tester/tiny (expired)" in fails(capsys, export, "tester/tiny")
+    hub_login.fail("PUT", "", status=400, message="another sha256", times=2)
+    assert "127.0.0.1 refuses the push of tester/tiny (400, another sha256)" in fails(capsys, export, "tester/tiny")
+    assert hub_login.files("tester/tiny") == {}
+
+
+def test_file_that_goes_while_it_is_pushed(hub_login, export):
+    """The storage answers late, the heads are gone by then: an `OSError` as any other, which no run dies of."""
+    hub_login.create("tester/tiny")
+    hub_login.fail("GET", "/tree/main", "slow", seconds=0.5)
+    with ThreadPoolExecutor(max_workers=1) as background:
+        future = background.submit(push_folder, export, "tester/tiny", progress=False)
+        while not hub_login.seen("GET", "/tree/main"):
+            time.sleep(0.01)
+        (export / "heads.safetensors").unlink()
+    assert isinstance(future.exception(), OSError) and "heads.safetensors" in str(future.exception())
+
+
 def test_metadata_that_the_hub_refuses(hub_login, export, capsys):
     (export / "README.md").write_text("---\nlicense: mit\n")
     assert "the metadata is not closed by ---" in fails(capsys, export, "tester/tiny")
@@ -94,7 +116,7 @@ def test_token_is_in_no_output_log_or_exception(hub_login, export, capfd, caplog
         (export / "config.json").write_text(f"[{status}]")
         hub.fail("POST", "/commit/", status=status, times=4, message="you sent: {authorization}")
         attempt("tester/tiny")
-        hub._faults.clear()
+        hub.heal()
     (export / "README.md").write_text(f"my token is {hub.token}")
     attempt("tester/tiny")
     with pytest.raises(SystemExit):

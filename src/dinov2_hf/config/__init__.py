@@ -16,7 +16,7 @@ from .model import (
     ModelConfig,
     TeacherConfig,
 )
-from .run import KnnConfig, OptimConfig, TrainConfig
+from .run import HubConfig, KnnConfig, OptimConfig, TrainConfig
 from .runs import DistillConfig, PretrainConfig
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "DistillConfig",
     "DistillationConfig",
     "HeadConfig",
+    "HubConfig",
     "IbotConfig",
     "InitConfig",
     "KnnConfig",

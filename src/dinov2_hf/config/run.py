@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from .checks import at_least, choice, multiple_of_patch, positive, share
@@ -138,3 +139,21 @@ class KnnConfig:
         for name in ("epochs", "k", "temperature", "resize_size", "crop_size", "batch_size"):
             positive(f"knn.{name}", getattr(self, name))
         multiple_of_patch("knn.crop_size", self.crop_size, patch_size)
+
+
+@dataclass
+class HubConfig:
+    """Pushing what a run has learnt to the Hub while it goes on; off where `repo_id` is not set."""
+
+    repo_id: str | None = None
+    """`namespace/name`, made if it does not exist; a further student `NAME` goes to `namespace/name-NAME`. The access
+    token is that of `HF_TOKEN` or of `hf auth login`."""
+    private: bool | None = None
+    """Of a repository that is made: true, false, or as the account has it by default."""
+    push_every: float = 10
+    """Epochs between two pushes; the end is always one."""
+
+    def check(self) -> None:
+        positive("hub.push_every", self.push_every)
+        if self.repo_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo_id):
+            raise ValueError(f"hub.repo_id={self.repo_id!r} is not a name on the Hub; write namespace/name")

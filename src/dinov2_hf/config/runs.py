@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .checks import at_least, interval, share
 from .data import ColorsConfig, CropsConfig, DataConfig
 from .model import DinoConfig, DistillationConfig, IbotConfig, InitConfig, KoleoConfig, ModelConfig, TeacherConfig
-from .run import KnnConfig, OptimConfig, TrainConfig
+from .run import HubConfig, KnnConfig, OptimConfig, TrainConfig
 
 
 @dataclass
@@ -27,6 +27,7 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
 
     def check(self) -> PretrainConfig:
         """Refuses impossible values and combinations.
@@ -45,6 +46,7 @@ class PretrainConfig:
         self.optim.check()
         self.train.check()
         self.knn.check(self.model.patch_size)
+        self.hub.check()
         for name in ("dino", "ibot", "koleo"):
             at_least(f"{name}.loss_weight", getattr(self, name).loss_weight, 0)
         if self.dino.loss_weight == self.ibot.loss_weight == 0:

@@ -1,6 +1,17 @@
 """What leaves the project: exported folders, their model cards, and the way to the Hub."""
 
+from .cards import model_card
 from .export import export_folder, preprocessor_config
+from .facts import RunFacts
+from .publish import Publisher
 from .push import PushResult, push_folder
 
-__all__ = ["PushResult", "export_folder", "preprocessor_config", "push_folder"]
+__all__ = [
+    "Publisher",
+    "PushResult",
+    "RunFacts",
+    "export_folder",
+    "model_card",
+    "preprocessor_config",
+    "push_folder",
+]

@@ -90,6 +90,8 @@ def _export_in(folder: Path) -> Path:
     for candidate in (folder, folder / "export"):
         if (candidate / "config.json").is_file():
             return candidate
+    if several := sorted(path.parent.name for path in folder.glob("export-*/config.json")):
+        raise FileNotFoundError(f"{folder} has several exports; push them one by one: {', '.join(several)}")
     raise FileNotFoundError(
         f"{folder} has no config.json, nor has its export/, so there is no model to push; a run writes its export at "
         "the end"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import nn
 
 from ..config import PretrainConfig
 from ..features import EvalTransform
 from ..models import HEADS_FILE, Dinov2Model
+from .cards import model_card
+from .facts import RunFacts
 
 
 def export_folder(
@@ -22,7 +22,7 @@ def export_folder(
     heads: Mapping[str, nn.Module],
     transform: EvalTransform,
     config: PretrainConfig,
-    facts: Mapping[str, str],
+    facts: RunFacts | Mapping[str, str],
 ) -> Path:
     """Writes a model in the interchange format.
 
@@ -32,7 +32,8 @@ def export_folder(
         heads: `dino_head` and `ibot_head`, to `heads.safetensors`, from which training can continue.
         transform: resize, crop and normalisation, to `preprocessor_config.json`.
         config: the run, for the model card `README.md`.
-        facts: lines for the card's table of results, such as `{"k-NN accuracy": "61.3 %"}`.
+        facts: for the card; or lines for its table of results, such as `{"k-NN accuracy": "61.3 %"}`, beside what is
+            found in the run's output folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     backbone.save_pretrained(folder)
@@ -43,7 +44,9 @@ def export_folder(
     }
     save_file(tensors, folder / HEADS_FILE, metadata={"format": "pt"})
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(transform), indent=2) + "\n")
-    model_card(backbone, transform, config, facts).save(folder / "README.md")
+    if not isinstance(facts, RunFacts):
+        facts = RunFacts.of_run(Path(config.train.output_dir), config, lines=facts)
+    model_card(backbone, transform, config, facts, has_heads=bool(heads)).save(folder / "README.md")
     return folder
 
 
@@ -63,24 +66,3 @@ def preprocessor_config(transform: EvalTransform) -> dict:
         "image_mean": list(transform.mean),
         "image_std": list(transform.std),
     }
-
-
-def model_card(
-    backbone: Dinov2Model, transform: EvalTransform, config: PretrainConfig, facts: Mapping[str, str]
-) -> ModelCard:
-    """The card of a pretrained backbone, from `model_cards/template.md`."""
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag="image-feature-extraction", tags=["dinov2", "dinov2_hf"]
-    )
-    architecture = backbone.config
-    template = resources.files("dinov2_hf.model_cards").joinpath("template.md").read_text()
-    return ModelCard.from_template(
-        data,
-        template_str=template,
-        architecture=architecture,
-        num_parameters=f"{sum(p.numel() for p in backbone.parameters()) / 1e6:.1f} M",
-        data_name=Path(config.data.train.path or "").name,
-        transform=transform,
-        run=config,
-        facts=facts,
-    )

@@ -115,6 +115,7 @@ def push_folder(
             repository is public and was to be private.
         PermissionError: the token is not valid, or may not do this.
         ConnectionError: the Hub cannot be reached or does not answer properly.
+        OSError: a file cannot be read.
     """
     _check_names(repo_id, revision, tag)
     contents = read_contents(Path(folder))
@@ -289,9 +290,10 @@ def _errors_in_one_line(api: HfApi, repo_id: str) -> Iterator[None]:
 
 def _explain(error: BaseException, host: str, repo_id: str) -> Exception | None:
     """A built-in error that says what to do; None where it is a mistake of ours."""
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # "Error while uploading …"
-        return _explain(error.__cause__, host, repo_id)
     again = "push again later, what has arrived is not sent twice"
+    if isinstance(error, RuntimeError):  # "Error while uploading …", because of another; or of the storage behind
+        cause = _explain(error.__cause__, host, repo_id) if error.__cause__ else None
+        return cause or ConnectionError(f"the upload to {host} broke off ({error.__cause__ or error}); {again}")
     if isinstance(error, HfHubHTTPError):
         status, said = error.response.status_code, error.server_message or error.response.reason_phrase
         if status == 401:  # a token was sent
@@ -312,9 +314,9 @@ def _explain(error: BaseException, host: str, repo_id: str) -> Exception | None:
         return ConnectionError(
             f"{host} cannot be reached ({error}); mend the network, HF_ENDPOINT or HF_HUB_OFFLINE, and {again}"
         )
-    if isinstance(error, ValueError):
-        return ValueError(str(error))
-    return None
+    if isinstance(error, OSError):  # of a file here
+        return OSError(str(error))
+    return ValueError(str(error)) if isinstance(error, ValueError) else None
 
 
 def _readable(size: float) -> str:

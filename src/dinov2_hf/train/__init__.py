@@ -2,8 +2,8 @@
 
 from .accelerator import build_accelerator
 from .distill import Distiller
-from .loop import Pretrainer
+from .loop import Pretrainer, Results
 from .metrics import plot_metrics, read_metrics
 from .step import TrainingStep
 
-__all__ = ["Distiller", "Pretrainer", "TrainingStep", "build_accelerator", "plot_metrics", "read_metrics"]
+__all__ = ["Distiller", "Pretrainer", "Results", "TrainingStep", "build_accelerator", "plot_metrics", "read_metrics"]

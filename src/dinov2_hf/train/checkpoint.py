@@ -36,7 +36,7 @@ _MAY_DIFFER = re.compile(
     r"|data\.(num_workers|start_method|max_broken_share)"
     r"|model\.(attn_implementation|gradient_checkpointing|compile)"
     r"|init\.path"  # read once, at the start
-    r"|knn\..*"
+    r"|(knn|hub)\..*"
 )
 
 

@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 Features = Callable[[Tensor], Tensor]
 Evaluate = Callable[[Features], dict[str, float]]
+Results = dict[str, dict[str, nn.Module]]
+"""For each student (`""`, where there is one alone) the networks of its average."""
+Publish = Callable[[int, Results], None]
 
 _MIN_READ_BEFORE_STOP = 200
 
@@ -50,6 +53,8 @@ class Pretrainer:
         accelerator: from `build_accelerator`.
         evaluate: called at the start, every `knn.epochs` and at the end with a function from images to the teacher's
             CLS features; its numbers are logged. Collective: called on all ranks.
+        publish: called every `hub.push_every` with the number of updates and what `run` returns at the end; on the main
+            process alone.
         resume: `auto` continues from the newest checkpoint in `train.output_dir` if there is one, `never` refuses a
             folder that has one, and a path continues from that checkpoint.
 
@@ -66,10 +71,12 @@ class Pretrainer:
         accelerator: Accelerator,
         evaluate: Evaluate | None = None,
         resume: str = "auto",
+        publish: Publish | None = None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.evaluate = evaluate
+        self.publish = publish
         self.folder = Path(config.train.output_dir)
         self.checkpoints = self.folder / "checkpoints"
         train = config.train
@@ -109,12 +116,12 @@ class Pretrainer:
         """Updates made so far."""
         return self.state.step
 
-    def run(self) -> dict[str, dict[str, nn.Module]]:
+    def run(self) -> Results:
         """Trains to the end, or until SIGTERM, and saves a checkpoint there.
 
         Returns:
-            For each student (`""`, where there is one alone) the networks of its average: `backbone`, `dino_head`,
-            `ibot_head`. Where parameters are sharded, whole copies on the main process and nothing on the others.
+            The networks of each student's average: `backbone`, `dino_head`, `ibot_head`. Where parameters are
+            sharded, whole copies on the main process and nothing on the others.
         """
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set()) if in_main_thread else None
@@ -124,7 +131,7 @@ class Pretrainer:
             if in_main_thread:
                 signal.signal(signal.SIGTERM, before)
 
-    def _run(self) -> dict[str, dict[str, nn.Module]]:
+    def _run(self) -> Results:
         config, accelerator, state = self.config, self.accelerator, self.state
         train = config.train
         total = train.num_steps
@@ -163,7 +170,7 @@ class Pretrainer:
         )
         self._train(loader, log, progress)
         progress.close()
-        results = {student: self._whole_average(student) for student in self.model.averages}
+        results = self._results()
         accelerator.end_training()
         return results
 
@@ -171,6 +178,7 @@ class Pretrainer:
         accelerator, state, train = self.accelerator, self.state, self.config.train
         total = train.num_steps
         evaluate_steps = max(round(self.config.knn.epochs * train.epoch_length), 1)
+        publish_steps = max(round(self.config.hub.push_every * train.epoch_length), 1)
         shown: dict[str, str] = {}
         if state.step == 0:
             self._evaluate(log, shown)
@@ -200,6 +208,10 @@ class Pretrainer:
                 since, since_step = time.perf_counter(), state.step
             if self.stopped or state.step % self.checkpoint_steps == 0 or state.step == total:
                 self._save()  # last, so that a run that is killed in between makes up for the evaluation
+            if self.publish and state.step % publish_steps == 0 and state.step < total and not self.stopped:
+                results = self._results()
+                if accelerator.is_main_process:
+                    self.publish(state.step, results)
 
     def _should_stop(self) -> bool:
         """Whether any process has got SIGTERM. Collective, and where there are several it waits for the device."""
@@ -207,6 +219,9 @@ class Pretrainer:
             return self._terminated.is_set()
         received = torch.tensor(float(self._terminated.is_set()), device=self.accelerator.device)
         return self.accelerator.reduce(received, reduction="sum").item() > 0
+
+    def _results(self) -> Results:
+        return {student: self._whole_average(student) for student in self.model.averages}
 
     def _whole_average(self, student: str) -> dict[str, nn.Module]:
         """The networks of a student's average, not sharded, on the main process; the others get none. Collective."""

@@ -6,16 +6,17 @@ import pickle
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint import metadata
 
-_MODULES = {module.__name__: module for module in (metadata, filesystem)}
-_OTHERS = {
+_ALLOWED = {
     ("collections", "OrderedDict"),
     ("pathlib", "Path"),
     ("pathlib", "PosixPath"),
     ("pathlib", "WindowsPath"),
     ("torch", "Size"),
     ("torch", "device"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
     ("torch.serialization", "_get_layout"),
 }
 
@@ -24,12 +25,10 @@ class _Unpickler(pickle.Unpickler):
     """Makes what `torch.distributed.checkpoint` writes into its metadata, and nothing else."""
 
     def find_class(self, module: str, name: str):
-        known = _MODULES.get(module)
-        if known is not None and "." not in name:
-            value = getattr(known, name, None)
-            if isinstance(value, type) and value.__module__ == module:
-                return value
-        if (module, name) in _OTHERS or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        own = getattr(metadata, name, None) if module == metadata.__name__ else None
+        is_own = isinstance(own, type) and own.__module__ == module
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_own or is_dtype or (module, name) in _ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"its metadata asks for {module}.{name}, which is no part of a checkpoint")
 

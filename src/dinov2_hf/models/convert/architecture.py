@@ -30,7 +30,7 @@ def check_expressible(config: Dinov2Config, format: str, square: bool = False) -
         raise ValueError(f"hidden_act={config.hidden_act!r}, but {format} knows gelu alone; {remedy}")
     if config.layer_norm_eps != 1e-6:
         raise ValueError(f"layer_norm_eps={config.layer_norm_eps}, but {format} knows 1e-6 alone; {remedy}")
-    for name, sides in (("image_size", config.grid_size), ("patch_size", config.patch_height_width)):
+    for name, sides in (("patch_size", config.patch_height_width), ("image_size", config.grid_size)):
         if square and sides[0] != sides[1]:
             value = getattr(config, name)
             raise ValueError(f"{name}={value} is not square, as {format} asks for; {remedy}, or to timm")

@@ -70,8 +70,17 @@ class OnnxBackbone(nn.Module):
         return torch.einsum("ir,rcd,jc->ijd", of_rows, grid, of_columns).flatten(0, 1)
 
 
-def write_onnx(path: str | PathLike, model: Dinov2Model, preprocessor: dict | None = None) -> None:
-    """Writes an ONNX file in float32; models of more than 2 GB keep their weights in a second file, `<path>.data`.
+def write_onnx(
+    path: str | PathLike, model: Dinov2Model, preprocessor: dict | None = None, weights_beside: bool | None = None
+) -> None:
+    """Writes an ONNX file in float32.
+
+    Args:
+        path: the file.
+        model: on any device, in any dtype.
+        preprocessor: configuration of the image processor, for the metadata.
+        weights_beside: keep the weights in a second file, `<path>.data`; default: for models of more than 2 GB alone,
+            which is as much as an ONNX file can hold.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -102,7 +111,7 @@ def write_onnx(path: str | PathLike, model: Dinov2Model, preprocessor: dict | No
         item.metadata_props.clear()  # where in which source file an operation was made: paths of this machine
     notes = Notes(config, preprocessor, {_MASK: state[_MASK]})
     program.model.metadata_props.update(notes.pack())
-    program.save(path)
+    program.save(path, external_data=weights_beside)
 
 
 def read_onnx(path: str | PathLike, where: str) -> tuple[dict[str, Tensor], Notes]:

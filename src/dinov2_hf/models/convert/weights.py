@@ -269,7 +269,7 @@ def _tensors(state: Any) -> dict[str, Tensor]:
 
 def _drop(state: dict[str, Tensor], prefix: str) -> list[str]:
     """Takes the tensors with a prefix out of `state`; what to say of it."""
-    names = [name for name in state if name.startswith(prefix)]
+    names = sorted(name for name in state if name.startswith(prefix))
     for name in names:
         del state[name]
     return [f"{_summary(names)} is left out: no part of the backbone"] if names else []

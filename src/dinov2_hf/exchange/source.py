@@ -1,0 +1,125 @@
+"""A model out of a run, or out of anything else that holds one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..config import PretrainConfig, load_saved_config
+from ..features import EvalTransform
+from ..hub import preprocessor_config
+from ..models.convert import ModelWeights, read_weights
+from ..train.initialize import checkpoint_at, read_run
+from ..train.metrics import read_metrics
+
+NETWORKS = ("teacher", "student")
+
+
+@dataclass
+class RunPart:
+    """What a run tells besides its weights."""
+
+    checkpoint: Path
+    step: int
+    """Updates made."""
+    config: PretrainConfig
+    transform: EvalTransform
+    """Of its evaluation."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Results at the checkpoint, for the model card."""
+
+
+@dataclass
+class OpenSource:
+    """A backbone with its heads, and the run that they are out of, where they are."""
+
+    weights: ModelWeights
+    run: RunPart | None = None
+
+
+def open_source(
+    path: str,
+    network: str = "teacher",
+    student: str = "",
+    num_attention_heads: int | None = None,
+    device: str = "cpu",
+) -> OpenSource:
+    """Reads whatever holds a model: a run, a checkpoint, a folder, a name on the Hub, an original, timm or ONNX file.
+
+    Args:
+        path: what is there tells by itself what it is.
+        network: `teacher` (in a distillation the student's average) or `student`; of a run or a training state.
+        student: name of a further student of a distillation.
+        num_attention_heads: where nothing in a file tells.
+        device: of the tensors of a run; `meta` reads their shapes and types alone.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: what is there is damaged or no DINOv2 model, or has not the network asked for.
+        ImportError: an ONNX file, and onnx is not installed.
+    """
+    checkpoint = checkpoint_at(Path(path))
+    if checkpoint is not None:
+        return _open_run(checkpoint, network, student, device)
+    if student:
+        raise ValueError(f"SOURCE={path} is not a run, so it has no students by name; leave --student out")
+    return OpenSource(read_weights(path, "SOURCE", network, num_attention_heads))
+
+
+def _open_run(checkpoint: Path, network: str, student: str, device: str) -> OpenSource:
+    source = read_run(checkpoint, student, device)
+    config = load_saved_config(checkpoint / "config.yaml")
+    tensors = source.student if network == "student" else source.teacher
+    architecture = source.config
+    architecture._attn_implementation = "sdpa"
+    if network == "teacher":
+        architecture.drop_path_rate = 0.0  # as the run itself builds it
+    parts = {"backbone": {}, "heads": {}}
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition(".")
+        if first == "backbone":
+            parts["backbone"][rest] = tensor
+        elif first in ("dino_head", "ibot_head"):
+            parts["heads"][name] = tensor
+    transform = _transform(config)
+    weights = ModelWeights(
+        f"SOURCE={checkpoint}",
+        f"checkpoint of a {'distillation' if hasattr(config, 'distill') else 'pretraining'} run",
+        parts["backbone"],
+        architecture,
+        parts["heads"],
+        preprocessor=preprocessor_config(transform),
+    )
+    try:
+        step = json.loads((checkpoint / "run.json").read_text())["step"]
+    except (OSError, ValueError, LookupError) as error:
+        raise ValueError(f"the checkpoint {checkpoint} is damaged: run.json: {error}; take another one") from None
+    metric = f"{student}.knn_accuracy" if student else "knn_accuracy"
+    lines = [line for line in read_metrics(run_folder(checkpoint)) if line["step"] <= step and metric in line]
+    facts = {}
+    if lines and network == "teacher":
+        facts["k-NN accuracy (classes of the evaluation set)"] = f"{lines[-1][metric]:.1f} %"
+    return OpenSource(weights, RunPart(checkpoint, step, config, transform, facts))
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The output folder of the run that a checkpoint is out of."""
+    return checkpoint.resolve().parent.parent
+
+
+def dtype_of(weights: ModelWeights) -> torch.dtype:
+    """Of most of the numbers of a backbone."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in weights.backbone.values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    return max(counts, key=counts.get)
+
+
+def _transform(config: PretrainConfig) -> EvalTransform:
+    """What the run evaluates with, or would: crops of the size that it trains on."""
+    size, colors = config.crops.global_size, config.colors
+    resize, crop = (config.knn.resize_size, config.knn.crop_size) if config.knn.enabled else (size * 256 // 224, size)
+    return EvalTransform(resize, crop, colors.mean, colors.std)

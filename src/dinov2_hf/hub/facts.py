@@ -1,0 +1,135 @@
+"""What a model card can tell of a run: what the run wrote down itself, and what whoever exports it knows besides."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from huggingface_hub import EvalResult
+
+from ..config import PretrainConfig, SourceConfig
+
+_LOSS = re.compile(r"loss|dino(_global|_local)?|ibot|koleo|(cls|patch)_(cosine|smooth_l1)")
+
+
+@dataclass
+class RunFacts:
+    """Facts for a model card; what is None or empty is not mentioned there."""
+
+    updates: int | None = None
+    """Made so far."""
+    global_batch_size: int | None = None
+    """Images per update, in all processes."""
+    num_processes: int | None = None
+    hardware: str | None = None
+    """The device of a process, such as `NVIDIA H100 80GB HBM3`."""
+    hours: float | None = None
+    """Of training, without evaluation and checkpoints."""
+    num_images: int | None = None
+    """Images in the training data."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """The last logged ones."""
+    results: list[EvalResult] = field(default_factory=list)
+    """Go to the card's metadata (`model-index`) and to its table of results."""
+    lines: Mapping[str, str] = field(default_factory=dict)
+    """Further lines for the table of results."""
+    license: str | None = None
+    """The Hub's word for it, such as `apache-2.0`, or a name of your own."""
+    base_model: str | None = None
+    """Name on the Hub of the model that the run started from."""
+
+    @classmethod
+    def of_run(cls, folder: Path, config: PretrainConfig, **known) -> RunFacts:
+        """Reads `metrics.jsonl` and the newest checkpoint's `run.json` in a run's output folder, where they are.
+
+        Args:
+            known: fields that are known better.
+        """
+        lines, state = _metrics(folder / "metrics.jsonl"), _newest_state(folder / "checkpoints")
+        facts = cls()
+        facts.updates = max((line["step"] for line in lines), default=None)
+        facts.global_batch_size = state.get("global_batch_size")
+        facts.hardware = state.get("hardware")
+        if facts.global_batch_size:
+            per_process = config.train.batch_size * config.train.gradient_accumulation_steps
+            facts.num_processes = facts.global_batch_size // per_process or None
+            facts.hours = _hours(lines, facts.global_batch_size)
+        losses = next((line for line in reversed(lines) if "loss" in line), {})
+        facts.losses = {name: value for name, value in losses.items() if _LOSS.fullmatch(name) and value is not None}
+        facts.results = _results(lines, config)
+        facts.base_model = hub_name(config.init.path)
+        return replace(facts, **known)
+
+
+def hub_name(path: str | None) -> str | None:
+    """A path of the configuration, if it is the name of something on the Hub and not of a file or folder here."""
+    if path is None or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
+        return None
+    return None if path.endswith(".pth") or Path(path).exists() or Path(path).parent.exists() else path
+
+
+def public_name(path: str) -> str:
+    """What may be told of a path: its name on the Hub, or its last part."""
+    return hub_name(path) or re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def name_of_source(source: SourceConfig) -> str:
+    """A source of images as a card names it; a pattern of files by the folder that they are in."""
+    path = source.path or ""
+    if "*" in path:
+        path = str(Path(path.split("*")[0] + "x").parent)
+    return public_name(path) + (f" ({source.name})" if source.name else "")
+
+
+def _metrics(path: Path) -> list[dict]:
+    """The lines; one that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return [line for line in lines if isinstance(line, dict) and "step" in line]
+
+
+def _newest_state(checkpoints: Path) -> dict:
+    for path in sorted(checkpoints.glob("step-*/run.json"), reverse=True):
+        try:
+            return json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError):  # being replaced by the run
+            continue
+    return {}
+
+
+def _hours(lines: list[dict], global_batch_size: int) -> float | None:
+    """From the rate between two lines and the images between them."""
+    seconds, before = 0.0, 0
+    for line in lines:
+        rate = line.get("images_per_second")
+        if rate is not None and rate > 0:
+            seconds += (line["step"] - before) * global_batch_size / rate
+            before = line["step"]
+    return seconds / 3600 or None
+
+
+def _results(lines: list[dict], config: PretrainConfig) -> list[EvalResult]:
+    accuracy = next((line["knn_accuracy"] for line in reversed(lines) if line.get("knn_accuracy") is not None), None)
+    if accuracy is None or not config.knn.enabled or not math.isfinite(accuracy):
+        return []
+    query = config.knn.query
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=hub_name(query.path) or "imagefolder",
+            dataset_name=name_of_source(query),
+            dataset_config=query.name,
+            dataset_split=query.split,
+            metric_type="accuracy",
+            metric_name=f"k-NN accuracy (%), k = {config.knn.k}",
+            metric_value=round(accuracy, 2),
+        )
+    ]

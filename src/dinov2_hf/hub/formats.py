@@ -1,0 +1,153 @@
+"""Writing a model in any format, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..features import EvalTransform
+from ..models import HEADS_FILE, Dinov2Config, Dinov2Model
+from ..models.convert import (
+    PREPROCESSOR_FILE,
+    onnx_usage,
+    original_usage,
+    timm_usage,
+    write_onnx,
+    write_original,
+    write_timm,
+)
+from .export import preprocessor_config
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write a backbone to one file."""
+
+    suffix: str
+    write: Callable[[Path, Dinov2Model, Mapping[str, Any]], None]
+    usage: Callable[[str, Dinov2Config], str]
+    """Python that loads the file at a path."""
+
+
+FILES = {
+    "original": Format(".pth", write_original, original_usage),
+    "timm": Format(".safetensors", write_timm, timm_usage),
+    "onnx": Format(".onnx", write_onnx, onnx_usage),
+}
+"""Formats of one file; the other one, `hf`, is a folder."""
+
+
+def folder_usage(path: str) -> str:
+    """Python that loads an exported folder."""
+    return f'model = transformers.AutoModel.from_pretrained("{path}")'
+
+
+def export_file(output: Path, format: str, backbone: Dinov2Model, preprocessor: Mapping[str, Any]) -> Path:
+    """Writes a backbone in one of `FILES`.
+
+    Args:
+        output: the file, with the suffix of the format; nothing may be there.
+        format: a key of `FILES`.
+        backbone: on any device, in any dtype.
+        preprocessor: configuration of the image processor, which the file's metadata keeps.
+
+    Raises:
+        ValueError: another suffix, something is there already, or an architecture that the format cannot express.
+        ImportError: packages that ONNX needs are missing.
+    """
+    suffix = FILES[format].suffix
+    if output.suffix != suffix:
+        raise ValueError(f"OUTPUT={output} does not end in {suffix}, as files of the format {format} do; add it")
+    with written_beside(output) as path:
+        FILES[format].write(path, backbone, dict(preprocessor))
+    return output
+
+
+def export_converted_folder(
+    output: Path,
+    backbone: Dinov2Model,
+    heads: Mapping[str, Tensor],
+    preprocessor: Mapping[str, Any],
+    origin: str,
+    remarks: list[str],
+) -> Path:
+    """Writes a model that is not out of a run in the interchange format; `export_folder` does it for runs.
+
+    Args:
+        output: the folder; nothing may be there.
+        backbone: to `model.safetensors` and `config.json`.
+        heads: `dino_head.…` and `ibot_head.…`, to `heads.safetensors`; may be empty.
+        preprocessor: to `preprocessor_config.json`.
+        origin: where it comes from, for the model card `README.md`.
+        remarks: what else a reader of the card has to know.
+
+    Raises:
+        ValueError: something is there already.
+    """
+    with written_beside(output) as folder:
+        backbone.save_pretrained(folder)
+        if heads:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.items()}
+            save_file(tensors, folder / HEADS_FILE, metadata={"format": "pt"})
+        (folder / PREPROCESSOR_FILE).write_text(json.dumps(dict(preprocessor), indent=2) + "\n")
+        data = ModelCardData(
+            library_name="transformers", pipeline_tag="image-feature-extraction", tags=["dinov2", "dinov2_hf"]
+        )
+        ModelCard.from_template(
+            data,
+            template_str=resources.files("dinov2_hf.model_cards").joinpath("converted.md").read_text(),
+            architecture=backbone.config,
+            num_parameters=f"{backbone.num_parameters() / 1e6:.1f} M",
+            preprocessor=preprocessor,
+            has_heads=bool(heads),
+            origin=origin,
+            remarks=remarks,
+        ).save(folder / "README.md")
+    return output
+
+
+def default_preprocessor(config: Dinov2Config) -> dict[str, Any]:
+    """What the released models are used with, where a source tells nothing: crops of 224 pixels, ImageNet's colours.
+
+    Models of smaller images get crops of their size; other channels than three are not normalised.
+    """
+    native = min(count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
+    fits = native >= 224 and not any(224 % patch for patch in config.patch_height_width)
+    side, channels = 224 if fits else native, config.num_channels
+    mean = IMAGENET_MEAN if channels == 3 else [0.0] * channels
+    std = IMAGENET_STD if channels == 3 else [1.0] * channels
+    return preprocessor_config(EvalTransform(side * 256 // 224, side, mean, std))
+
+
+@contextlib.contextmanager
+def written_beside(output: Path) -> Iterator[Path]:
+    """A path to write to, of the same name in a folder beside `output`; moved there at the end, or removed.
+
+    Files that belong to it, such as `<name>.data`, are moved first.
+
+    Raises:
+        ValueError: something is at `output` already.
+    """
+    if output.exists() or Path(f"{output}.data").exists():
+        raise ValueError(f"OUTPUT={output} exists already; give another name or remove it")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        yield folder / output.name
+        for path in sorted(folder.iterdir(), reverse=True):  # longer names first
+            path.rename(output.parent / path.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
