@@ -17,7 +17,7 @@ from torch import nn
 from .config import DistillConfig, PretrainConfig, load_config
 from .evaluation import KnnEvaluator, plot_patch_pca
 from .features import EvalTransform
-from .hub import Publisher, export_folder
+from .hub import Publisher, RunFacts, export_folder
 from .train import Pretrainer, Results, build_accelerator, plot_metrics, read_metrics
 
 
@@ -86,7 +86,10 @@ def _export(
     facts: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     heads = {name: network for name, network in networks.items() if name.endswith("_head")}
-    return export_folder(folder, networks["backbone"].eval(), heads, transform, config, facts)
+    cuda = torch.cuda.is_available()
+    hardware = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    told = RunFacts.of_run(Path(config.train.output_dir), config, hardware=hardware, lines=facts)
+    return export_folder(folder, networks["backbone"].eval(), heads, transform, config, told)
 
 
 def _leave(
