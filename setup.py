@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text())[1]
 
+ONNX = ["onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.6"]
+
 setup(
     name="dinov2_hf",
     version=version,
@@ -40,5 +42,5 @@ setup(
         "tqdm>=4.66",
     ],
     entry_points={"console_scripts": ["dinov2-hf = dinov2_hf.cli:main"]},
-    extras_require={"xformers": ["xformers>=0.0.35"], "dev": ["pytest>=8", "ruff>=0.12"]},
+    extras_require={"xformers": ["xformers>=0.0.35"], "onnx": ONNX, "dev": ["pytest>=8", "ruff>=0.12", *ONNX]},
 )

@@ -17,6 +17,7 @@ from dinov2_hf.cli import main
 from dinov2_hf.exchange import export_source, open_source
 from dinov2_hf.models.convert import timm as timm_format
 from dinov2_hf.models.convert import to_original, to_timm, write_onnx, write_original, write_timm
+from dinov2_hf.train.initialize import read_source
 
 SUFFIX = {"hf": "", "original": ".pth", "timm": ".safetensors", "onnx": ".onnx"}
 
@@ -76,7 +77,7 @@ def test_run_gives_a_folder_with_all_that_the_end_of_a_run_leaves(run, tmp_path,
     assert different(load_file(output / "model.safetensors"), state_of(networks["backbone"])) == []
     assert different(load_file(output / "heads.safetensors"), heads_of(networks)) == []
     processor = AutoImageProcessor.from_pretrained(output)
-    assert (processor.image_mean, processor.image_std) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    assert [*processor.image_mean, *processor.image_std] == [0.5, 0.4, 0.3, 0.2, 0.3, 0.4]
     assert dict(processor.crop_size) == {"height": 32, "width": 32}
     config = Dinov2Config.from_pretrained(output)
     assert config.drop_path_rate == (0.0 if network == "teacher" else 0.3)
@@ -195,31 +196,50 @@ def test_student_of_a_training_state_is_exported(tmp_path):
 # sizes
 
 
-@pytest.mark.parametrize("size", [(48, 48), (24, 56)])
 @torch.no_grad()
-def test_image_size_makes_features_exact_where_a_reader_has_another_rule(tmp_path, capsys, size):
+def test_image_size_makes_features_exact_where_stock_transformers_has_another_rule(tmp_path, capsys):
     """Without registers the original code, stock transformers and timm have three rules."""
     model = tiny_model(num_register_tokens=0, interpolate_offset=0.1)
     write_original(tmp_path / "model.pth", model)
-    pixels = torch.randn(1, 3, *size)
+    pixels = torch.randn(1, 3, 48, 48)
     expected = model(pixels).last_hidden_state
-    option = ["--image-size", "x".join(map(str, dict.fromkeys(size)))]
-    for name, options, exact in (("as-it-is", [], False), ("resampled", option, True)):
+    for name, options, size in (("as-it-is", [], 32), ("resampled", ["--image-size", "48"], 48)):
         main(["export", str(tmp_path / "model.pth"), str(tmp_path / name), *options])
-        note = (
-            "transformers interpolates position embeddings by another rule than this model: its features are the same"
-        )
-        where = f"{size[0]} x {size[1]}" if exact else "32 x 32"
-        assert f"{note} at {where} pixels alone" in capsys.readouterr().out
+        note = "transformers interpolates position embeddings by another rule than this model"
+        assert f"{note}: its features are the same at {size} x {size} pixels alone" in capsys.readouterr().out
         difference = (AutoModel.from_pretrained(tmp_path / name)(pixels).last_hidden_state - expected).abs().max()
-        assert (difference < 1e-5) == exact
+        assert (difference < 1e-5) == (size == 48)
+
+
+@torch.no_grad()
+def test_image_size_makes_features_exact_in_files(tmp_path):
+    model = tiny_model(num_register_tokens=0, interpolate_offset=0.1)
+    write_original(tmp_path / "model.pth", model)
+    pixels = torch.randn(1, 3, 24, 56)
+    expected = model(pixels).last_hidden_state
     for format in ("timm", "onnx"):
         file = tmp_path / f"resampled{SUFFIX[format]}"
-        main(["export", str(tmp_path / "model.pth"), str(file), "--format", format, *option])
-    assert open_source(str(tmp_path / "resampled.safetensors")).weights.config.grid_size == (size[0] // 8, size[1] // 8)
-    session = onnxruntime.InferenceSession(str(tmp_path / "resampled.onnx"), providers=["CPUExecutionProvider"])
+        main(["export", str(tmp_path / "model.pth"), str(file), "--format", format, "--image-size", "24x56"])
+        found = open_source(str(file)).weights.build()
+        assert found.config.image_size == [24, 56] and found.config.grid_size == (3, 7)
+        torch.testing.assert_close(found(pixels).last_hidden_state, expected, atol=1e-5, rtol=0)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {"pixel_values": pixels.numpy()})[0])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_folder_that_stock_transformers_cannot_run_says_so(tmp_path, capsys):
+    """It takes every grid of position embeddings for a square."""
+    model = tiny_model(image_size=[24, 56])
+    model.save_pretrained(tmp_path / "source")
+    folder = tmp_path / "model"
+    main(["export", str(tmp_path / "source"), str(folder)])
+    report = capsys.readouterr().out
+    assert "transformers takes square images of position embeddings alone" in report
+    assert f'dinov2_hf.Dinov2Model.from_pretrained("{folder}")' in report
+    with pytest.raises(RuntimeError, match="invalid for input of size"):
+        AutoModel.from_pretrained(tmp_path / "model")(torch.randn(1, 3, 24, 56))
+    assert different(state_of(Dinov2Model.from_pretrained(tmp_path / "model")), state_of(model)) == []
 
 
 # what fails leaves nothing
@@ -317,3 +337,12 @@ def test_folder_of_a_path_with_a_dot_is_one(tmp_path):
     tiny_model().save_pretrained(tmp_path / "source")
     output = export_source(str(tmp_path / "source"), tmp_path / "model-v1.2").output
     assert (Path(output) / "model.safetensors").is_file()
+
+
+def test_training_starts_from_every_source(tmp_path):
+    expected = {f"backbone.{name}": value for name, value in state_of(tiny_model()).items()}
+    for source, _ in sources(tmp_path):
+        found = read_source(str(source))
+        assert different(found.teacher, expected) == [] and found.student is found.teacher
+        tells = source.name not in ("plain.pth", "teacher.pth")
+        assert found.num_attention_heads == (3 if tells else None)

@@ -11,6 +11,7 @@ from torch import nn
 from ..hub import export_folder
 from ..hub.formats import (
     FILES,
+    can_run_in_transformers,
     default_preprocessor,
     export_converted_folder,
     export_file,
@@ -74,7 +75,7 @@ def export_source(
     remarks += _rule_remarks(weights.config, format)
     if format == "hf":
         _export_folder(source, output, backbone, preprocessor, path, remarks)
-        usage = folder_usage(str(output))
+        usage = folder_usage(str(output), weights.config)
     else:
         if weights.heads:
             remarks.append(f"the heads are left out: {format} has no place for them, --format hf has")
@@ -120,6 +121,8 @@ def _require_num_attention_heads(weights: ModelWeights) -> None:
 
 def _rule_remarks(config: Dinov2Config, format: str) -> list[str]:
     """What to say where a format's readers interpolate position embeddings by another rule than the model."""
+    if format == "hf" and not can_run_in_transformers(config):
+        return ["transformers takes square images of position embeddings alone; load the folder with dinov2_hf"]
     rule = config.interpolate_antialias, config.interpolate_offset
     readers = {"hf": ("transformers", (config.num_register_tokens > 0, 0.0)), "timm": ("timm", (True, 0.0))}
     name, theirs = readers.get(format, ("", rule))

@@ -31,7 +31,7 @@ def inspect_path(path: str) -> str:
         ImportError: an ONNX file, and onnx is not installed.
     """
     try:
-        source = open_source(path, device="meta")
+        source = open_source(path, device="meta", name="PATH")
     except (ValueError, FileNotFoundError) as error:
         if not Path(path).exists():
             raise
@@ -69,12 +69,13 @@ def _describe_backbone(weights: ModelWeights) -> Rows:
     preset, heads = preset_of(config), f"{config.num_attention_heads} heads"
     if not weights.knows_num_attention_heads:
         heads += " (of 64 channels as usual: the file does not tell)"
+    layers = f"{config.num_hidden_layers} layer{'s' * (config.num_hidden_layers > 1)}"
     network = "SwiGLU" if config.use_swiglu_ffn else "MLP"
     height, width = (count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
     patch = " x ".join(map(str, dict.fromkeys(config.patch_height_width)))
     return [
         ("preset", preset or "none of ours"),
-        ("backbone", f"width {config.hidden_size}, {config.num_hidden_layers} layers, {heads}, {network}"),
+        ("backbone", f"width {config.hidden_size}, {layers}, {heads}, {network}"),
         ("patch", f"{patch} pixels, {config.num_channels} channels"),
         ("register tokens", str(config.num_register_tokens)),
         ("image size", f"{height} x {width}, a grid of {config.grid_size[0]} x {config.grid_size[1]} patches"),

@@ -46,6 +46,7 @@ def open_source(
     student: str = "",
     num_attention_heads: int | None = None,
     device: str = "cpu",
+    name: str = "SOURCE",
 ) -> OpenSource:
     """Reads whatever holds a model: a run, a checkpoint, a folder, a name on the Hub, an original, timm or ONNX file.
 
@@ -55,6 +56,7 @@ def open_source(
         student: name of a further student of a distillation.
         num_attention_heads: where nothing in a file tells.
         device: of the tensors of a run; `meta` reads their shapes and types alone.
+        name: what messages call the path.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -63,13 +65,13 @@ def open_source(
     """
     checkpoint = checkpoint_at(Path(path))
     if checkpoint is not None:
-        return _open_run(checkpoint, network, student, device)
+        return _open_run(checkpoint, network, student, device, name)
     if student:
-        raise ValueError(f"SOURCE={path} is not a run, so it has no students by name; leave --student out")
-    return OpenSource(read_weights(path, "SOURCE", network, num_attention_heads))
+        raise ValueError(f"{name}={path} is not a run, so it has no students by name; leave --student out")
+    return OpenSource(read_weights(path, name, network, num_attention_heads))
 
 
-def _open_run(checkpoint: Path, network: str, student: str, device: str) -> OpenSource:
+def _open_run(checkpoint: Path, network: str, student: str, device: str, name: str) -> OpenSource:
     source = read_run(checkpoint, student, device)
     config = load_saved_config(checkpoint / "config.yaml")
     tensors = source.student if network == "student" else source.teacher
@@ -78,15 +80,15 @@ def _open_run(checkpoint: Path, network: str, student: str, device: str) -> Open
     if network == "teacher":
         architecture.drop_path_rate = 0.0  # as the run itself builds it
     parts = {"backbone": {}, "heads": {}}
-    for name, tensor in tensors.items():
-        first, _, rest = name.partition(".")
+    for key, tensor in tensors.items():
+        first, _, rest = key.partition(".")
         if first == "backbone":
             parts["backbone"][rest] = tensor
         elif first in ("dino_head", "ibot_head"):
-            parts["heads"][name] = tensor
+            parts["heads"][key] = tensor
     transform = _transform(config)
     weights = ModelWeights(
-        f"SOURCE={checkpoint}",
+        f"{name}={checkpoint}",
         f"checkpoint of a {'distillation' if hasattr(config, 'distill') else 'pretraining'} run",
         parts["backbone"],
         architecture,

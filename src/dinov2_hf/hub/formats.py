@@ -50,9 +50,15 @@ FILES = {
 """Formats of one file; the other one, `hf`, is a folder."""
 
 
-def folder_usage(path: str) -> str:
+def folder_usage(path: str, config: Dinov2Config) -> str:
     """Python that loads an exported folder."""
-    return f'model = transformers.AutoModel.from_pretrained("{path}")'
+    loader = "transformers.AutoModel" if can_run_in_transformers(config) else "dinov2_hf.Dinov2Model"
+    return f'model = {loader}.from_pretrained("{path}")'
+
+
+def can_run_in_transformers(config: Dinov2Config) -> bool:
+    """Whether the stock class, which takes every grid of position embeddings for a square, can run the model."""
+    return config.grid_size[0] == config.grid_size[1]
 
 
 def export_file(output: Path, format: str, backbone: Dinov2Model, preprocessor: Mapping[str, Any]) -> Path:
