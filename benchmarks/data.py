@@ -5,10 +5,11 @@
 
 Both make 2 crops of 224 and 8 of 98 pixels with the published augmentation, on one core. The plain path is what the
 published code does with torchvision, operation by operation: Pillow decodes the whole file, cuts, resizes, jitters
-colours; a 9 x 9 convolution blurs; then a normalised tensor. Where torchvision can be imported it runs too. Ours is what a
-data worker does (bytes to a batch of uint8 crops, colour parameters and masks); "with colours" adds what the training
-process does on its device, here on the same core. Sources are mosaics of the bundled photographs, by their short side,
-4:3. Each round times every path on the same images; ratios are medians over the rounds. Prints tables in Markdown.
+colours; a 9 x 9 convolution blurs; then a normalised tensor. Where torchvision can be imported it runs too. Ours is
+what a data worker does (bytes to a batch of uint8 crops, colour parameters and masks); "with colours" adds what the
+training process does on its device, here on the same core. Sources are mosaics of the bundled photographs, by their
+short side, 4:3. Each round times every path on the same images; ratios are medians over the rounds. Prints tables in
+Markdown.
 """
 
 import argparse
@@ -211,16 +212,20 @@ def stage_times(files: list[bytes], rounds: int) -> dict[str, float]:
         for box, (size, *_) in zip(boxes, VIEWS):
             as_crop(resample(pixels, tuple(side * scale for side in box), (size, size))).numpy()
 
-    for _ in range(rounds):
+    crops = MultiCrop(config.crops)(files[0], rng)
+    target = [np.empty_like(crop) for crop in crops]
+
+    def run_once() -> None:
         images = timed("open", lambda: [open_image(data) for data in files])
         boxes = timed("draw boxes", lambda: [boxes_of(image) for image in images])
         decoded = timed("decode", lambda: [image.decode(reduction(b)) for image, b in zip(images, boxes)])
         timed("cut and resample", lambda: [cut(*d, b) for d, b in zip(decoded, boxes)])
-        crops = [MultiCrop(config.crops)(data, rng) for data in files[:1]]
-        target = [np.empty_like(crop) for crop in crops[0]]
-        timed("copy into the batch", lambda: [np.copyto(t, c) for _ in files for t, c in zip(target, crops[0])])
+        timed("copy into the batch", lambda: [np.copyto(t, c) for _ in files for t, c in zip(target, crops)])
         timed("draw colours", lambda: [draw_view_parameters(rng, config.colors, 8) for _ in files])
         timed("colours and normalisation", lambda: augment(batch))
+
+    for _ in range(rounds):
+        run_once()
     return {name: statistics.median(values) for name, values in times.items()}
 
 
