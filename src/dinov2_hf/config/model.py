@@ -67,7 +67,7 @@ class InitConfig:
 
     path: str | None = None
     """A run's output folder or one of its checkpoints (student, teacher and heads go on), a model on the Hub or in a
-    folder that transformers loads, one of our exports, or an original `.pth` file."""
+    folder that transformers loads, one of our exports, or a file: an original `.pth`, timm's, ONNX of ours."""
     heads: bool = True
     """Take the heads too, where the source has them."""
     head_warmup_epochs: float = 1.0
