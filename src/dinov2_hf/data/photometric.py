@@ -85,11 +85,17 @@ class PhotometricAugmentation:
         )
 
 
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], out: Tensor | None = None) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """`(images - mean) / std` per channel, for `[V, C, H, W]` with values in [0, 1]."""
-    factor = _constant(tuple(1 / value for value in std), images.device).view(1, -1, 1, 1)
-    offset = _constant(tuple(-m / s for m, s in zip(mean, std, strict=True)), images.device).view(1, -1, 1, 1)
-    return torch.mul(images, factor, out=out).add_(offset)
+    factor, offset = _scale(mean, std, images.device)
+    return (images * factor).add_(offset)
+
+
+def _scale(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The normalisation as a factor and an offset, `[1, C, 1, 1]` each."""
+    factor = _constant(tuple(1 / value for value in std), device)
+    offset = _constant(tuple(-m / s for m, s in zip(mean, std, strict=True)), device)
+    return factor.view(1, -1, 1, 1), offset.view(1, -1, 1, 1)
 
 
 def as_unit(crops: Tensor) -> Tensor:
@@ -105,11 +111,12 @@ def apply_parameters(crops: Tensor, parameters: Tensor, mean: Sequence[float], s
     """
     if crops.device.type != "cpu":
         return normalize(_color_batch(as_unit(crops), parameters), mean, std)
-    # one crop fits in the cache, through all of its operations
     result = torch.empty(crops.shape)
-    for index, row in enumerate(parameters.tolist()):
-        one = slice(index, index + 1)
-        normalize(_color_one(as_unit(crops[one]), row), mean, std, out=result[one])
+    factor, offset = _scale(mean, std, crops.device)
+    with torch.inference_mode():
+        # one crop fits in the cache, through all of its operations
+        for crop, row, target in zip(crops.split(1), parameters.tolist(), result.split(1)):
+            torch.mul(_color_one(as_unit(crop), row), factor, out=target).add_(offset)
     return result
 
 
