@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import DistillConfig, ModelConfig
 from ..losses import feature_loss
+from ..models import Dinov2Config
 from .batch import SSLBatch
 from .diagnostics import diagnose_batch
 from .frozen import FeatureTeacher, PrototypeTeacher
@@ -110,7 +111,6 @@ class Distillation(Students):
             teacher_temp: temperature of the teacher's targets at this step (prototypes).
             diagnose: fill `ObjectiveOutput.diagnostics` too, of the first student.
         """
-        batch = compare_all_patches(batch)
         return self._by_prototypes(batch, teacher_temp, diagnose) if self.has_prototypes else self._by_features(batch)
 
     def _by_prototypes(self, batch: SSLBatch, teacher_temp: float, diagnose: bool) -> ObjectiveOutput:
@@ -119,11 +119,12 @@ class Distillation(Students):
         def targets_of(heads: nn.ModuleDict, cls: Tensor, patches: Tensor):
             return prototype_targets(config, heads, self.centering, cls, patches, teacher_temp)
 
-        _, targets = self.teacher(batch, targets_of)
+        _, targets = self.teacher(compare_all_patches(batch, self.teacher.backbone.config), targets_of)
         output = ObjectiveOutput(batch.global_crops.new_zeros(()), {})
         for name, student in self.students.items():
-            global_cls, patches, local_cls = self._tokens(student, batch)
-            terms = prototype_terms(config, student, global_cls, local_cls, patches, batch.mask_weights, targets)
+            compared = compare_all_patches(batch, student["backbone"].config)
+            global_cls, patches, local_cls = _tokens(student, compared)
+            terms = prototype_terms(config, student, global_cls, local_cls, patches, compared.mask_weights, targets)
             self._add(output, name, terms)
             if diagnose and not name:
                 output.diagnostics = diagnose_batch(global_cls, None, targets)
@@ -133,7 +134,7 @@ class Distillation(Students):
         output = ObjectiveOutput(batch.global_crops.new_zeros(()), {})
         teacher_cls, teacher_map = self.teacher(batch.global_crops, self.config.colors.mean, self.config.colors.std)
         for name, student in self.students.items():
-            cls, patches, _ = self._tokens(student, batch)
+            cls, patches, _ = _tokens(student, compare_all_patches(batch, student["backbone"].config))
             grid = student["backbone"].config.grid_of(*batch.global_crops.shape[-2:])
             target = nn.functional.interpolate(teacher_map, grid, mode="bilinear", antialias=True)
             terms = {}
@@ -146,17 +147,6 @@ class Distillation(Students):
             self._add(output, name, terms)
         return output
 
-    def _tokens(self, student: nn.ModuleDict, batch: SSLBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """CLS of the global crops `[2B, D]`, all their patches `[2B N, D]`, CLS of the local crops."""
-        views = [batch.global_crops] + [batch.local_crops] * bool(len(batch.local_crops))
-        backbone = student["backbone"]
-        grid = backbone.config.grid_of(*batch.global_crops.shape[-2:])
-        if grid[0] * grid[1] != batch.masks.shape[1]:  # another patch size than that of the first student
-            masks = batch.masks.new_zeros(len(batch.masks), grid[0] * grid[1])
-            batch = compare_all_patches(replace(batch, masks=masks))
-        tokens = backbone.forward_at(torch.cat(packed_positions(batch, backbone.config)), views)
-        return tokens.split([len(batch.global_crops), len(batch.mask_indices), len(batch.local_crops)])
-
     def _add(self, output: ObjectiveOutput, student: str, terms: dict[str, Tensor]) -> None:
         """Adds a student's terms to the objective; those of further students bear their name."""
         for name, term in terms.items():
@@ -164,13 +154,22 @@ class Distillation(Students):
             output.terms[f"{student}.{name}" if student else name] = term.detach()
 
 
-def compare_all_patches(batch: SSLBatch) -> SSLBatch:
-    """A batch in which nothing is masked and every patch of the global crops is compared."""
-    crops, patches = batch.masks.shape
-    device = batch.masks.device
+def _tokens(student: nn.ModuleDict, batch: SSLBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """CLS of the global crops `[2B, D]`, the compared patches `[M, D]`, CLS of the local crops."""
+    views = [batch.global_crops] + [batch.local_crops] * bool(len(batch.local_crops))
+    backbone = student["backbone"]
+    tokens = backbone.forward_at(torch.cat(packed_positions(batch, backbone.config)), views)
+    return tokens.split([len(batch.global_crops), len(batch.mask_indices), len(batch.local_crops)])
+
+
+def compare_all_patches(batch: SSLBatch, backbone: Dinov2Config) -> SSLBatch:
+    """A batch in which nothing is masked and every patch that the backbone makes of the global crops is compared."""
+    crops, device = len(batch.global_crops), batch.global_crops.device
+    rows, columns = backbone.grid_of(*batch.global_crops.shape[-2:])
+    patches = rows * columns
     return replace(
         batch,
-        masks=torch.zeros_like(batch.masks),
+        masks=torch.zeros(crops, patches, dtype=torch.bool, device=device),
         mask_indices=torch.arange(crops * patches, device=device),
         mask_weights=torch.full((crops * patches,), 1 / patches, device=device),
     )
