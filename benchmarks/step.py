@@ -22,6 +22,7 @@ from torch import nn
 from dinov2_hf.config import PretrainConfig, load_config
 from dinov2_hf.ssl import DINOv2Pretraining, SSLBatch
 from dinov2_hf.train import TrainingStep, build_accelerator
+from dinov2_hf.train.accelerator import compute_dtype
 from dinov2_hf.train.schedules import StepValues
 
 VALUES = StepValues(lr=1e-4, last_layer_lr=1e-4, weight_decay=0.04, teacher_momentum=0.99, teacher_temp=0.07)
@@ -113,7 +114,7 @@ def main() -> None:
         config = load_config(args.config, [*defaults, *args.overrides, *fixed])
         accelerator = build_accelerator(config.train)
     device = accelerator.device
-    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[accelerator.mixed_precision]
+    dtype = compute_dtype(accelerator)
     torch.manual_seed(0)
     model = DINOv2Pretraining(config)
     batch = make_batch(config).to(device)

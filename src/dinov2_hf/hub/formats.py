@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..config import ColorsConfig
 from ..features import EvalTransform
 from ..models import HEADS_FILE, Dinov2Config, Dinov2Model
 from ..models.convert import (
@@ -28,8 +29,6 @@ from ..models.convert import (
     write_timm,
 )
 from .export import preprocessor_config
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ def default_preprocessor(config: Dinov2Config) -> dict[str, Any]:
     native = min(count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
     fits = native >= 224 and not any(224 % patch for patch in config.patch_height_width)
     side, channels = 224 if fits else native, config.num_channels
-    mean = IMAGENET_MEAN if channels == 3 else [0.0] * channels
-    std = IMAGENET_STD if channels == 3 else [1.0] * channels
+    mean = ColorsConfig().mean if channels == 3 else [0.0] * channels
+    std = ColorsConfig().std if channels == 3 else [1.0] * channels
     return preprocessor_config(EvalTransform(side * 256 // 224, side, mean, std))
 
 

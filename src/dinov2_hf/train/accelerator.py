@@ -47,6 +47,11 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def compute_dtype(accelerator: Accelerator) -> torch.dtype:
+    """What matrices are multiplied in."""
+    return _DTYPES[accelerator.mixed_precision]
+
+
 def _configure_sharding(accelerator: Accelerator) -> None:
     """What accelerate leaves open for FSDP2, or sets otherwise than this training needs it.
 
@@ -67,7 +72,7 @@ def _configure_sharding(accelerator: Accelerator) -> None:
     # Gathered and computed in the compute dtype, reduced in float32. Inputs are left alone: autocast converts what
     # matrix products need, and the residual stream stays in float32 as it does on one process.
     plugin.mixed_precision_policy = MixedPrecisionPolicy(
-        param_dtype=_DTYPES[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=compute_dtype(accelerator), reduce_dtype=torch.float32, cast_forward_inputs=False
     )
 
 

@@ -7,15 +7,13 @@ import logging
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-from ..config import DistillConfig
+from ..config import ColorsConfig, DistillConfig
 from ..models import DINOHead, Dinov2Model
 from ..ssl import Distillation, FeatureTeacher, PrototypeTeacher, Students
 from .initialize import Source, read_source
 from .loop import Pretrainer
 
 logger = logging.getLogger(__name__)
-
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Distiller(Pretrainer):
@@ -78,7 +76,7 @@ def read_feature_teacher(path: str) -> FeatureTeacher:
         mean, std = processor.image_mean, processor.image_std
     except (OSError, ValueError, AttributeError):
         logger.warning("%s has no preprocessor; its images are normalised with the mean and std of ImageNet", path)
-        mean, std = _IMAGENET
+        mean, std = ColorsConfig().mean, ColorsConfig().std
     return FeatureTeacher(model, mean, std)
 
 

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from ..config import PretrainConfig
 from ..ssl import SSLBatch, Students
+from .accelerator import compute_dtype
 from .param_groups import apply_schedule, build_param_groups
 from .schedules import StepValues
 
@@ -43,8 +44,7 @@ class TrainingStep:
         self._optimizer: AcceleratedOptimizer
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         register_fsdp_forward_method(model, "average_features")  # does nothing where parameters are not sharded
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-        model.place_teacher(accelerator.device, dtype, sharded=isinstance(model, FSDPModule))
+        model.place_teacher(accelerator.device, compute_dtype(accelerator), sharded=isinstance(model, FSDPModule))
         self.counters = torch.zeros(2, device=accelerator.device)
 
     @property
