@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from .config import PretrainConfig
 from .data.crops import as_crop, resample
 from .data.decode import BrokenImage, open_image
 from .data.labeled import LabeledImages
@@ -61,6 +62,13 @@ class EvalTransform:
     def normalize(self, pixels: Tensor) -> Tensor:
         """Crops `[B, C, H, W]` to what the model takes."""
         return normalize(as_unit(pixels), self.mean, self.std)
+
+
+def evaluation_transform(config: PretrainConfig) -> EvalTransform:
+    """What a run evaluates with, or would: crops of the size that it trains on."""
+    size, colors = config.crops.global_size, config.colors
+    resize, crop = (config.knn.resize_size, config.knn.crop_size) if config.knn.enabled else (size * 256 // 224, size)
+    return EvalTransform(resize, crop, colors.mean, colors.std)
 
 
 class _Share(Dataset):

@@ -16,7 +16,7 @@ from torch import nn
 
 from .config import DistillConfig, PretrainConfig, load_config
 from .evaluation import KnnEvaluator, plot_patch_pca
-from .features import EvalTransform
+from .features import EvalTransform, evaluation_transform
 from .hub import Publisher, RunFacts, export_folder
 from .train import Pretrainer, Results, build_accelerator, plot_metrics, read_metrics
 
@@ -49,11 +49,9 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
     try:
         config = load_config(args.config, args.overrides, kind)
         accelerator = build_accelerator(config.train)
-        colors, size = config.colors, config.crops.global_size
-        evaluator, transform = None, EvalTransform(size * 256 // 224, size, colors.mean, colors.std)
+        transform, evaluator = evaluation_transform(config), None
         if config.knn.enabled:
-            evaluator = KnnEvaluator(config.knn, colors.mean, colors.std, config.data.num_workers)
-            transform = evaluator.transform
+            evaluator = KnnEvaluator(config.knn, config.colors.mean, config.colors.std, config.data.num_workers)
         publisher = None
         if config.hub.repo_id and accelerator.is_main_process:
             publisher = Publisher(config.hub, Path(config.train.output_dir) / "pushing")

@@ -18,7 +18,7 @@ from ..hub.formats import (
     folder_usage,
     written_beside,
 )
-from ..models import DINOHead, Dinov2Config, Dinov2Model, resize_position_embeddings
+from ..models import DINOHead, Dinov2Config, Dinov2Model, resize_position_embeddings, tensors_of
 from ..models.convert import ModelWeights
 from .source import OpenSource, open_source
 
@@ -90,7 +90,7 @@ def _export_folder(
     weights, run = source.weights, source.run
     if run is not None:
         heads: dict[str, nn.Module] = {
-            name: DINOHead.from_state(_with_prefix(weights.heads, f"{name}."))
+            name: DINOHead.from_state(tensors_of(weights.heads, f"{name}."))
             for name in sorted({key.partition(".")[0] for key in weights.heads})
         }
         with written_beside(output) as folder:
@@ -133,7 +133,3 @@ def _rule_remarks(config: Dinov2Config, format: str) -> list[str]:
         f"{name} interpolates position embeddings by another rule than this model: its features are the same at "
         f"{rows} x {columns} pixels alone; --image-size chooses another size"
     ]
-
-
-def _with_prefix(tensors, prefix: str):
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

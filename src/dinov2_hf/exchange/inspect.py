@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..models import Dinov2Config
+from ..models import Dinov2Config, tensors_of
 from ..models.convert import ModelWeights, kind_of_names, preset_of, read_tensors
 from ..train.checkpoint import find_checkpoints
 from ..train.metrics import read_metrics
@@ -96,7 +96,7 @@ def _rule(config: Dinov2Config) -> str:
 def _describe_heads(heads: Mapping[str, Tensor]) -> Rows:
     rows = []
     for name in sorted({key.partition(".")[0] for key in heads}):
-        state = {key.removeprefix(f"{name}."): value for key, value in heads.items() if key.startswith(f"{name}.")}
+        state = tensors_of(heads, f"{name}.")
         layers = {int(m[1]): value for key, value in state.items() if (m := re.fullmatch(r"mlp\.(\d+)\.weight", key))}
         directions = state.get("last_layer.weight_v")
         if directions is None or not layers:

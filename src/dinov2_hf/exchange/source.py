@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config import PretrainConfig, load_saved_config
-from ..features import EvalTransform
+from ..features import EvalTransform, evaluation_transform
 from ..hub import preprocessor_config
 from ..models.convert import ModelWeights, read_weights
 from ..train.initialize import checkpoint_at, read_run
@@ -86,7 +86,7 @@ def _open_run(checkpoint: Path, network: str, student: str, device: str, name: s
             parts["backbone"][rest] = tensor
         elif first in ("dino_head", "ibot_head"):
             parts["heads"][key] = tensor
-    transform = _transform(config)
+    transform = evaluation_transform(config)
     weights = ModelWeights(
         f"{name}={checkpoint}",
         f"checkpoint of a {'distillation' if hasattr(config, 'distill') else 'pretraining'} run",
@@ -118,10 +118,3 @@ def dtype_of(weights: ModelWeights) -> torch.dtype:
     for tensor in weights.backbone.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
     return max(counts, key=counts.get)
-
-
-def _transform(config: PretrainConfig) -> EvalTransform:
-    """What the run evaluates with, or would: crops of the size that it trains on."""
-    size, colors = config.crops.global_size, config.colors
-    resize, crop = (config.knn.resize_size, config.knn.crop_size) if config.knn.enabled else (size * 256 // 224, size)
-    return EvalTransform(resize, crop, colors.mean, colors.std)

@@ -2,7 +2,7 @@
 
 from .configuration import PRESETS, Dinov2Config
 from .convert import model_from_original, resize_position_embeddings
-from .heads import HEADS_FILE, DINOHead
+from .heads import HEADS_FILE, DINOHead, tensors_of
 from .modeling import Dinov2Backbone, Dinov2ForImageClassification, Dinov2Layer, Dinov2Model, Dinov2PreTrainedModel
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "Dinov2PreTrainedModel",
     "model_from_original",
     "resize_position_embeddings",
+    "tensors_of",
 ]

@@ -15,6 +15,11 @@ HEADS_FILE = "heads.safetensors"
 Result = TypeVar("Result")
 
 
+def tensors_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, such as `dino_head.`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 class PrototypeLayer(nn.Module):
     """Weight-normalised linear layer without bias: logits are scaled cosines when the input has unit length.
 

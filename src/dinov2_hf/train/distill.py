@@ -8,7 +8,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from ..config import ColorsConfig, DistillConfig
-from ..models import DINOHead, Dinov2Model
+from ..models import DINOHead, Dinov2Model, tensors_of
 from ..ssl import Distillation, FeatureTeacher, PrototypeTeacher, Students
 from .initialize import Source, read_source
 from .loop import Pretrainer
@@ -51,8 +51,8 @@ def read_prototype_teacher(path: str) -> PrototypeTeacher:
     config._attn_implementation = "sdpa" if torch.accelerator.is_available() else "eager"
     backbone = Dinov2Model(config)
     try:
-        backbone.load_state_dict(_part(source, "backbone"))
-        heads = {name: DINOHead.from_state(_part(source, name)) for name in names}
+        backbone.load_state_dict(tensors_of(source.teacher, "backbone."))
+        heads = {name: DINOHead.from_state(tensors_of(source.teacher, f"{name}.")) for name in names}
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"distill.teacher={path} is damaged: {error}") from None
     return PrototypeTeacher(backbone, heads)
@@ -85,11 +85,6 @@ def _read(path: str) -> Source:
         return read_source(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(str(error).replace("init.path=", "distill.teacher=")) from None
-
-
-def _part(source: Source, name: str) -> dict[str, torch.Tensor]:
-    prefix = f"{name}."
-    return {key.removeprefix(prefix): value for key, value in source.teacher.items() if key.startswith(prefix)}
 
 
 def _first(error: Exception) -> str:

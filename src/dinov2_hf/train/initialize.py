@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config import InitConfig, load_saved_config
-from ..models import Dinov2Config, Dinov2Model, resize_position_embeddings
+from ..models import Dinov2Config, Dinov2Model, resize_position_embeddings, tensors_of
 from ..models.convert import read_weights
 from ..ssl import Students
 from .checkpoint import find_checkpoints, read_model_tensors
@@ -71,7 +71,7 @@ def initialize(model: Students, config: InitConfig) -> bool:
     missing: set[str] = set()
     for networks, tensors in ((model.students[""], source.student), (model.averages[""], source.teacher)):
         for name, network in networks.items():
-            state = _with_prefix(tensors, f"{name}.")
+            state = tensors_of(tensors, f"{name}.")
             if name == "backbone":
                 _load_backbone(network, state, source)
             elif state and config.heads:
@@ -123,11 +123,11 @@ def read_run(checkpoint: Path, student: str = "", device: str = "cpu") -> Source
     place = f"further.{student}." if student else ""
     return Source(
         str(checkpoint),
-        _with_prefix(tensors, f"{place}student."),
-        _with_prefix(tensors, f"{place}teacher.") or _with_prefix(tensors, f"{place}average."),
+        tensors_of(tensors, f"{place}student."),
+        tensors_of(tensors, f"{place}teacher.") or tensors_of(tensors, f"{place}average."),
         config,
         config.num_attention_heads,
-        _with_prefix(tensors, "centering."),
+        tensors_of(tensors, "centering."),
     )
 
 
@@ -165,10 +165,6 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], name: str, source: st
             f"set {', '.join(f'{section}.{key}' for key in keys)} as the source has them{otherwise}"
         )
     network.load_state_dict(state)
-
-
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _shape(state: Mapping[str, Tensor], key: str) -> str:
