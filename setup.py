@@ -8,7 +8,12 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/dinov2_hf/__init__.py").read_text())[1]
 
+EVALUATE = ["faiss-cpu>=1.12", "scikit-learn>=1.6", "scipy>=1.13"]
+CURATE = ["datatrove>=0.6", "faiss-cpu>=1.12", "scikit-learn>=1.6", "scipy>=1.13"]
+RAY = ["ray>=2.40"]
+PAGE = ["nicegui>=3.0"]
 ONNX = ["onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.6"]
+EVERYTHING = [*EVALUATE, *CURATE, *RAY, *PAGE, *ONNX]
 
 setup(
     name="dinov2_hf",
@@ -42,5 +47,13 @@ setup(
         "tqdm>=4.66",
     ],
     entry_points={"console_scripts": ["dinov2-hf = dinov2_hf.cli:main"]},
-    extras_require={"xformers": ["xformers>=0.0.35"], "onnx": ONNX, "dev": ["pytest>=8", "ruff>=0.12", *ONNX]},
+    extras_require={
+        "xformers": ["xformers>=0.0.35"],
+        "evaluate": EVALUATE,
+        "curate": CURATE,
+        "ray": RAY,
+        "page": PAGE,
+        "onnx": ONNX,
+        "dev": ["pytest>=8", "ruff>=0.12", "selenium>=4.20", *EVERYTHING],
+    },
 )

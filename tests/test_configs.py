@@ -1,6 +1,8 @@
 """Every shipped config parses, holds the published values, and every launch file is one that accelerate understands."""
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,18 @@ from torch.distributed.fsdp import OffloadPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from dinov2_hf import models
+from dinov2_hf.cli import main
 from dinov2_hf.config import DistillConfig, load_config, value_at
+from dinov2_hf.config.curation import CurationConfig
+from dinov2_hf.evaluation import PROTOCOLS
 from dinov2_hf.train.schedules import build_schedules
 
 ROOT = Path(__file__).parents[1]
 DISTILL = sorted((ROOT / "configs/distill").glob("*.yaml"))
 PRETRAIN = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
+EVALUATE = sorted((ROOT / "configs/evaluate").glob("*.yaml"))
+CURATE = sorted((ROOT / "configs/curate").glob("*.yaml"))
 DISTRIBUTED = ROOT / "docs/distributed.md"
 
 
@@ -334,3 +341,54 @@ def test_distilled_small_model_holds_the_published_values():
     assert config.train.num_steps == 625_000 and config.optim.warmup_epochs * config.train.epoch_length == 100_000
     for key in ("dino.num_prototypes", "ibot.num_prototypes", "ibot.separate_head", "model.patch_size"):
         assert value_at(config, key) == value_at(teacher, key)
+
+
+# --- configs/evaluate, configs/curate --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", EVALUATE, ids=names(EVALUATE))
+def test_every_evaluation_config_parses_for_the_protocol_of_its_command(path):
+    command = " ".join(re.findall(r"# +(?:Command:)? *(.*)", head(path)))
+    protocol = re.search(r"dinov2-hf evaluate (\w+) ", command)[1]
+    assert f"--config {path.relative_to(ROOT)}" in command
+    load_config(path, kind=PROTOCOLS[protocol].config)
+
+
+def test_every_protocol_has_a_config():
+    assert {re.search(r"dinov2-hf evaluate (\w+) ", head(path))[1] for path in EVALUATE} == set(PROTOCOLS)
+
+
+@pytest.mark.parametrize("path", CURATE, ids=names(CURATE))
+def test_every_curation_config_parses_and_names_its_command(path):
+    assert f"--config {path.relative_to(ROOT)}" in head(path)
+    load_config(path, ["pool.web.path=/pile", "embed.model=/model"], kind=CurationConfig)
+
+
+COMMANDS = [
+    (page.name, command)
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    for command in re.sub(r" *\\\n *", " ", block).splitlines()
+    if re.match(r"dinov2-hf (evaluate|visualize|curate) ", command) and not re.search("…| my.yaml", command)
+]
+
+
+@pytest.mark.parametrize(
+    "page, command", COMMANDS, ids=[f"{page}-{number}" for number, (page, _) in enumerate(COMMANDS)]
+)
+def test_documented_command_is_understood(page, command, monkeypatch):
+    """Every option and key of it exists; what it would do is left out."""
+    understood = []
+    for name, function in (("evaluate", "evaluate"), ("curate", "run_curate")):
+        module = importlib.import_module(f"dinov2_hf.cli.{name}")
+        monkeypatch.setattr(module, function, understood.append)
+    module = importlib.import_module("dinov2_hf.cli.visualize")
+    for name in [name for name in vars(module) if name.startswith("draw_") or name == "serve"]:
+        monkeypatch.setattr(module, name, understood.append)
+    words = shlex.split(command, comments=True)
+    main(words[1:])
+    (args,) = understood
+    if words[1] == "evaluate" and words[2] != "list":
+        load_config(args.config, args.overrides, PROTOCOLS[args.protocol].config)
+    if words[1] == "curate":
+        load_config(args.config, args.overrides, CurationConfig)

@@ -18,10 +18,12 @@ ALLOWED = {
     "features": {"config", "data", "models"},
     "train": {"config", "data", "ssl", "models", "losses"},
     "evaluation": {"config", "data", "features", "models"},
+    "curation": {"config", "data", "features", "models"},
+    "visualize": {"config", "data", "evaluation", "features", "models"},
     "hub": {"config", "features", "models"},
-    "launch": {"config", "evaluation", "features", "hub", "train"},
+    "launch": {"config", "data", "evaluation", "features", "hub", "models", "train", "visualize"},
     "exchange": {"config", "features", "hub", "models", "train"},
-    "cli": {"config", "data", "evaluation", "exchange", "features", "hub", "models", "train"},
+    "cli": {"config", "curation", "data", "evaluation", "exchange", "features", "hub", "models", "train", "visualize"},
     "": {"models"},
 }
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from .config import DistillConfig, PretrainConfig, load_config
-from .evaluation import KnnEvaluator, plot_patch_pca
-from .features import EvalTransform, evaluation_transform
+from .config.evaluations import EvaluationConfig, KnnProtocol
+from .data import LabeledImages, same_classes
+from .evaluation import PROTOCOLS, Evaluation, Result, evaluate_knn, open_labeled
+from .features import Backbone, EvalTransform, evaluation_transform
 from .hub import Publisher, RunFacts, export_folder
-from .train import Pretrainer, Results, build_accelerator, plot_metrics, read_metrics
+from .models import Dinov2Config
+from .train import PeriodicEvaluation, Pretrainer, Results, build_accelerator, plot_metrics, read_metrics
+from .train.loop import Layers
+from .visualize import Picture, plot_patch_pca
 
 
 def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pretrainer]) -> None:
@@ -36,9 +42,6 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("dinov2_hf").setLevel(logging.INFO)
 
-    def evaluate(features) -> dict[str, float]:
-        return dict(evaluator(features, accelerator))
-
     def publish(step: int, results: Results) -> None:
         exports = {
             student: partial(_export, networks=networks, config=config, transform=transform)
@@ -49,16 +52,15 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
     try:
         config = load_config(args.config, args.overrides, kind)
         accelerator = build_accelerator(config.train)
-        transform, evaluator = evaluation_transform(config), None
-        if config.knn.enabled:
-            evaluator = KnnEvaluator(config.knn, config.colors.mean, config.colors.std, config.data.num_workers)
+        transform = evaluation_transform(config)
+        evaluations = running_evaluations(config, accelerator)
         publisher = None
         if config.hub.repo_id and accelerator.is_main_process:
             publisher = Publisher(config.hub, Path(config.train.output_dir) / "pushing")
         trainer = trainer_class(
             config,
             accelerator,
-            evaluate if evaluator else None,
+            evaluations,
             resume=args.resume,
             publish=publish if config.hub.repo_id else None,
         )
@@ -71,9 +73,78 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
     if trainer.stopped:
         raise SystemExit(128 + signal.SIGTERM)  # as a shell reports it, so that a job script can tell it from the end
     if accelerator.is_main_process:
-        exported = _leave(config, results, evaluator, transform)
+        exported = _leave(config, results, transform)
         if publisher:
             publisher.finish(exported)
+    accelerator.wait_for_everyone()  # a process that ends earlier can take the others with it
+    accelerator.end_training()
+
+
+def running_evaluations(config: PretrainConfig, accelerator: Accelerator) -> list[PeriodicEvaluation]:
+    """Those of the sections `knn` and `evaluations`.
+
+    Raises:
+        ValueError, FileNotFoundError: sets that cannot be read, files of evaluations that cannot.
+    """
+    found = []
+    if config.knn.enabled:
+        knn = config.knn
+        protocol = KnnProtocol(
+            train=knn.reference,
+            test=knn.query,
+            k=[knn.k],
+            temperature=knn.temperature,
+            batch_size=knn.batch_size,
+            num_workers=config.data.num_workers,
+        )
+        sets: dict[str, LabeledImages] = {}
+        same_classes(*(open_labeled(source, sets) for source in (knn.reference, knn.query)))  # before the run starts
+        found.append(_periodic(evaluate_knn, protocol, knn.epochs, "knn_accuracy", config, accelerator, sets))
+    for name, item in config.evaluations.items():
+        if item.protocol not in PROTOCOLS:
+            raise ValueError(
+                f"evaluations.{name}.protocol={item.protocol!r} is none of {', '.join(PROTOCOLS)}; name one"
+            )
+        protocol = PROTOCOLS[item.protocol]
+        loaded = load_config(item.config, kind=protocol.config)
+        found.append(_periodic(protocol.evaluate, loaded, item.epochs, f"{name}.{{metric}}", config, accelerator, {}))
+    return found
+
+
+def _periodic(
+    evaluate: Callable[[Evaluation], Iterator[Result]],
+    settings: EvaluationConfig,
+    epochs: float,
+    name: str,
+    config: PretrainConfig,
+    accelerator: Accelerator,
+    sets: dict[str, LabeledImages],
+) -> PeriodicEvaluation:
+    """An evaluator of the averages, its figures logged as `name` with their metric in it; `sets` are open already."""
+    transform = evaluation_transform(config)
+
+    def run(student: str, layers: Layers) -> dict[str, float]:
+        model = config.students[student] if student else config.model  # further students of a distillation
+        shape = Dinov2Config.preset(model.preset, **model.architecture())
+
+        def features(images, count):
+            with accelerator.autocast():
+                found = layers(images, count)
+            return [(cls.float(), patches.float()) for cls, patches in found]
+
+        backbone = Backbone(
+            features,
+            transform,
+            shape.hidden_size,
+            model.patch_size,
+            shape.num_hidden_layers,
+            accelerator.device,
+            student or "teacher",
+        )
+        evaluation = Evaluation(backbone, settings, accelerator, sets=sets)
+        return {name.format(metric=result.metric): result.value for result in evaluate(evaluation)}
+
+    return PeriodicEvaluation(epochs, run)
 
 
 def _export(
@@ -90,9 +161,7 @@ def _export(
     return export_folder(folder, networks["backbone"].eval(), heads, transform, config, told)
 
 
-def _leave(
-    config: PretrainConfig, results: Results, evaluator: KnnEvaluator | None, transform: EvalTransform
-) -> dict[str, Path]:
+def _leave(config: PretrainConfig, results: Results, transform: EvalTransform) -> dict[str, Path]:
     """Exports every student's average, draws curves and features, and says where all of it is."""
     output = Path(config.train.output_dir)
     lines, role = read_metrics(output), "the student" if isinstance(config, DistillConfig) else "the teacher"
@@ -104,15 +173,12 @@ def _leave(
         facts = {"k-NN accuracy (classes of the evaluation set)": f"{accuracies[-1]:.1f} %"} if accuracies else {}
         folder = output / (f"export-{student}" if student else "export")
         exported[student] = _export(folder, networks, config, transform, facts)
-        if evaluator:
-            backbone = networks["backbone"]
-            queries = evaluator.queries
-            chosen = np.linspace(0, len(queries) - 1, num=min(16, len(queries)), dtype=int)
-            pixels = np.stack([transform.pixels(queries.read(int(index))[0]) for index in chosen])
-            images = transform.normalize(torch.from_numpy(pixels)).to(backbone.device)
-            titles = [str(queries.names[queries.labels[index]]) for index in chosen]
+        if accuracies:
+            queries = LabeledImages(config.knn.query)
+            chosen = np.linspace(0, len(queries) - 1, num=min(16, len(queries)), dtype=int).tolist()
+            shown = [Picture(queries.title_of(index), transform.pixels(queries.read(index)[0])) for index in chosen]
             picture = output / (f"features-{student}.png" if student else "features.png")
-            pictures.append(plot_patch_pca(backbone, images, pixels, picture, titles))
+            pictures.append(plot_patch_pca(networks["backbone"], transform, shown, picture))
             first, last = accuracies[0], accuracies[-1]
             print(f"\nk-NN accuracy of {student or role}: {first:.1f} % at first, {last:.1f} % at the end")
     print(f"Curves and pictures:  {', '.join(map(str, pictures))}")

@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List
 from PIL import Image as Pillow
 
-from dinov2_hf.config import KnnConfig, SourceConfig
-from dinov2_hf.evaluation import KnnEvaluator, weighted_knn
+from dinov2_hf.config import SourceConfig
+from dinov2_hf.config.evaluations import KnnProtocol
+from dinov2_hf.data import LabeledImages
+from dinov2_hf.evaluation import Evaluation, evaluate_knn, weighted_knn
+from dinov2_hf.features import Backbone, EvalTransform
 
 REFERENCES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0], [-2.0, 0.0]])  # cosines to (1, 0): 1, 0, 0.6, -1
 LABELS = torch.tensor([0, 1, 1, 2])
@@ -95,54 +98,88 @@ def images_of(names, truth, broken=()):
         pixels = np.array(COLORS[name]) + rng.integers(-20, 20, (12, 16, 3))
         Pillow.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
         values.append({"bytes": b"a text" if index in broken else buffer.getvalue(), "path": None})
-    features = Features({"image": Image(), "label": ClassLabel(names=list(COLORS))})
+    label = ClassLabel(names=list(COLORS))
+    features = Features({"image": Image(), "label": List(label) if isinstance(truth[0], list) else label})
     return Dataset.from_dict({"image": values, "label": truth}, features=features)
 
 
-def evaluator_of(folder, reference, query, **options):
+def figures(folder, reference, query, function=None, **options):
+    """What the protocol gives, by the key of each figure, with an evaluation over the mean colours of images."""
     DatasetDict(train=reference, validation=query).save_to_disk(folder)
-    config = KnnConfig(
-        reference=SourceConfig(path=str(folder)),
-        query=SourceConfig(path=str(folder), split="validation"),
+    config = KnnProtocol(
+        train=SourceConfig(path=str(folder)),
+        test=SourceConfig(path=str(folder), split="validation"),
         resize_size=12,
         crop_size=8,
         batch_size=4,
+        num_workers=0,
         **options,
     )
-    return KnnEvaluator(config, [0.5] * 3, [0.25] * 3)
+    transform = EvalTransform(12, 8, [0.5] * 3, [0.25] * 3)
+    backbone = Backbone(function or mean_color, transform, 3, 8, 1, torch.device("cpu"))
+    return {result.metric: result for result in evaluate_knn(Evaluation(backbone, config, Accelerator(cpu=True)))}
 
 
-def mean_color(images):
-    return images.mean(dim=(2, 3))
+def mean_color(images, count):
+    return [(images.mean(dim=(2, 3)), images[:, :, :1, :1])] * count
 
 
 @pytest.mark.parametrize("wrong, percent", [(0, 100.0), (1, 80.0), (5, 0.0)])
-def test_evaluator_gives_the_share_of_queries_that_agree_with_their_neighbours(wrong, percent, tmp_path):
+def test_accuracy_is_the_share_of_queries_that_agree_with_their_neighbours(wrong, percent, tmp_path):
     reference = images_of(list(COLORS) * 3, ["red", "green", "blue"] * 3)
     shown = ["red", "green", "blue", "red", "green"]
     said = ["blue" if name == "red" else "red" for name in shown[:wrong]] + shown[wrong:]
-    evaluator = evaluator_of(tmp_path, reference, images_of(shown, said), k=3)
-    assert list(evaluator(mean_color, Accelerator(cpu=True))) == [("knn_accuracy", percent)]
+    found = figures(tmp_path, reference, images_of(shown, said), k=[3, 1])
+    assert {name: result.value for name, result in found.items()} == {"accuracy_k3": percent, "accuracy_k1": percent}
+    assert found["accuracy_k3"].title == "k-NN accuracy (%), k = 3" and found["accuracy_k3"].kind == "accuracy"
+    low, high = found["accuracy_k3"].interval
+    assert low <= percent <= high and high - low > 30  # five queries do not tell much
+
+
+def test_few_shot_accuracy_is_the_mean_over_draws_of_so_many_references_a_class(tmp_path):
+    # half of the references of each class are wrong: one drawn of each class is right in half of the cases
+    names = ["red", "green", "blue"] * 8
+    said = [
+        name if index < 12 else {"red": "green", "green": "blue", "blue": "red"}[name]
+        for index, name in enumerate(names)
+    ]
+    found = figures(tmp_path, images_of(names, said), images_of(names, names), k=[1], per_class=[1, 24], tries=40)
+    assert set(found) == {"accuracy_k1", "accuracy_1_per_class_k1", "accuracy_24_per_class_k1"}
+    assert 20 < found["accuracy_1_per_class_k1"].value < 80
+    # all references are there in every draw
+    assert found["accuracy_24_per_class_k1"].value == pytest.approx(found["accuracy_k1"].value)
+    again = figures(tmp_path / "again", images_of(names, said), images_of(names, names), k=[1], per_class=[1], tries=40)
+    assert again["accuracy_1_per_class_k1"] == found["accuracy_1_per_class_k1"]
+
+
+def test_images_of_several_labels_get_the_mean_average_precision_of_the_votes(tmp_path):
+    shown = list(COLORS) * 3
+    several = [[name, "green"] if name != "green" else ["green"] for name in shown]
+    found = figures(tmp_path, images_of(shown, several), images_of(shown, several), k=[3])
+    assert {name: result.value for name, result in found.items()} == {"mean_average_precision_k3": 100.0}
 
 
 def test_broken_images_do_not_count(tmp_path):
     reference = images_of(list(COLORS) * 2, ["red", "green", "blue"] * 2, broken=(0,))
     query = images_of(["red", "green", "blue"], ["red", "red", "blue"], broken=(1,))  # the wrong one is broken
-    evaluator = evaluator_of(tmp_path, reference, query, k=1)
-    assert dict(evaluator(mean_color, Accelerator(cpu=True))) == {"knn_accuracy": 100.0}
+    assert figures(tmp_path, reference, query, k=[1])["accuracy_k1"].value == 100.0
+
+
+def test_sets_without_a_readable_image_are_refused(tmp_path):
+    whole, broken = images_of(["red"], ["red"]), images_of(["red"], ["red"], broken=(0,))
+    with pytest.raises(ValueError, match="no image of .*split 'validation'. can be decoded"):
+        figures(tmp_path, whole, broken)
 
 
 def test_sets_of_different_classes_are_refused_naming_both(tmp_path):
     reference = images_of(["red"], ["red"])
     query = reference.cast_column("label", ClassLabel(names=["rot", "grün", "blau"]))
     with pytest.raises(ValueError) as caught:
-        evaluator_of(tmp_path, reference, query)
+        figures(tmp_path, reference, query)
     assert "red, green, blue" in str(caught.value) and "rot, grün, blau" in str(caught.value)
 
 
 def test_unknown_split_of_queries_is_refused(tmp_path):
     DatasetDict(train=images_of(["red"], ["red"])).save_to_disk(tmp_path / "set")
-    source = SourceConfig(path=str(tmp_path / "set"))
-    query = SourceConfig(path=str(tmp_path / "set"), split="validation")
     with pytest.raises(ValueError, match="split='validation'.*it has train"):
-        KnnEvaluator(KnnConfig(reference=source, query=query), [0.5] * 3, [0.25] * 3)
+        LabeledImages(SourceConfig(path=str(tmp_path / "set"), split="validation"))

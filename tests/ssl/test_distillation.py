@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from dinov2_hf.config import DistillConfig, load_config
+from dinov2_hf.models import VisionTransformer
 from dinov2_hf.ssl import Distillation, FeatureTeacher, PrototypeTeacher, SSLBatch
 from dinov2_hf.ssl.students import build_backbone, build_heads
 
@@ -100,7 +101,7 @@ def test_masks_of_the_batch_play_no_part(configure):
 @pytest.mark.parametrize("objective", ["prototypes", "features"])
 def test_teacher_is_frozen_and_in_no_state(configure, objective):
     config = configure(f"distill.objective={objective}", *["crops.num_local=0"] * (objective == "features"))
-    teacher = make_teacher(config) if objective == "prototypes" else FeatureTeacher(stock(), **PIXELS)
+    teacher = make_teacher(config) if objective == "prototypes" else feature_teacher()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     model = Distillation(config, teacher).train()
     held = {id(parameter) for parameter in (*model.parameters(), *model.buffers())}
@@ -140,7 +141,7 @@ def test_each_of_several_students_learns_as_if_alone(configure, objective):
     small = [f"students.small.{item}" for item in [*shape, "preset=tiny", "drop_path_rate=0"]]
     config, alone = configure(*features, *small), configure(*features)
     only_small = configure(*features, *(f"model.{item}" for item in [*shape, "preset=tiny"]))
-    teacher = make_teacher(config) if objective == "prototypes" else FeatureTeacher(stock(), **PIXELS)
+    teacher = make_teacher(config) if objective == "prototypes" else feature_teacher()
     both, first, second = (Distillation(c, teacher) for c in (config, alone, only_small))
     first.student.load_state_dict(both.student.state_dict())
     second.student.load_state_dict(both.students["small"].state_dict())
@@ -193,6 +194,10 @@ def stock(patch=14):
     return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SIZES, patch_size=patch, image_size=56)).eval()
 
 
+def feature_teacher():
+    return FeatureTeacher(VisionTransformer(stock()), **PIXELS)
+
+
 TEACHERS = {
     "dinov2, another patch": lambda: stock(14),
     "dinov2, the same patch": lambda: stock(8),
@@ -213,7 +218,7 @@ TEACHERS = {
 def test_feature_objective_equals_its_naive_twin(configure, name):
     config = configure("distill.objective=features", "crops.num_local=0", "crops.global_size=32")
     network = TEACHERS[name]().eval()
-    teacher = FeatureTeacher(network, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
+    teacher = FeatureTeacher(VisionTransformer(network), mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
     model, batch = Distillation(config, teacher), make_batch(config)
     output = model(batch, 0.07)
 
@@ -253,7 +258,7 @@ def test_network_without_patches_is_no_teacher():
     from transformers import ResNetConfig, ResNetModel
 
     with pytest.raises(ValueError, match="ResNetModel has no patches"):
-        FeatureTeacher(ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])), **PIXELS)
+        VisionTransformer(ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])))
 
 
 def test_teacher_in_half_precision_gives_nearly_the_same_targets(configure):

@@ -15,9 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dinov2_hf.data import TrainingBatches
-from dinov2_hf.train import Pretrainer, build_accelerator, read_metrics
+from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator, read_metrics
 from dinov2_hf.train.health import CollapseWatch
 from dinov2_hf.train.schedules import values_at
+
+from .running import train
 
 SIGNS = {
     "rankme",
@@ -33,26 +35,6 @@ PARTS = {
     "ibot_head": ["ibot_head.mlp", "ibot_head.last_layer"],
 }
 NORMS_OF_PARTS = {f"grad_norm_of/{part}" for parts in PARTS.values() for part in parts}
-
-
-def train(config, until=None, prepare=None, evaluate=None, accelerator=None):
-    """A run, ended by an exception after `until` updates as a kill would end it."""
-    trainer = Pretrainer(config, accelerator or build_accelerator(config.train), evaluate)
-    next_batch = trainer._next_batch
-
-    def ended(loader):
-        if trainer.step == until:
-            raise KeyboardInterrupt
-        return next_batch(loader)
-
-    trainer._next_batch = ended
-    if prepare:
-        prepare(trainer)
-    try:
-        trainer.run()
-    except KeyboardInterrupt:
-        pass
-    return trainer
 
 
 def tensors(network):
@@ -189,11 +171,11 @@ def test_signs_are_computed_and_logged_on_cadence_only(tiny_config):
     def prepare(trainer):
         trainer.training_step = Recorder(trainer.training_step)
 
-    def evaluate(features):
+    def evaluate(student, layers):
         return {"score": 1.0}
 
-    config = tiny_config("train.log_every=2", "knn.epochs=1", "train.epochs=3.5")
-    trainer = train(config, prepare=prepare, evaluate=evaluate)
+    config = tiny_config("train.log_every=2", "train.epochs=3.5")
+    trainer = train(config, prepare=prepare, evaluations=[PeriodicEvaluation(1, evaluate)])
     terms = {"loss", "dino_global", "dino_local", "ibot", "koleo"} | {f"grad_norm/{name}" for name in PARTS}
     on_cadence = terms | SIGNS | NORMS_OF_PARTS
     expected = [on_cadence if number in (2, 4, 6, 7) else terms for number in range(1, 8)]

@@ -19,6 +19,8 @@ from dinov2_hf.models import model_from_original
 from dinov2_hf.models.convert import to_original
 from dinov2_hf.train import Pretrainer, build_accelerator, read_metrics
 
+from .running import train as trained
+
 HEADS = ("dino_head", "ibot_head")
 STOCK_SHAPE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8)
 
@@ -28,27 +30,19 @@ def started(config, resume="auto"):
     return Pretrainer(config, build_accelerator(config.train), resume=resume)
 
 
-def train(config, until=None, after_update=None):
-    """A run, ended by an exception after `until` updates as a kill would end it."""
-    trainer = started(config)
-    next_batch, update_averages = trainer._next_batch, trainer.model.update_averages
+def train(config, until=None, after_update=lambda trainer: None):
+    """A run, ended after `until` updates; `after_update` gets the trainer after each."""
 
-    def ended(loader):
-        if trainer.step == until:
-            raise KeyboardInterrupt
-        return next_batch(loader)
+    def prepare(trainer):
+        update_averages = trainer.model.update_averages
 
-    def observed(momentum):
-        update_averages(momentum)
-        if after_update:
+        def observed(momentum):
+            update_averages(momentum)
             after_update(trainer)
 
-    trainer._next_batch, trainer.model.update_averages = ended, observed
-    try:
-        trainer.run()
-    except KeyboardInterrupt:
-        pass
-    return trainer
+        trainer.model.update_averages = observed
+
+    return trained(config, until, prepare=prepare)
 
 
 def tensors(network):

@@ -10,29 +10,11 @@ import torch
 from datasets import load_dataset
 
 from dinov2_hf.config import load_config
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
 from dinov2_hf.train.checkpoint import find_checkpoints, prune_checkpoints
 from dinov2_hf.train.metrics import plot_metrics, read_metrics
 
-
-def train(config, until=None, resume="auto", evaluate=None, prepare=None):
-    """A run, ended by an exception after `until` updates as a kill would end it."""
-    trainer = Pretrainer(config, build_accelerator(config.train), evaluate, resume)
-    next_batch = trainer._next_batch
-
-    def ended(loader):
-        if trainer.step == until:
-            raise KeyboardInterrupt
-        return next_batch(loader)
-
-    trainer._next_batch = ended
-    if prepare:
-        prepare(trainer)
-    try:
-        trainer.run()
-    except KeyboardInterrupt:
-        pass
-    return trainer
+from .running import train
 
 
 def parameters(trainer):
@@ -315,14 +297,15 @@ def test_run_stops_when_no_gradient_is_finite(tiny_config):
 
 def test_evaluation_comes_first_on_cadence_and_last(tiny_config):
     seen = []
-    config = tiny_config("knn.epochs=2")
+    config = tiny_config()
 
-    def evaluate(features):
-        seen.append(features(torch.zeros(3, 3, 32, 32)).shape)
+    def evaluate(student, layers):
+        cls, patches = layers(torch.zeros(3, 3, 32, 32), 2)[-1]
+        seen.append((cls.shape, patches.shape))
         return {"score": 1.0}
 
-    trainer = train(config, evaluate=evaluate)
-    assert seen == [(3, 32)] * 3 and trainer.step == 6
+    trainer = train(config, evaluations=[PeriodicEvaluation(2, evaluate)])
+    assert seen == [((3, 32), (3, 32, 4, 4))] * 3 and trainer.step == 6
     lines = [line["step"] for line in read_metrics(Path(config.train.output_dir)) if "score" in line]
     assert lines == [0, 4, 6]
 

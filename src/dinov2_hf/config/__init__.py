@@ -5,6 +5,7 @@ Everything a user can get wrong is refused here, before anything heavy is import
 """
 
 from .data import ColorsConfig, CropsConfig, DataConfig, SourceConfig, TrainingSourceConfig
+from .describe import describe_keys
 from .loading import dotted_keys, load_config, load_saved_config, save_config, value_at
 from .model import (
     DinoConfig,
@@ -16,7 +17,7 @@ from .model import (
     ModelConfig,
     TeacherConfig,
 )
-from .run import HubConfig, KnnConfig, OptimConfig, TrainConfig
+from .run import HubConfig, KnnConfig, OptimConfig, RunEvaluationConfig, TrainConfig
 from .runs import DistillConfig, PretrainConfig
 
 __all__ = [
@@ -35,10 +36,12 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PretrainConfig",
+    "RunEvaluationConfig",
     "SourceConfig",
     "TeacherConfig",
     "TrainConfig",
     "TrainingSourceConfig",
+    "describe_keys",
     "dotted_keys",
     "load_config",
     "load_saved_config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 
@@ -36,3 +37,8 @@ def multiple_of_patch(key: str, size: int, patch_size: int) -> None:
         below, above = size // patch_size * patch_size, (size // patch_size + 1) * patch_size
         remedy = f"use {below} or {above}" if below else f"use {above}"
         raise ValueError(f"{key}={size} is not a multiple of model.patch_size={patch_size}; {remedy}")
+
+
+def named(table: str, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        raise ValueError(f"{table} has one named {name!r}; use letters, digits and _ alone")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 
-from .checks import at_least, choice, interval, multiple_of_patch, positive, share
+from .checks import at_least, choice, interval, multiple_of_patch, named, positive, share
 
 
 @dataclass
@@ -149,8 +148,7 @@ class DataConfig:
         share("data.max_broken_share", self.max_broken_share)
         positive("data.train.weight", self.train.weight)
         for name, source in self.mix.items():
-            if not re.fullmatch(r"[A-Za-z_]\w*", name):
-                raise ValueError(f"data.mix has a source named {name!r}; use letters, digits and _ alone")
+            named("data.mix", name)
             if not source.path:
                 raise ValueError(
                     f"data.mix.{name}.path is not set; give a folder of images: data.mix.{name}.path=/more"

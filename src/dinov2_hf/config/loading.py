@@ -8,26 +8,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .data import TrainingSourceConfig
-from .model import ModelConfig
 from .runs import DistillConfig, PretrainConfig
 
-Run = TypeVar("Run", bound=PretrainConfig)
+Kind = TypeVar("Kind")
 
 
 def load_config(
-    path: str | PathLike | None = None, overrides: Sequence[str] = (), kind: type[Run] = PretrainConfig
-) -> Run:
+    path: str | PathLike | None = None, overrides: Sequence[str] = (), kind: type[Kind] = PretrainConfig
+) -> Kind:
     """The checked configuration: defaults, then the YAML file at `path`, then dotted `key=value` overrides.
 
     Args:
-        kind: of run: `PretrainConfig` or `DistillConfig`.
+        kind: of run (`PretrainConfig` or `DistillConfig`), of evaluation, of curation: a dataclass with `check`.
 
     Raises:
         ValueError: a key that does not exist (with the nearest that does), a value of the wrong type, an impossible
@@ -91,15 +89,26 @@ def load_saved_config(path: str | PathLike) -> PretrainConfig:
     return load_config(path, kind=DistillConfig if "distill" in saved else PretrainConfig)
 
 
-def _known_keys(given: dict, kind: type[PretrainConfig]) -> list[str]:
-    """The keys of a configuration that has the sources and students that `given` names."""
-    config, data = kind(), given.get("data")
-    mix = data.get("mix") if isinstance(data, dict) else None
-    config.data.mix = {name: TrainingSourceConfig() for name in (mix if isinstance(mix, dict) else ["NAME"])}
-    if isinstance(config, DistillConfig):
-        students = given.get("students")
-        config.students = {name: ModelConfig() for name in (students if isinstance(students, dict) else ["NAME"])}
+def _known_keys(given: dict, kind: type) -> list[str]:
+    """The keys of a configuration whose tables have the sections that `given` names."""
+    config = kind()
+    _fill_tables(config, given)
     return list(dotted_keys(config))
+
+
+def _fill_tables(config: Any, given: Any) -> None:
+    """Gives every table of sections in `config`, such as `data.mix`, an empty section for each name in `given`."""
+    given = given if isinstance(given, dict) else {}
+    hints = get_type_hints(type(config))
+    for item in fields(config):
+        inside = given.get(item.name)
+        if is_dataclass(getattr(config, item.name)):
+            _fill_tables(getattr(config, item.name), inside)
+        elif get_origin(hints[item.name]) is dict and is_dataclass(section := get_args(hints[item.name])[1]):
+            table = {name: section() for name in (inside if isinstance(inside, dict) else ["NAME"])}
+            for name, value in table.items():
+                _fill_tables(value, inside.get(name) if isinstance(inside, dict) else None)
+            setattr(config, item.name, table)
 
 
 def _refuse_unknown(given: dict, known: list[str], origin: str, prefix: str = "") -> None:

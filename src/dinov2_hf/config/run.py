@@ -142,6 +142,23 @@ class KnnConfig:
 
 
 @dataclass
+class RunEvaluationConfig:
+    """An evaluation of the teacher during the run, as `dinov2-hf evaluate` does it."""
+
+    protocol: str = "linear"
+    """Name of the protocol: `dinov2-hf evaluate --help` lists them."""
+    config: str | None = None
+    """YAML file of the evaluation."""
+    epochs: float = 10
+    """Epochs between two of them; the start and the end always have one."""
+
+    def check(self, name: str) -> None:
+        if self.config is None:
+            raise ValueError(f"evaluations.{name}.config is not set; give the YAML file of the evaluation")
+        positive(f"evaluations.{name}.epochs", self.epochs)
+
+
+@dataclass
 class HubConfig:
     """Pushing what a run has learnt to the Hub while it goes on; off where `repo_id` is not set."""
 

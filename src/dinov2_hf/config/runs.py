@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
-from .checks import at_least, interval, share
+from .checks import at_least, interval, named, share
 from .data import ColorsConfig, CropsConfig, DataConfig
 from .model import DinoConfig, DistillationConfig, IbotConfig, InitConfig, KoleoConfig, ModelConfig, TeacherConfig
-from .run import HubConfig, KnnConfig, OptimConfig, TrainConfig
+from .run import HubConfig, KnnConfig, OptimConfig, RunEvaluationConfig, TrainConfig
 
 
 @dataclass
@@ -27,6 +26,9 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
+    evaluations: dict[str, RunEvaluationConfig] = field(default_factory=dict)
+    """Evaluations during the run, each under a name of your own, which its figures are logged under:
+    `evaluations.birds.protocol=linear evaluations.birds.config=birds.yaml`."""
     hub: HubConfig = field(default_factory=HubConfig)
 
     def check(self) -> PretrainConfig:
@@ -46,6 +48,9 @@ class PretrainConfig:
         self.optim.check()
         self.train.check()
         self.knn.check(self.model.patch_size)
+        for name, evaluation in self.evaluations.items():
+            named("evaluations", name)
+            evaluation.check(name)
         self.hub.check()
         for name in ("dino", "ibot", "koleo"):
             at_least(f"{name}.loss_weight", getattr(self, name).loss_weight, 0)
@@ -88,8 +93,7 @@ class DistillConfig(PretrainConfig):
                 "patches; use 0"
             )
         for name, student in self.students.items():
-            if not re.fullmatch(r"[A-Za-z_]\w*", name):
-                raise ValueError(f"students has one named {name!r}; use letters, digits and _ alone")
+            named("students", name)
             student.check()
             self.crops.check(student.patch_size)
         if self.distill.objective == "features" and self.crops.num_local:

@@ -1,6 +1,6 @@
 """From any `datasets` source to batches of crops."""
 
-from .labeled import LabeledImages
+from .labeled import LabeledImages, same_classes
 from .loader import TrainingBatches, build_loader
 from .photometric import PhotometricAugmentation
 from .sources import open_training_source, reading_advice
@@ -12,4 +12,5 @@ __all__ = [
     "build_loader",
     "open_training_source",
     "reading_advice",
+    "same_classes",
 ]

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset, List, Value
 
 from ..config import SourceConfig
 from .load import find_images, load
 
 
 class LabeledImages:
-    """A map-style source of images with class labels: `labels` `[N]` index into `names`.
+    """A map-style source of images with class labels.
+
+    `labels` are indices into `names`, `[N]`; where an image has a list of them (`multi_label`), flags `[N, C]`.
 
     Raises:
-        ValueError: no label column.
+        ValueError: no label column, or one of values that are missing.
     """
 
     def __init__(self, config: SourceConfig) -> None:
         loaded = load(config, streaming=False)
-        dataset = loaded.dataset
+        self.where = f"{config.path} (split {config.split!r})"
         self._images = find_images(loaded, config)
-        classes = (name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel))
-        label = config.label_column or next(classes, None)
-        if label is None or label not in dataset.column_names:
-            given = (
-                f"label_column={config.label_column!r}" if config.label_column else "a column of the type ClassLabel"
-            )
-            raise ValueError(
-                f"{config.path} (split {config.split!r}) lacks {given}; its columns are "
-                f"{', '.join(dataset.column_names)}; name one with label_column=, or give each class a folder"
-            )
-        feature, values = dataset.features[label], np.asarray(dataset[label][:])
-        if isinstance(feature, ClassLabel):
-            self.labels, self.names = values, feature.names
-        else:
-            found, self.labels = np.unique(values, return_inverse=True)
-            self.names = [str(value) for value in found]
+        self.fingerprint: str | None = self._images.dataset._fingerprint
+        """Of the images and their order."""
+        self.labels, self.names, self.multi_label = read_labels(loaded.dataset, config)
 
     def __len__(self) -> int:
         return len(self._images.dataset)
@@ -43,3 +32,71 @@ class LabeledImages:
     def read(self, index: int) -> tuple[bytes, str]:
         """Bytes and name of image `index`."""
         return self._images.encoded(self._images.dataset[index][self._images.name], f"row {index}")
+
+    def title_of(self, index: int) -> str:
+        """The class of image `index`, or its classes, for people."""
+        label = self.labels[index]
+        return (
+            ", ".join(self.names[number] for number in np.flatnonzero(label)) if self.multi_label else self.names[label]
+        )
+
+
+def read_labels(dataset: Dataset, config: SourceConfig) -> tuple[np.ndarray, list[str], bool]:
+    """Labels, names and whether there are several for each row, as `LabeledImages` has them.
+
+    Raises:
+        ValueError: no label column, or one of values that are missing.
+    """
+    where, features = f"{config.path} (split {config.split!r})", dataset.features
+    classes = (name for name, feature in features.items() if isinstance(_inner(feature), ClassLabel))
+    label = config.label_column or next(classes, None)
+    if label is None or label not in dataset.column_names:
+        given = f"label_column={config.label_column!r}" if config.label_column else "a column of the type ClassLabel"
+        raise ValueError(
+            f"{where} lacks {given}; its columns are "
+            f"{', '.join(dataset.column_names)}; name one with label_column=, or give each class a folder"
+        )
+    feature, values = features[label], dataset[label][:]
+    several = isinstance(feature, List)
+    if any(value is None for value in values):
+        raise ValueError(f"{where} has rows without a value in the column {label!r}; leave them out")
+    kind = _inner(feature)
+    labels = np.concatenate([np.asarray(value) for value in values]) if several else np.asarray(values)
+    if isinstance(kind, ClassLabel):
+        names = list(kind.names)
+    elif isinstance(kind, Value):
+        found, labels = np.unique(labels, return_inverse=True)
+        names = [str(value) for value in found]
+    else:
+        raise ValueError(f"the column {label!r} of {where} is {feature}, not labels; name another")
+    if isinstance(kind, ClassLabel) and len(labels) and labels.min() < 0:
+        raise ValueError(f"{where} has rows of no class (-1), as sets have whose labels are kept back")
+    if several:
+        rows = np.repeat(np.arange(len(values)), [len(value) for value in values])
+        flags = np.zeros((len(values), len(names)), dtype=bool)
+        flags[rows, labels.astype(int)] = True
+        labels = flags
+    return labels, names, several
+
+
+def same_classes(first: LabeledImages, second: LabeledImages) -> None:
+    """Refuses two sets that do not have the same classes in the same order.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if first.multi_label != second.multi_label:
+        raise ValueError(f"one of {first.where} and {second.where} has lists of labels and the other has not")
+    if first.names != second.names:
+        raise ValueError(
+            f"the classes of {first.where} ({_some(first.names)}) and {second.where} ({_some(second.names)}) differ; "
+            "give two splits of one set"
+        )
+
+
+def _inner(feature):
+    return feature.feature if isinstance(feature, List) else feature
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 10 else f"{len(names)}: {', '.join(names[:10])}, …"

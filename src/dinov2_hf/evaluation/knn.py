@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from ..config import KnnConfig
-from ..data import LabeledImages
-from ..features import EvalTransform, FeatureFunction, extract_features
-from .metrics import Accuracy
+from ..config.evaluations import KnnProtocol
+from ..data import same_classes
+from .base import Evaluation, Result
+from .probes import LabeledFeatures, figure, in_words, interval, kind_of
 
 
 def weighted_knn(
@@ -22,7 +22,7 @@ def weighted_knn(
     Args:
         queries: features `[Q, D]`.
         references: features `[R, D]`; with fewer than `k`, all of them vote.
-        labels: `[R]` classes of the references.
+        labels: classes of the references, `[R]`, or flags `[R, num_classes]` where one has several.
     """
     queries = torch.nn.functional.normalize(queries.float(), dim=1)
     references = torch.nn.functional.normalize(references.float(), dim=1)
@@ -30,42 +30,52 @@ def weighted_knn(
     for chunk in queries.split(1024):
         similarities, nearest = (chunk @ references.T).topk(min(k, len(references)), dim=1)
         votes = ((similarities - 1) / temperature).exp()  # a common factor, so that nothing overflows
-        scores.append(votes.new_zeros(len(chunk), num_classes).scatter_add_(1, labels[nearest], votes))
+        if labels.ndim == 2:
+            scores.append(torch.einsum("qk,qkc->qc", votes, labels[nearest].to(votes.dtype)))
+        else:
+            scores.append(votes.new_zeros(len(chunk), num_classes).scatter_add_(1, labels[nearest], votes))
     return torch.cat(scores)
 
 
-class KnnEvaluator:
-    """k-NN accuracy of features over two labelled sets.
+def evaluate_knn(evaluation: Evaluation) -> Iterator[Result]:
+    """Accuracy for every number of neighbours; with `per_class` the mean over draws of so many references a class.
 
-    Args:
-        config: the sets and the numbers.
-        mean, std: normalisation of the images, as in training.
-        num_workers: processes that decode.
+    Images of several labels get the mean average precision of the votes instead. Collective.
+
+    Raises:
+        ValueError: sets of different classes, or without an image that can be decoded.
     """
+    config: KnnProtocol = evaluation.config
+    references, queries = evaluation.labeled(config.train, "train"), evaluation.labeled(config.test, "test")
+    same_classes(references, queries)
+    if config.per_class and references.multi_label:
+        raise ValueError("per_class draws references of each class, which images with several labels do not have")
+    kind = kind_of("auto", references.multi_label, references.where)
+    stored = LabeledFeatures.of(evaluation, references, "k-NN references")
+    asked = LabeledFeatures.of(evaluation, queries, "k-NN queries")
+    vectors, labels = stored.parts["cls"][:, -1], stored.labels.to(stored.parts["cls"].device)
 
-    def __init__(self, config: KnnConfig, mean: list[float], std: list[float], num_workers: int = 0) -> None:
-        self.config = config
-        self.transform = EvalTransform(config.resize_size, config.crop_size, mean, std)
-        self.references = LabeledImages(config.reference)
-        self.queries = LabeledImages(config.query)
-        self._num_workers = num_workers
-        if self.references.names != self.queries.names:
-            raise ValueError(
-                f"the classes of knn.reference ({', '.join(map(str, self.references.names))}) and knn.query "
-                f"({', '.join(map(str, self.queries.names))}) differ; give two splits of one set"
-            )
+    def found_by(k: int, rows: Tensor | slice = slice(None)) -> tuple[float, tuple[float, float]]:
+        near = weighted_knn(
+            asked.parts["cls"][:, -1], vectors[rows], labels[rows], len(references.names), k, config.temperature
+        )
+        return figure(near, asked.labels, kind), interval(near, asked.labels, kind)
 
-    def __call__(self, features: FeatureFunction, accelerator: Accelerator) -> Iterator[tuple[str, float]]:
-        """Yields `("knn_accuracy", percent)`. Collective: call on all ranks."""
-        config = self.config
-        sets = [
-            extract_features(
-                features, images, self.transform, accelerator, config.batch_size, self._num_workers, f"k-NN {name}"
-            )
-            for name, images in (("reference", self.references), ("query", self.queries))
-        ]
-        (references, labels), (queries, truth) = sets
-        num_classes = len(self.references.names)
-        scores = weighted_knn(queries, references, labels, num_classes, config.k, config.temperature)
-        result = Accuracy().compute(predictions=scores.argmax(dim=1).cpu(), references=truth.cpu())
-        yield "knn_accuracy", result["accuracy"]
+    name = f"k-NN {in_words(kind)} (%)"
+    for k in config.k:
+        value, ends = found_by(k)
+        yield Result(f"{kind}_k{k}", value, f"{name}, k = {k}", ends, kind=kind)
+    for shots in config.per_class:
+        draws = [_few(stored.labels, shots, config.seed + attempt) for attempt in range(config.tries)]
+        for k in config.k:
+            tries = [found_by(k, rows.to(labels.device)) for rows in draws]
+            value, low, high = (sum(parts) / len(tries) for parts in zip(*((value, *ends) for value, ends in tries)))
+            title = f"{name}, {shots} a class, k = {k}, mean of {len(tries)} draws"
+            yield Result(f"{kind}_{shots}_per_class_k{k}", value, title, (low, high), kind=kind)
+
+
+def _few(labels: Tensor, shots: int, seed: int) -> Tensor:
+    """`shots` rows of each class, drawn without replacement; of a class that has fewer, all."""
+    rng, classes = np.random.default_rng(seed), labels.numpy()
+    rows = [rng.permutation(np.flatnonzero(classes == label))[:shots] for label in np.unique(classes)]
+    return torch.from_numpy(np.sort(np.concatenate(rows)))

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..config import PretrainConfig
-from ..features import EvalTransform
+from ..features import EvalTransform, preprocessor_config
 from ..models import HEADS_FILE, Dinov2Model
 from .cards import model_card
 from .facts import RunFacts
@@ -48,21 +48,3 @@ def export_folder(
         facts = RunFacts.of_run(Path(config.train.output_dir), config, lines=facts)
     model_card(backbone, transform, config, facts, has_heads=bool(heads)).save(folder / "README.md")
     return folder
-
-
-def preprocessor_config(transform: EvalTransform) -> dict:
-    """The transform as the configuration of the stock image processor of DINOv2."""
-    return {
-        "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": len(transform.mean) == 3,
-        "do_resize": True,
-        "size": {"shortest_edge": transform.resize_size},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": transform.crop_size, "width": transform.crop_size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(transform.mean),
-        "image_std": list(transform.std),
-    }

@@ -1,5 +1,6 @@
 """The DINOv2 vision transformer, its heads, and conversion of original checkpoints."""
 
+from .any_vit import VisionTransformer, load_vision_transformer
 from .configuration import PRESETS, Dinov2Config
 from .convert import model_from_original, resize_position_embeddings
 from .heads import HEADS_FILE, DINOHead, tensors_of
@@ -15,6 +16,8 @@ __all__ = [
     "Dinov2Layer",
     "Dinov2Model",
     "Dinov2PreTrainedModel",
+    "VisionTransformer",
+    "load_vision_transformer",
     "model_from_original",
     "resize_position_embeddings",
     "tensors_of",

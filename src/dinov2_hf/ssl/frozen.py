@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from transformers import PreTrainedModel
 
-from ..models import DINOHead, Dinov2Layer, Dinov2Model
+from ..models import DINOHead, Dinov2Layer, Dinov2Model, VisionTransformer
 from .batch import SSLBatch
 from .prototypes import packed_positions
 
@@ -60,38 +58,25 @@ class PrototypeTeacher(FrozenTeacher):
 
 
 class FeatureTeacher(FrozenTeacher):
-    """Any vision transformer of transformers, with its own patch size and normalisation.
+    """Any vision transformer, with its own patch size and normalisation.
 
     Args:
-        model: with tokens of patches at the end of `last_hidden_state`, row by row (ViT, DINO, DINOv2, DINOv3, CLIP,
-            SigLIP, …); of models of images and text the part for images.
+        network: the transformer, or what `VisionTransformer` makes one of.
         mean, std: what its images are normalised with.
-
-    Raises:
-        ValueError: no patch size in its config.
     """
 
-    def __init__(self, model: PreTrainedModel, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, network: VisionTransformer, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.model = getattr(model, "vision_model", model)
-        config = getattr(self.model, "config", model.config)
-        config = getattr(config, "vision_config", config)
-        patch = getattr(config, "patch_size", None)
-        if patch is None:
-            raise ValueError(f"{type(model).__name__} has no patches; take a vision transformer as teacher")
-        self.patch_size = patch if isinstance(patch, int) else patch[0]
-        self.hidden_size: int = config.hidden_size
+        self.network = network
+        self.patch_size, self.hidden_size = network.patch_size, network.hidden_size
         self.mean, self.std = list(mean), list(std)
-        self._shard_units = tuple(getattr(model, "_no_split_modules", None) or ())
-        accepted = inspect.signature(self.model.forward).parameters
-        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
+        self._shard_units = network.shard_units
 
     @torch.no_grad()
     def forward(self, crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
         """CLS `[V, D]` and the map of patch features `[V, D, h, w]` of crops normalised with `mean` and `std`.
 
-        Crops whose side the patch does not divide are resized to the nearest that it does. Where there is no CLS token,
-        the mean of the patches takes its place.
+        Crops whose side the patch does not divide are resized to the nearest that it does.
         """
         height, width = (max(round(side / self.patch_size), 1) * self.patch_size for side in crops.shape[-2:])
         if (height, width) != tuple(crops.shape[-2:]):
@@ -100,8 +85,5 @@ class FeatureTeacher(FrozenTeacher):
         shift = crops.new_tensor([(o - t) / s for o, t, s in zip(mean, self.mean, self.std, strict=True)])
         crops = crops * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
         with torch.autocast(crops.device.type, enabled=False):
-            tokens = self.model(pixel_values=crops.to(self.dtype), **self._options).last_hidden_state
-        rows, columns = height // self.patch_size, width // self.patch_size
-        patches = tokens[:, tokens.shape[1] - rows * columns :]
-        cls = tokens[:, 0] if tokens.shape[1] > rows * columns else patches.mean(dim=1)
-        return cls, patches.transpose(1, 2).unflatten(2, (rows, columns)).float()
+            ((cls, patches),) = self.network(crops)
+        return cls, patches.float()

@@ -29,9 +29,13 @@ class Students(nn.Module):
         return self
 
     @torch.no_grad()
-    def average_features(self, pixel_values: Tensor, student: str = "") -> Tensor:
-        """CLS features `[B, D]` of a student's average for images `[B, C, H, W]`. Collective where it is sharded."""
-        return self.averages[student]["backbone"](pixel_values).pooler_output
+    def average_layers(self, pixel_values: Tensor, count: int = 1, student: str = "") -> list[tuple[Tensor, Tensor]]:
+        """CLS `[B, D]` and patches `[B, D, h, w]` of the last `count` blocks of a student's average, after the norm.
+
+        Collective where it is sharded.
+        """
+        backbone = self.averages[student]["backbone"]
+        return [(cls, patches) for patches, cls in backbone.get_intermediate_layers(pixel_values, count)]
 
     @torch.no_grad()
     def copy_students_to_averages(self) -> None:

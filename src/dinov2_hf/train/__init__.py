@@ -2,8 +2,17 @@
 
 from .accelerator import build_accelerator
 from .distill import Distiller
-from .loop import Pretrainer, Results
+from .loop import PeriodicEvaluation, Pretrainer, Results
 from .metrics import plot_metrics, read_metrics
 from .step import TrainingStep
 
-__all__ = ["Distiller", "Pretrainer", "Results", "TrainingStep", "build_accelerator", "plot_metrics", "read_metrics"]
+__all__ = [
+    "Distiller",
+    "PeriodicEvaluation",
+    "Pretrainer",
+    "Results",
+    "TrainingStep",
+    "build_accelerator",
+    "plot_metrics",
+    "read_metrics",
+]

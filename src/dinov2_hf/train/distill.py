@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 import torch
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor
 
 from ..config import ColorsConfig, DistillConfig
-from ..models import DINOHead, Dinov2Model, tensors_of
+from ..models import DINOHead, Dinov2Model, load_vision_transformer, tensors_of
 from ..ssl import Distillation, FeatureTeacher, PrototypeTeacher, Students
 from .initialize import Source, read_source
 from .loop import Pretrainer
@@ -65,19 +65,14 @@ def read_feature_teacher(path: str) -> FeatureTeacher:
         FileNotFoundError: nothing at `path`.
         ValueError: no vision transformer.
     """
-    try:
-        model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    except OSError as error:
-        raise FileNotFoundError(f"distill.teacher={path} is not a model that can be read: {_first(error)}") from None
-    except ValueError as error:
-        raise ValueError(f"distill.teacher={path} cannot be loaded: {_first(error)}") from None
+    network = load_vision_transformer(path, f"distill.teacher={path}")
     try:
         processor = AutoImageProcessor.from_pretrained(path)
         mean, std = processor.image_mean, processor.image_std
     except (OSError, ValueError, AttributeError):
         logger.warning("%s has no preprocessor; its images are normalised with the mean and std of ImageNet", path)
         mean, std = ColorsConfig().mean, ColorsConfig().std
-    return FeatureTeacher(model, mean, std)
+    return FeatureTeacher(network, mean, std)
 
 
 def _read(path: str) -> Source:
@@ -85,7 +80,3 @@ def _read(path: str) -> Source:
         return read_source(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(str(error).replace("init.path=", "distill.teacher=")) from None
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

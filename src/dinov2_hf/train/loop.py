@@ -6,7 +6,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,11 +37,23 @@ from .step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
-Features = Callable[[Tensor], Tensor]
-Evaluate = Callable[[Features], dict[str, float]]
+Layers = Callable[[Tensor, int], list[tuple[Tensor, Tensor]]]
+"""Images and a number of blocks to CLS and patches of the last ones, of the average of a student."""
 Results = dict[str, dict[str, nn.Module]]
 """For each student (`""`, where there is one alone) the networks of its average."""
 Publish = Callable[[int, Results], None]
+
+
+@dataclass(frozen=True)
+class PeriodicEvaluation:
+    """What is measured during the run: at the start, at the end, and in between."""
+
+    epochs: float
+    """Epochs between two of them."""
+    evaluate: Callable[[str, Layers], dict[str, float]]
+    """Called with the name of a student and the features of its average; its numbers are logged. Collective: called on
+    all ranks."""
+
 
 _MIN_READ_BEFORE_STOP = 200
 
@@ -51,8 +64,7 @@ class Pretrainer:
     Args:
         config: the checked configuration.
         accelerator: from `build_accelerator`.
-        evaluate: called at the start, every `knn.epochs` and at the end with a function from images to the teacher's
-            CLS features; its numbers are logged. Collective: called on all ranks.
+        evaluations: of the averages.
         publish: called every `hub.push_every` with the number of updates and what `run` returns at the end; on the main
             process alone.
         resume: `auto` continues from the newest checkpoint in `train.output_dir` if there is one, `never` refuses a
@@ -69,13 +81,13 @@ class Pretrainer:
         self,
         config: PretrainConfig,
         accelerator: Accelerator,
-        evaluate: Evaluate | None = None,
+        evaluations: Sequence[PeriodicEvaluation] = (),
         resume: str = "auto",
         publish: Publish | None = None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
-        self.evaluate = evaluate
+        self.evaluations = evaluations
         self.publish = publish
         self.folder = Path(config.train.output_dir)
         self.checkpoints = self.folder / "checkpoints"
@@ -171,17 +183,17 @@ class Pretrainer:
         self._train(loader, log, progress)
         progress.close()
         results = self._results()
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # the processes may have more to do together
+            tracker.finish()
         return results
 
     def _train(self, loader: Iterator[SSLBatch], log: MetricLog, progress: tqdm) -> None:
         accelerator, state, train = self.accelerator, self.state, self.config.train
         total = train.num_steps
-        evaluate_steps = max(round(self.config.knn.epochs * train.epoch_length), 1)
         publish_steps = max(round(self.config.hub.push_every * train.epoch_length), 1)
         shown: dict[str, str] = {}
         if state.step == 0:
-            self._evaluate(log, shown)
+            self._evaluate(self.evaluations, log, shown)
         means = MeanMetrics()
         since, since_step = time.perf_counter(), state.step
         while state.step < total and not self.stopped:
@@ -202,8 +214,9 @@ class Pretrainer:
                 since, since_step = time.perf_counter(), state.step
             if logged or accelerator.num_processes == 1:
                 self.stopped = self._should_stop() and state.step < total
-            if not self.stopped and (state.step % evaluate_steps == 0 or state.step == total):
-                self._evaluate(log, shown)
+            due = [] if self.stopped else [item for item in self.evaluations if self._is_due(item)]
+            if due:
+                self._evaluate(due, log, shown)
                 progress.set_postfix(shown)
                 since, since_step = time.perf_counter(), state.step
             if self.stopped or state.step % self.checkpoint_steps == 0 or state.step == total:
@@ -270,13 +283,21 @@ class Pretrainer:
                 "lengthen optim.warmup_epochs or use train.precision=fp32, and resume from the last checkpoint"
             )
 
-    def _evaluate(self, log: MetricLog, shown: dict[str, str]) -> None:
-        if self.evaluate is None:
+    def _is_due(self, evaluation: PeriodicEvaluation) -> bool:
+        train = self.config.train
+        every = max(round(evaluation.epochs * train.epoch_length), 1)
+        return self.step % every == 0 or self.step == train.num_steps
+
+    def _evaluate(self, evaluations: Sequence[PeriodicEvaluation], log: MetricLog, shown: dict[str, str]) -> None:
+        if not evaluations:
             return
         self.model.eval()
         results = {}
         for student in self.model.averages:
-            found = self.evaluate(partial(self.model.average_features, student=student))
+            layers = partial(self.model.average_layers, student=student)
+            found: dict[str, float] = {}
+            for evaluation in evaluations:
+                found |= evaluation.evaluate(student, layers)
             results |= {f"{student}.{name}" if student else name: value for name, value in found.items()}
         if isinstance(self.model, FSDPModule):
             self.model.reshard()  # what is gathered for a forward stays so until the next backward

@@ -43,7 +43,7 @@ class TrainingStep:
         self._wrapped: nn.Module
         self._optimizer: AcceleratedOptimizer
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
-        register_fsdp_forward_method(model, "average_features")  # does nothing where parameters are not sharded
+        register_fsdp_forward_method(model, "average_layers")  # does nothing where parameters are not sharded
         model.place_teacher(accelerator.device, compute_dtype(accelerator), sharded=isinstance(model, FSDPModule))
         self.counters = torch.zeros(2, device=accelerator.device)
 

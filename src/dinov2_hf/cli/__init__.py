@@ -1,0 +1,38 @@
+"""The command `dinov2-hf`: one file for each group of commands."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+
+from .curate import add_curate
+from .data import add_data
+from .evaluate import add_evaluate
+from .exchange import add_export, add_inspect
+from .hub import add_push
+from .visualize import add_visualize
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; what a user can mend ends it with one line and status 2."""
+    parser = argparse.ArgumentParser(prog="dinov2-hf", description="Tools around training DINOv2 on your images.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for add in (add_data, add_export, add_inspect, add_push, add_evaluate, add_visualize, add_curate):
+        add(commands)
+
+    args, rest = parser.parse_known_args(arguments)  # overrides may stand after options too
+    unknown = [item for item in rest if item.startswith("-") or "=" not in item or "overrides" not in args]
+    if unknown:
+        shown = re.sub(r"hf_\w{10,}", "[token]", " ".join(unknown))
+        parser.error(f"unrecognized arguments: {shown}")
+    if rest:
+        args.overrides += rest
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except ImportError as error:
+        if "dinov2_hf[" not in str(error):  # says which extra to install
+            raise
+        parser.error(str(error))

@@ -1,0 +1,101 @@
+"""`dinov2-hf evaluate`: what frozen features can do."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+
+from .arguments import SOURCES, without_bars
+
+
+def add_evaluate(commands) -> None:
+    description = (
+        "Evaluate a backbone on labelled images, by a protocol of the papers. With several processes: accelerate "
+        "launch -m dinov2_hf.cli evaluate …"
+    )
+    parser = commands.add_parser(
+        "evaluate",
+        help="k-NN, probes, retrieval, segmentation, depth, … of frozen features",
+        description=description,
+    )
+    parser.add_argument(
+        "protocol", metavar="PROTOCOL", help="`list` says which there are; NAME --help what each can be told"
+    )
+    parser.add_argument("--model", metavar="MODEL", help=SOURCES + "; or any vision transformer that AutoModel loads")
+    parser.add_argument("--data", metavar="PATH", help="images to learn from or compare with: train.path")
+    parser.add_argument("--test", metavar="PATH", help="images that the figures are of: test.path (default: --data)")
+    parser.add_argument("--config", metavar="FILE", help="YAML file; what it leaves out keeps its default")
+    parser.add_argument("--output", metavar="DIR", help="folder for results.json and results.md: output_dir")
+    parser.add_argument("--cache", metavar="DIR", help="folder where features are kept for the next time: cache_dir")
+    parser.add_argument("--card", type=Path, metavar="EXPORT", help="an export whose model card takes the figures")
+    parser.add_argument(
+        "--keys", action="store_true", help="print the keys of the protocol with their defaults, and end"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of the configuration, such as test.split=test"
+    )
+    parser.set_defaults(run=evaluate)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from ..evaluation import PROTOCOLS
+
+    if args.protocol == "list":
+        for name, protocol in PROTOCOLS.items():
+            print(f"{name:20} {protocol.title} ({protocol.source})")
+        return
+    if args.protocol not in PROTOCOLS:
+        raise ValueError(f"{args.protocol!r} is no protocol; there are {', '.join(PROTOCOLS)}")
+    protocol = PROTOCOLS[args.protocol]
+    if args.keys:
+        print(_describe(protocol.config))
+        return
+    _run(args, protocol)
+
+
+def _run(args: argparse.Namespace, protocol) -> None:
+    import torch
+
+    from ..config import TrainConfig, load_config
+    from ..evaluation import Evaluation, run_protocol
+    from ..exchange import open_backbone
+    from ..hub import add_results
+    from ..train import build_accelerator
+    from ..train.accelerator import compute_dtype
+
+    named = {"train.path": args.data, "test.path": args.test or args.data}
+    named |= {"output_dir": args.output, "cache_dir": args.cache}
+    overrides = [f"{key}={value}" for key, value in named.items() if value is not None] + args.overrides
+    config = load_config(args.config, overrides, protocol.config)
+    if args.model is None:
+        raise ValueError("--model is missing; give a run, an export, a model on the Hub or a file")
+    if args.card and not config.output_dir:
+        raise ValueError("--card takes its figures from --output; give both")
+    without_bars()
+    accelerator = build_accelerator(TrainConfig(precision=config.precision))
+    dtype = compute_dtype(accelerator)
+    backbone = open_backbone(args.model, accelerator.device, torch.float32 if protocol.trains else dtype)
+    output = Path(config.output_dir) if config.output_dir else None
+    half = dtype if dtype == torch.float32 else torch.float16
+    report = run_protocol(args.protocol, protocol.evaluate, Evaluation(backbone, config, accelerator, output, half))
+    if accelerator.is_main_process:
+        print(f"\n{report.table()}\n\n{report.seconds:.1f} s")
+        if output:
+            report.save(output)
+            print(f"Results:    {output / 'results.json'}, {output / 'results.md'}")
+        if args.card:
+            add_results(args.card, [output])
+            print(f"Model card: {args.card / 'README.md'}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _describe(config: type) -> str:
+    """Every key with its default and what its docstring says."""
+    from ..config import describe_keys
+
+    lines = [(config.__doc__ or "").strip(), ""]
+    for key, default, text in describe_keys(config):
+        lines += [f"{key}={default}", textwrap.indent(textwrap.fill(text, 112), "    ")]
+    return "\n".join(lines)

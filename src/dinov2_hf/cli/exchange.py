@@ -1,0 +1,71 @@
+"""`dinov2-hf export` and `dinov2-hf inspect`: models in and out of other formats."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+
+from .arguments import SOURCES, positive, size_of, without_bars
+
+
+def add_export(commands) -> None:
+    description = "Write a model in another format, or the model of a run. Nothing is written where it fails."
+    parser = commands.add_parser(
+        "export", help="write a model for transformers, torch.hub, timm, ONNX", description=description
+    )
+    parser.add_argument("source", metavar="SOURCE", help=SOURCES)
+    parser.add_argument(
+        "output", metavar="OUTPUT", type=Path, help="folder (hf) or file to write; nothing may be there"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("hf", "original", "timm", "onnx"),
+        default="hf",
+        help="hf: a folder for transformers, with heads, preprocessor and model card (default); original: .pth for "
+        "torch.hub code; timm: .safetensors; onnx: .onnx with any batch and size",
+    )
+    parser.add_argument(
+        "--network",
+        choices=("teacher", "student"),
+        default="teacher",
+        help="of a run or training state (default: teacher)",
+    )
+    parser.add_argument("--student", default="", metavar="NAME", help="a further student of a distillation")
+    parser.add_argument(
+        "--num-attention-heads", type=positive, metavar="N", help="where a file does not tell (default: width / 64)"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=size_of,
+        metavar="N or HxW",
+        help="resample the position embeddings to this size first (default: as they are)",
+    )
+    parser.set_defaults(run=export)
+
+
+def add_inspect(commands) -> None:
+    description = "Tell what a file or folder holds, and which command reads it."
+    parser = commands.add_parser("inspect", help="tell what a file or folder holds", description=description)
+    parser.add_argument("path", metavar="PATH", help=SOURCES)
+    parser.set_defaults(run=inspect)
+
+
+def export(args: argparse.Namespace) -> None:
+    from ..exchange import export_source
+
+    without_bars()
+    done = export_source(
+        args.source, args.output, args.format, args.network, args.student, args.num_attention_heads, args.image_size
+    )
+    print(f"{done.output}: {args.format}, from {args.source} ({done.kind})")
+    for remark in done.remarks:
+        print(f"note: {remark}")
+    print(f"Load it with:\n\n{textwrap.indent(done.usage, '    ')}")
+
+
+def inspect(args: argparse.Namespace) -> None:
+    from ..exchange import inspect_path
+
+    without_bars()
+    print(inspect_path(args.path))

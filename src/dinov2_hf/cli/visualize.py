@@ -1,0 +1,242 @@
+"""`dinov2-hf visualize`: what a backbone sees, as PNG files and on a page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arguments import SOURCES, positive, without_bars
+
+_THUMBNAIL, _OVERLAY = 224, 518
+"""Longer side in pixels of what is shown without patches."""
+
+
+def add_visualize(commands) -> None:
+    visualize = commands.add_parser("visualize", help="draw what a backbone sees, or serve a page that does")
+    actions = visualize.add_subparsers(dest="action", required=True, metavar="action")
+
+    pca = _action(actions, "pca", draw_pca, "principal components of patch features as colours, without background")
+    pca.add_argument("--keep-background", action="store_true", help="colour all patches")
+    _action(actions, "attention", draw_attention, "what CLS looks at in the last block, head by head")
+    matches = _action(actions, "matches", draw_matches, "patches of two images that are each other's nearest")
+    matches.add_argument("--keep-background", action="store_true", help="match all patches, not those of objects alone")
+    matches.add_argument("--pairs", type=positive, default=20, help="at most (default: 20)")
+    matches.add_argument("--spacing", type=positive, default=2, help="patches from one pair to the next (default: 2)")
+    neighbours = _action(actions, "neighbours", draw_neighbours, "nearest images of a collection, with cosines")
+    neighbours.add_argument("--collection", required=True, metavar="PATH", help="where to look: a folder or a set")
+    neighbours.add_argument("--collection-split", default="train", metavar="NAME", help="of a set (default: train)")
+    neighbours.add_argument("-k", type=positive, default=6, help="neighbours (default: 6)")
+    neighbours.add_argument("--workers", type=int, default=0, help="processes that decode (default: 0)")
+    neighbours.add_argument(
+        "--cache", type=Path, metavar="DIR", help="folder where features are kept for the next time"
+    )
+    similarity = _action(actions, "similarity", draw_similarity, "cosine of one patch and all patches of all images")
+    similarity.add_argument(
+        "--point",
+        type=_point,
+        default=(0.5, 0.5),
+        metavar="X,Y",
+        help="where the patch is, in shares of the first image's width and height from its top left (default: 0.5,0.5)",
+    )
+    overlay = _action(actions, "overlay", draw_overlay, "segmentations or depths over their images")
+    source = overlay.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--maps", nargs="+", type=Path, metavar="FILE", help="one an image: .npy, or PNG of one channel"
+    )
+    source.add_argument(
+        "--head", type=Path, metavar="FILE", help="of segmentation or depth, for --model: head.safetensors"
+    )
+    overlay.add_argument("--kind", choices=("labels", "depth"), default="labels", help="of --maps (default: labels)")
+    overlay.add_argument("--classes", type=Path, metavar="FILE", help="names of the labels from 0 on, a line each")
+    overlay.add_argument("--ignored", type=int, default=255, help="label of pixels of no class (default: 255)")
+    overlay.add_argument("--unit", default="m", help="of depths (default: m)")
+
+    page = actions.add_parser(
+        "page",
+        help="serve a page for dropping images and clicking on patches",
+        description="Serve a page on this machine: drop images, see components and attention, click a patch. Ends "
+        "with Ctrl+C.",
+    )
+    _add_model(page)
+    page.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
+    page.add_argument("--port", type=positive, default=8080, help="to listen on (default: 8080)")
+    page.add_argument("--show", action="store_true", help="open it in a browser")
+    page.set_defaults(run=serve)
+
+
+def draw_pca(args: argparse.Namespace) -> None:
+    from .. import visualize
+
+    backbone, pictures, features = _open(args)
+    masks = None if args.keep_background else visualize.find_foreground(features)
+    colors = visualize.pca_colors(features, masks)
+    title = f"{backbone.name}: principal components of {'all' if masks is None else 'foreground'} patches"
+    _done(visualize.draw_pca(pictures, colors, args.output, title), len(pictures))
+
+
+def draw_attention(args: argparse.Namespace) -> None:
+    from .. import visualize
+
+    backbone, pictures, _ = _open(args, features=False)
+    attention = [visualize.attention_maps(backbone, picture) for picture in pictures]
+    title = f"{backbone.name}: attention of CLS in the last block"
+    _done(visualize.draw_attention(pictures, attention, args.output, title), len(pictures))
+
+
+def draw_matches(args: argparse.Namespace) -> None:
+    from .. import visualize
+
+    backbone, pictures, _ = _open(args, features=False)
+    if len(pictures) != 2:
+        raise ValueError(f"matches are those of two images, and --images gives {len(pictures)}; name two files")
+    features = [visualize.patch_features(backbone, picture) for picture in pictures]
+    masks = None if args.keep_background else tuple(visualize.find_foreground(features))
+    matches = visualize.match_patches(*features, masks, args.pairs, args.spacing)
+    title = f"{backbone.name}: {len(matches)} pairs of patches that are each other's nearest"
+    grids = tuple(tuple(part.shape[:2]) for part in features)
+    _done(visualize.draw_matches(tuple(pictures), grids, matches, args.output, title), 2)
+
+
+def draw_neighbours(args: argparse.Namespace) -> None:
+    from .. import visualize
+
+    backbone = _backbone(args)
+
+    def open(data: bytes, name: str):
+        return data, visualize.open_picture(data, name, _THUMBNAIL, num_channels=channels)
+
+    channels = len(backbone.transform.mean)
+    queries = visualize.read_images(args.images, open, args.split, args.count)
+    collection = visualize.open_collection(args.collection, args.collection_split)
+    asked = [(data, picture.name) for data, picture in queries]
+    found = visualize.find_neighbours(backbone, asked, collection, args.k, args.workers, args.cache)
+    nearest = [
+        [(open(*collection.read(row))[1], cosine) for row, cosine in zip(neighbours.rows, neighbours.cosines)]
+        for neighbours in found
+    ]
+    title = f"{backbone.name}: the nearest of {len(collection):,} images, with cosines"
+    _done(visualize.draw_neighbours([picture for _, picture in queries], nearest, args.output, title), len(queries))
+
+
+def draw_similarity(args: argparse.Namespace) -> None:
+    from .. import visualize
+
+    backbone, pictures, features = _open(args)
+    row, column = visualize.patch_at(args.point, *features[0].shape[:2])
+    maps = visualize.similarity_maps(features, 0, row, column)
+    title = f"{backbone.name}: similarity to the framed patch of {pictures[0].name}"
+    _done(visualize.draw_similarity(pictures, maps, 0, row, column, args.output, title), len(pictures))
+
+
+def draw_overlay(args: argparse.Namespace) -> None:
+    from .. import visualize
+
+    names = dict(enumerate(args.classes.read_text().splitlines())) if args.classes else None
+    title, depth = "", args.kind == "depth"
+    if args.head:
+        backbone, pictures, maps, head = _predict(args)
+        depth, names = head.meta.kind != "segmentation", names or dict(enumerate(head.meta.classes))
+        title = f"{backbone.name}: {'depth' if depth else 'segmentation'} by {args.head}"
+    else:
+        pictures = visualize.open_pictures(args.images, args.image_size or _OVERLAY, split=args.split, count=args.count)
+        if len(args.maps) != len(pictures):
+            raise ValueError(
+                f"--maps has {len(args.maps)} files for {len(pictures)} images; give one for each, in their order"
+            )
+        maps = [visualize.read_map(path.read_bytes(), str(path)) for path in args.maps]
+    if depth:
+        _done(visualize.draw_depths(pictures, maps, args.output, args.unit, title), len(pictures))
+    else:
+        _done(visualize.draw_labels(pictures, maps, args.output, names, args.ignored, title), len(pictures))
+
+
+def _predict(args: argparse.Namespace):
+    """Backbone, pictures, the maps that a head makes of them, and the head."""
+    from ..evaluation import load_dense_head, predict_map
+
+    if args.model is None:
+        raise ValueError("--head needs the backbone that it was trained on: --model")
+    backbone, pictures, _ = _open(args, features=False)
+    head = load_dense_head(args.head, backbone.device)
+    return backbone, pictures, [predict_map(backbone, head, picture.pixels).cpu().numpy() for picture in pictures], head
+
+
+def serve(args: argparse.Namespace) -> None:
+    from ..visualize.page import serve_page
+
+    backbone = _backbone(args)
+    serve_page(backbone, args.image_size, args.host, args.port, args.show)
+
+
+def _action(actions, name: str, run, description: str) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=description, description=description[0].upper() + description[1:] + ".")
+    _add_model(parser, required=name != "overlay")
+    parser.add_argument(
+        "--images",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="files, folders of them, or sets that `datasets` reads",
+    )
+    parser.add_argument("--split", default="train", metavar="NAME", help="of a set (default: train)")
+    parser.add_argument("--count", type=positive, default=8, help="images out of each folder or set (default: 8)")
+    parser.add_argument(
+        "--output", type=Path, default=Path(f"{name}.png"), metavar="FILE", help=f"PNG to write (default: {name}.png)"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "--model", required=required, metavar="MODEL", help=SOURCES + "; or any vision transformer that AutoModel loads"
+    )
+    parser.add_argument("--device", metavar="NAME", help="such as cpu or cuda (default: a GPU where there is one)")
+    parser.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="N",
+        help="longer side in pixels, a multiple of the patch; the other keeps the aspect ratio (default: 37 patches)",
+    )
+
+
+def _backbone(args: argparse.Namespace):
+    import torch
+
+    from ..config.checks import multiple_of_patch
+    from ..exchange import open_backbone
+
+    without_bars()
+    try:
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from None
+    backbone = open_backbone(args.model, device)
+    if args.image_size is not None:
+        multiple_of_patch("--image-size", args.image_size, backbone.patch_size)
+    return backbone
+
+
+def _open(args: argparse.Namespace, features: bool = True):
+    """Backbone, pictures, and the features of their patches."""
+    from .. import visualize
+
+    backbone = _backbone(args)
+    image_size = args.image_size or visualize.PATCHES_A_SIDE * backbone.patch_size
+    channels = len(backbone.transform.mean)
+    pictures = visualize.open_pictures(args.images, image_size, backbone.patch_size, channels, args.split, args.count)
+    found = [visualize.patch_features(backbone, picture) for picture in pictures] if features else []
+    return backbone, pictures, found
+
+
+def _done(path: Path, count: int) -> None:
+    print(f"{path}: {count} {'image' if count == 1 else 'images'}")
+
+
+def _point(text: str) -> tuple[float, float]:
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a point; give two shares such as 0.5,0.25") from None
+    return x, y

@@ -1,0 +1,118 @@
+"""What every evaluator is given, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from ..config import SourceConfig
+from ..config.checks import multiple_of_patch
+from ..config.evaluations import EvaluationConfig
+from ..data import LabeledImages
+from ..features import Backbone, EvalTransform, FeatureSet, extract_features
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure."""
+
+    metric: str
+    """Its key in JSON and logs, unique within the protocol, such as `accuracy_k20`."""
+    value: float
+    title: str
+    """For people, with the unit: `k-NN accuracy (%), k = 20`. It names the figure, and is the same every time."""
+    interval: tuple[float, float] | None = None
+    """95 % confidence interval over the images of the test set."""
+    dataset: str | None = None
+    """Name of another set than the test set."""
+    kind: str | None = None
+    """The Hub's word for the metric, such as `accuracy`; default: `metric`."""
+    note: str = ""
+    """What came out besides, such as the setting that was chosen."""
+
+
+@dataclass
+class Evaluation:
+    """A backbone and the images to try it on. Evaluators are collective: all processes call them."""
+
+    backbone: Backbone
+    config: EvaluationConfig
+    accelerator: Accelerator
+    output: Path | None = None
+    """Folder for what a protocol leaves besides its figures; None for nothing."""
+    feature_dtype: torch.dtype = torch.float32
+    """In which features are held and kept on disk."""
+    sets: dict[str, LabeledImages] = field(default_factory=dict, repr=False)
+    """Sets that are open already."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def transform(self) -> EvalTransform:
+        """That of the model, with the sizes of the configuration; its crops are scaled by 256 / 224 if not told.
+
+        Raises:
+            ValueError: the patch does not divide the crop.
+        """
+        own, config = self.backbone.transform, self.config
+        crop = config.crop_size or own.crop_size
+        resize = config.resize_size or (crop * 256 // 224 if config.crop_size else own.resize_size)
+        multiple_of_patch("crop_size", crop, self.backbone.patch_size)
+        return EvalTransform(resize, crop, own.mean, own.std)
+
+    def labeled(self, source: SourceConfig, name: str = "data") -> LabeledImages:
+        """The labelled images at `source`, opened once.
+
+        Raises:
+            ValueError: nothing there that can be read, or no labels.
+        """
+        if not source.path:
+            raise ValueError(f"{name}.path is not set; give the images: {name}.path=/my/images")
+        return open_labeled(source, self.sets)
+
+    def features(
+        self, images, layers: int = 1, parts: Sequence[str] = ("cls",), transform=None, description: str = "Features"
+    ) -> FeatureSet:
+        """Features of all readable images, in float32 but for `patches`, see `extract_features`. Collective."""
+        config = self.config
+        found = extract_features(
+            self.backbone,
+            images,
+            transform or self.transform,
+            self.accelerator,
+            layers=layers,
+            parts=parts,
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            cache=Path(config.cache_dir).expanduser() if config.cache_dir else None,
+            dtype=self.feature_dtype,
+            description=description,
+        )
+        found.parts = {name: part if name == "patches" else part.float() for name, part in found.parts.items()}
+        return found
+
+    def progress(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+        """A bar over `items`, on the main process alone."""
+        return tqdm(items, description, total, leave=False, disable=not self.is_main)
+
+
+def open_labeled(source: SourceConfig, sets: dict[str, LabeledImages]) -> LabeledImages:
+    """The labelled images at `source`, out of `sets`, which takes them where it has them not.
+
+    Raises:
+        ValueError: nothing there that can be read, or no labels.
+    """
+    key = repr(asdict(source))
+    if key not in sets:
+        sets[key] = LabeledImages(source)
+    return sets[key]

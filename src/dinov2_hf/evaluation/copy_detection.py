@@ -1,0 +1,56 @@
+"""Copy detection (DINO, section 4.2.1: Copydays): which of many images was this one made of?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ..config.evaluations import CopyDetectionProtocol
+from .base import Evaluation, Result
+from .copies import Copies
+from .descriptors import PlainImages, describe, learn_whitening
+from .retrieval import Ranking, Truth, global_result, precision_results, search, truth_of_labels
+
+_TOP = 10  # answers of each query that are ranked against those of the others
+
+
+def evaluate_copy_detection(evaluation: Evaluation) -> Iterator[Result]:
+    """Mean average precision and micro-average precision for each kind of copy. Collective.
+
+    Raises:
+        ValueError: nothing that can be read or decoded, no copy whose original is there, originals among the
+            distractors.
+    """
+    config: CopyDetectionProtocol = evaluation.config
+    whitening = learn_whitening(evaluation)
+    if not config.copies:
+        database, queries = evaluation.labeled(config.train, "train"), evaluation.labeled(config.test, "test")
+        setups = {"": truth_of_labels(queries, database)}
+        asked, stored = describe(evaluation, queries, "Copies"), describe(evaluation, database, "Originals")
+        yield from _results(search(evaluation, asked, stored, setups, whitening, _TOP)[""], "", config.seed)
+        return
+    originals = PlainImages(config.test, "test")
+    rows, vectors = describe(evaluation, originals, "Originals")
+    if config.train.path:
+        distractors = PlainImages(config.train, "train")
+        if originals.fingerprint == distractors.fingerprint:
+            raise ValueError(
+                f"test and train are both {originals.where}: the distractors have to be other images than the "
+                "originals; give another split, or none with train.path=null"
+            )
+        more, others = describe(evaluation, distractors, "Distractors")
+        rows, vectors = np.concatenate((rows, len(originals) + more)), torch.cat((vectors, others))
+    setups = {"": [Truth([row]) for row in range(len(originals))]}
+    for kind in config.copies:
+        copies = Copies(originals, kind, config.seed, len(evaluation.transform.mean))
+        asked = describe(evaluation, copies, f"Copies, {kind}")
+        ranking = search(evaluation, asked, (rows, vectors), setups, whitening, _TOP)[""]
+        yield from _results(ranking, kind, config.seed)
+
+
+def _results(ranking: Ranking, kind: str, seed: int) -> Iterator[Result]:
+    yield from precision_results(ranking, kind, (), seed)
+    metric, some = ("micro_average_precision", "") if not kind else (f"micro_average_precision_{kind}", f", {kind}")
+    yield global_result(ranking, metric, f"micro average precision (%){some}", seed)

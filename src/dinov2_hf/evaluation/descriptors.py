@@ -1,0 +1,177 @@
+"""Images as vectors that are compared by their cosine: CLS and pooled patches, several scales, whitening.
+
+Axes: `N` images, `D` width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize as unit
+
+from ..config import SourceConfig
+from ..config.evaluations.retrieval import DescriptorConfig
+from ..data.crops import as_crop, resample
+from ..data.decode import BrokenImage, open_image
+from ..data.load import find_images, load
+from ..data.photometric import as_unit, normalize
+from ..features import EvalTransform
+from .base import Evaluation
+
+
+class PlainImages:
+    """Images at `config.path` with the other columns of their table, `table`.
+
+    Raises:
+        ValueError: nothing there that can be read.
+    """
+
+    def __init__(self, config: SourceConfig, name: str) -> None:
+        if not config.path:
+            raise ValueError(f"{name}.path is not set; give the images: {name}.path=/my/images")
+        loaded = load(config, streaming=False)
+        self.where = f"{config.path} (split {config.split!r})"
+        self.table = loaded.dataset
+        self._images = find_images(loaded, config)
+        self.fingerprint: str | None = self._images.dataset._fingerprint
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def read(self, index: int) -> tuple[bytes, str]:
+        """Bytes and name of image `index`."""
+        return self._images.encoded(self._images.dataset[index][self._images.name], f"row {index}")
+
+
+class BoxedImages:
+    """Images cut to a box `[left, top, right, bottom]` each, in pixels; what lies outside of an image is left out."""
+
+    def __init__(self, images: PlainImages, boxes: np.ndarray, num_channels: int) -> None:
+        self._images, self._boxes, self._num_channels = images, boxes, num_channels
+        self.fingerprint = derived(images.fingerprint, boxes.tolist())
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> tuple[bytes, str]:
+        data, name = self._images.read(index)
+        try:
+            pixels, _ = open_image(data, self._num_channels).decode()
+        except BrokenImage:
+            return data, name  # whoever decodes it says so
+        height, width = pixels.shape[1:]
+        left, top, right, bottom = np.rint(self._boxes[index]).astype(int)
+        left, top = np.clip((left, top), 0, (width - 1, height - 1))
+        part = pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+        return as_array(part.numpy()), name
+
+
+@dataclass(frozen=True)
+class WholeTransform:
+    """The whole image squeezed into a square, and normalised."""
+
+    crop_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def pixels(self, data: bytes) -> np.ndarray:
+        """An encoded image as `[C, crop_size, crop_size]`, of the type of training crops (`data.crops.as_crop`).
+
+        Raises:
+            BrokenImage: the bytes cannot be decoded.
+        """
+        image = open_image(data, len(self.mean))
+        pixels, scale = image.decode(reduction=min(image.width, image.height) / self.crop_size / 2)
+        box = (0, 0, image.width * scale, image.height * scale)
+        return as_crop(resample(pixels, box, (self.crop_size, self.crop_size))).numpy()
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return normalize(as_unit(pixels), self.mean, self.std)
+
+
+@dataclass
+class Whitening:
+    """Principal directions of descriptors, each scaled to unit variance."""
+
+    mean: Tensor
+    projection: Tensor
+    """`[D, dim]`."""
+
+    @classmethod
+    def learn(cls, vectors: Tensor, dim: int = 0) -> Whitening:
+        """Of vectors `[N, D]`; directions in which they do not vary are left out.
+
+        Args:
+            dim: how many directions are kept; 0: all.
+
+        Raises:
+            ValueError: fewer than two different vectors.
+        """
+        values = vectors.double()
+        mean = values.mean(dim=0)
+        variances, directions = torch.linalg.eigh((values - mean).T @ (values - mean) / max(len(values), 1))
+        variances, directions = variances.flip(0), directions.flip(1)
+        keep = int((variances > 1e-8 * variances[0].clamp_min(1e-12)).sum())
+        if len(values) < 2 or not keep:
+            raise ValueError(f"whitening cannot be learnt from {len(values)} descriptors that do not vary; give more")
+        keep = min(keep, dim or keep)
+        projection = directions[:, :keep] / variances[:keep].sqrt()
+        return cls(mean.float(), projection.float())
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Unit vectors `[N, dim]`."""
+        return unit((vectors - self.mean) @ self.projection, dim=1)
+
+
+def describe(evaluation: Evaluation, images, description: str) -> tuple[np.ndarray, Tensor]:
+    """Rows `[N]` of the readable images and their unit descriptors `[N, D]`, without whitening. Collective.
+
+    Raises:
+        ValueError: no image can be decoded.
+    """
+    config: DescriptorConfig = evaluation.config
+    parts = config.descriptor.split("_")
+    total, rows = None, None
+    for scale in config.scales:
+        transform = _scaled(evaluation.transform, scale, evaluation.backbone.patch_size, config.whole)
+        found = evaluation.features(images, parts=parts, transform=transform, description=description)
+        vectors = unit(torch.cat([found.parts[part][:, -1] for part in parts], dim=1), dim=1)
+        total, rows = vectors if total is None else total + vectors, found.index.cpu().numpy()
+    if not len(rows):
+        raise ValueError(f"no image of the {description.lower()} can be decoded")
+    return rows, unit(total, dim=1)
+
+
+def learn_whitening(evaluation: Evaluation) -> Whitening | None:
+    """Whitening from the images that are named for it, if there are any. Collective."""
+    config: DescriptorConfig = evaluation.config
+    if not config.whitening.path:
+        return None
+    images = PlainImages(config.whitening, "whitening")
+    return Whitening.learn(describe(evaluation, images, "Whitening images")[1], config.whitening_dim)
+
+
+def derived(fingerprint: str | None, *changes) -> str | None:
+    """The fingerprint of images that were changed in this way."""
+    return fingerprint and hashlib.sha256(repr((fingerprint, changes)).encode()).hexdigest()
+
+
+def as_array(pixels: np.ndarray) -> bytes:
+    """Pixels `[C, h, w]` as a file that `open_image` reads, without a loss."""
+    buffer = io.BytesIO()
+    np.save(buffer, pixels.transpose(1, 2, 0))
+    return buffer.getvalue()
+
+
+def _scaled(transform: EvalTransform, scale: float, patch_size: int, whole: bool) -> WholeTransform | EvalTransform:
+    side = max(round(transform.crop_size * scale / patch_size), 1) * patch_size
+    if whole:
+        return WholeTransform(side, transform.mean, transform.std)
+    resize = round(transform.resize_size * side / transform.crop_size)
+    return EvalTransform(resize, side, transform.mean, transform.std)

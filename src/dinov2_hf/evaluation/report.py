@@ -1,0 +1,70 @@
+"""The figures of an evaluation, as JSON and as a table; `hub.results` makes metadata of the JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .base import Evaluation, Result
+
+RESULTS_FILE = "results.json"
+
+
+@dataclass
+class Report:
+    """What an evaluation found, and what has to be known to repeat it."""
+
+    protocol: str
+    model: str
+    settings: dict[str, Any]
+    """Every key of its configuration."""
+    results: list[Result]
+    seconds: float
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """Markdown, a row for each figure."""
+        rows = [("", self.model, "95 %")]
+        for result in self.results:
+            interval = "" if result.interval is None else " to ".join(f"{end:.4g}" for end in result.interval)
+            title = ", ".join(filter(None, (result.title, result.dataset, result.note)))
+            rows.append((title, f"{result.value:.4g}", interval))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = []
+        for first, *others in rows:
+            cells = [first.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+            lines.append("| " + " | ".join(cells) + " |")
+        rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+        lines.insert(1, "| " + " | ".join(rule) + " |")
+        return "\n".join(lines)
+
+    def save(self, folder: Path) -> None:
+        """Leaves `results.json` and `results.md`.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        (folder / "results.md").write_text(f"# {self.protocol}: {self.model}\n\n{self.table()}\n")
+
+
+def run_protocol(name: str, evaluate, evaluation: Evaluation) -> Report:
+    """Runs an evaluator and says each figure as it comes. Collective."""
+    started, results = time.perf_counter(), []
+    for result in evaluate(evaluation):
+        results.append(result)
+    versions = {package: version(package) for package in ("dinov2_hf", "torch", "transformers", "datasets")}
+    return Report(
+        name,
+        evaluation.backbone.name,
+        asdict(evaluation.config),
+        results,
+        round(time.perf_counter() - started, 1),
+        {"python": platform.python_version()} | versions,
+    )

@@ -1,0 +1,124 @@
+"""`dinov2-hf evaluate`, as a person meets it."""
+
+import json
+import re
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from dinov2_hf.cli import main
+from dinov2_hf.config import PretrainConfig
+from dinov2_hf.evaluation import PROTOCOLS
+from dinov2_hf.features import EvalTransform
+from dinov2_hf.hub import export_folder
+from dinov2_hf.models import Dinov2Config, Dinov2Model
+
+CONFIG = Dinov2Config(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32, layerscale_value=1.0
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An export of a network without training."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runs") / "tiny" / "export"
+    transform = EvalTransform(36, 32, [0.5] * 3, [0.25] * 3)
+    config = PretrainConfig()
+    config.data.train.path = "photographs"
+    config.train.output_dir = str(folder.parent)
+    return export_folder(folder, Dinov2Model(CONFIG).eval(), {}, transform, config, {})
+
+
+@pytest.fixture
+def knn(model, image_folder, tmp_path):
+    return ["evaluate", "knn", "--model", str(model), "--data", str(image_folder), "test.split=train"] + [
+        "k=[1,5]",
+        "num_workers=0",
+        "precision=fp32",
+    ]
+
+
+def fails(capsys, *arguments):
+    """What a command that ends with status 2 says."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_figures_are_printed_as_a_table_and_left_in_the_output_folder(knn, image_folder, tmp_path, capsys):
+    main([*knn, "--output", str(tmp_path / "results")])
+    printed = capsys.readouterr().out
+    # each image is its own nearest neighbour
+    assert re.search(r"\| k-NN accuracy \(%\), k = 1 \| +100 \| +86\.\d+ to 100 \|", printed), printed
+    report = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert report["protocol"] == "knn" and report["model"] == "tiny"
+    assert report["settings"]["train"]["path"] == str(image_folder) and report["settings"]["k"] == [1, 5]
+    assert [result["metric"] for result in report["results"]] == ["accuracy_k1", "accuracy_k5"]
+    table = (tmp_path / "results" / "results.md").read_text()
+    assert table.startswith("# knn: tiny") and printed.strip().splitlines()[2] in table
+
+
+def test_features_are_kept_for_the_next_evaluation(knn, tmp_path, capsys):
+    main([*knn, "--cache", str(tmp_path / "cache")])
+    first = capsys.readouterr().out
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*.safetensors")}
+    assert len(shards) == 1  # references and queries are the same images
+    main([*knn, "--cache", str(tmp_path / "cache")])
+    assert capsys.readouterr().out.split("\n\n")[0] == first.split("\n\n")[0]
+    assert shards == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*.safetensors")}
+
+
+def test_model_card_takes_the_figures_and_replaces_those_of_an_earlier_time(knn, model, tmp_path):
+    for _ in range(2):
+        main([*knn, "--output", str(tmp_path / "results"), "--card", str(model)])
+    card = ModelCard.load(model / "README.md")
+    assert [(entry.metric_type, entry.metric_name) for entry in card.data.eval_results] == [
+        ("accuracy", "k-NN accuracy (%), k = 1"),
+        ("accuracy", "k-NN accuracy (%), k = 5"),
+    ]
+    assert card.data.eval_results[0].metric_value == 100.0
+    assert str(tmp_path) not in (model / "README.md").read_text()
+
+
+def test_every_protocol_is_listed_and_tells_what_it_can_be_told(capsys):
+    main(["evaluate", "list"])
+    listed = capsys.readouterr().out
+    for name, protocol in PROTOCOLS.items():
+        assert f"{name} " in listed and protocol.title in listed
+        main(["evaluate", name, "--keys"])
+        told = capsys.readouterr().out
+        first = told.index("train.path=")
+        explained = told[first:].strip().splitlines()
+        keys = [line for line in explained if not line.startswith(" ")]
+        assert any(line.startswith("test.split=") for line in keys)
+        for key, text in zip(explained, explained[1:]):  # every key has its explanation below it
+            assert key.startswith(" ") or text.startswith("    "), (name, key)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["evaluate", "kn"], "'kn' is no protocol; there are knn, "),
+        (["evaluate", "knn", "--data", "x"], "--model is missing"),
+        (
+            ["evaluate", "knn", "--model", "nowhere/else/here", "--data", "x", "precision=fp32"],
+            "--model=nowhere/else/here",
+        ),
+        (["evaluate", "knn", "kk=[1]"], "kk in the command line is not a config key; did you mean k?"),
+        (["evaluate", "knn", "k=[0]"], "k=0 is below 1; use 1 or more"),
+        (["evaluate", "knn", "--model", "x", "--card", "y"], "--card takes its figures from --output; give both"),
+    ],
+)
+def test_what_a_user_can_mend_is_said_in_one_line(capsys, arguments, message):
+    assert message in fails(capsys, *arguments).splitlines()[-1]
+
+
+def test_set_that_is_not_there_is_named(knn, capsys):
+    assert "/nothing/here does not exist; give a folder of images" in fails(capsys, *knn, "test.path=/nothing/here")
+
+
+def test_crop_that_the_patch_does_not_divide_is_refused(knn, capsys):
+    assert "crop_size=33 is not a multiple of model.patch_size=8; use 32 or 40" in fails(capsys, *knn, "crop_size=33")

@@ -1,0 +1,92 @@
+"""Which images pass, and what hooks may do."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov2_hf.config.curation import FilterConfig
+from dinov2_hf.curation.filter import Dropped, examine
+from dinov2_hf.curation.hooks import apply_hooks, load_hook
+
+from .made import disc
+
+
+def encoded(image, kind="PNG"):
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "broken"),
+        (b"no image", "broken"),
+        (encoded(disc(0))[:2000], "broken"),
+        (encoded(disc(0).resize((31, 80))), "small"),
+        (encoded(disc(0).resize((200, 40))), "elongated"),
+        (encoded(Image.new("RGB", (96, 96), "teal")), "blank"),
+    ],
+)
+def test_what_does_not_pass_has_a_reason(data, reason):
+    with pytest.raises(Dropped, match=f"^{reason}$"):
+        examine(data, FilterConfig())
+
+
+def test_what_passes_has_its_size_and_hashes():
+    image = disc(0).resize((160, 120))
+    found = examine(encoded(image), FilterConfig())
+    assert (found["width"], found["height"], found["replacement"]) == (160, 120, None)
+    assert found["perceptual_hash"] != examine(encoded(disc(1)), FilterConfig())["perceptual_hash"]
+    assert found["bytes_hash"] != examine(encoded(image, "BMP"), FilterConfig())["bytes_hash"]
+
+
+def test_limits_are_inclusive():
+    config = FilterConfig(min_side=40, max_aspect=2.0)
+    assert examine(encoded(disc(0).resize((80, 40))), config)["width"] == 80
+    with pytest.raises(Dropped, match="elongated"):
+        examine(encoded(disc(0).resize((81, 40))), config)
+
+
+def test_a_hook_drops_by_false_and_replaces_by_an_image():
+    config = FilterConfig(hooks=["mine:drop"])
+    with pytest.raises(Dropped, match="^hook mine:drop$"):
+        examine(encoded(disc(0)), config, [lambda image: False])
+    kept = examine(encoded(disc(0)), config, [lambda image: True])
+    assert kept["replacement"] is None
+    turned = examine(encoded(disc(0)), config, [lambda image: image.resize((50, 60))])
+    replacement = Image.open(io.BytesIO(turned["replacement"]))
+    assert replacement.size == (50, 60) == (turned["width"], turned["height"])
+    assert replacement.format == "PNG"  # lossless, as it came
+
+
+def test_hooks_see_the_whole_upright_image_and_what_those_before_made_of_it():
+    sizes = []
+    data = encoded(disc(0).resize((900, 600)), "JPEG")
+
+    def halve(image):
+        sizes.append(image.size)
+        return image.resize((image.width // 2, image.height // 2))
+
+    examine(data, FilterConfig(hooks=["a:a", "a:a"]), [halve, halve])
+    assert sizes == [(900, 600), (450, 300)]
+
+
+def test_a_hook_that_answers_anything_else_is_refused():
+    with pytest.raises(ValueError, match="mine:odd returned None; return True, False or an image"):
+        apply_hooks(["mine:odd"], [lambda image: None], disc(0))
+
+
+@pytest.mark.parametrize("name", ["no_such_module:f", "math:no_such_function", "math:pi"])
+def test_a_hook_that_is_not_there_is_refused(name):
+    with pytest.raises(ValueError, match=f"filter.hooks has '{name}'"):
+        load_hook(name)
+
+
+def test_deep_arrays_pass():
+    values = np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)
+    file = io.BytesIO()
+    np.save(file, values)
+    assert examine(file.getvalue(), FilterConfig())["width"] == 64

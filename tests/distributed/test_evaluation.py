@@ -1,0 +1,86 @@
+"""Every protocol on labelled images: two processes against one, with a share that does not divide and a broken image."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FEW = ["num_workers=0", "precision=fp32", "batch_size=3"]
+PROTOCOLS = {
+    "knn": ["k=[1,5]", "per_class=[3]", "tries=2"],
+    "linear": ["learning_rates=[0.01,0.1]", "blocks=[1,2]", "iterations=20", "global_batch=8"],
+    "linear_augmented": ["learning_rates=[0.1]", "blocks=[1]", "iterations=6", "global_batch=8", "augment=true"],
+    "logistic": ["c=[0.1,1.0]"],
+    "finetune": ["epochs=2", "warmup_epochs=1", "global_batch=8", "drop_path_rate=0"],
+    "robustness": ["corruptions=[gaussian_noise,contrast]", "severities=[1,5]"],
+    "retrieval": ["k=[1,5]"],
+    "copy_detection": ["train.path=null", "copies=[flip,jpeg]"],
+}
+
+
+def commands(folder: Path, results: Path) -> list[list[str]]:
+    given = ["--model", str(folder / "model"), "--data", str(folder / "images")]
+    return [
+        ["evaluate", name.removesuffix("_augmented"), *given, "test.split=train", *FEW, *keys]
+        + ["--output", str(results / name), "--cache", str(results / "cache")]
+        for name, keys in PROTOCOLS.items()
+    ]
+
+
+def worker(folder: Path, results: Path) -> None:
+    from accelerate import Accelerator
+
+    from dinov2_hf.cli import main
+
+    end_training = Accelerator.end_training
+    Accelerator.end_training = lambda self: None  # the processes serve the next command too
+    for command in commands(folder, results):
+        main(command)
+    end_training(Accelerator())
+
+
+def figures(results: Path) -> dict[str, dict[str, tuple]]:
+    found = {}
+    for name in PROTOCOLS:
+        report = json.loads((results / name / "results.json").read_text())
+        found[name] = {item["metric"]: (item["value"], *(item["interval"] or ())) for item in report["results"]}
+    return found
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, image_folder, launch):
+    """Figures of one process and of two, by the name of the protocol."""
+    from dinov2_hf.features import EvalTransform, preprocessor_config
+    from dinov2_hf.models import Dinov2Config, Dinov2Model
+
+    folder = tmp_path_factory.mktemp("evaluation")
+    shutil.copytree(image_folder, folder / "images")
+    (folder / "images" / "blobs" / "broken.jpg").write_text("no image")
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32, layerscale_value=1.0
+    )
+    Dinov2Model(config).eval().save_pretrained(folder / "model")
+    preprocessor = preprocessor_config(EvalTransform(36, 32, [0.5] * 3, [0.25] * 3))
+    (folder / "model" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    found = []
+    for processes in (1, 2):
+        results = folder / f"results-{processes}"
+        launch(processes, str(Path(__file__)), str(folder), str(results))
+        found.append(figures(results))
+    return found
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_two_processes_give_the_figures_of_one(both, name):
+    one, two = (found[name] for found in both)
+    assert one.keys() == two.keys() and one
+    for metric, values in one.items():
+        assert two[metric] == pytest.approx(values, abs=1e-3), metric
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]), Path(sys.argv[2]))

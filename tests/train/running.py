@@ -1,0 +1,23 @@
+"""A run that is ended as a kill would end it."""
+
+from dinov2_hf.train import Pretrainer, build_accelerator
+
+
+def train(config, until=None, resume="auto", evaluations=(), prepare=None, accelerator=None, kind=Pretrainer):
+    """A run, ended by an exception after `until` updates; `prepare` gets the trainer before it."""
+    trainer = kind(config, accelerator or build_accelerator(config.train), evaluations, resume)
+    next_batch = trainer._next_batch
+
+    def ended(loader):
+        if trainer.step == until:
+            raise KeyboardInterrupt
+        return next_batch(loader)
+
+    trainer._next_batch = ended
+    if prepare:
+        prepare(trainer)
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        pass
+    return trainer

@@ -1,0 +1,95 @@
+"""Evaluations during a run, as the command line sets them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dinov2_hf.cli import main
+from dinov2_hf.config import load_config
+from dinov2_hf.launch import running_evaluations
+from dinov2_hf.train import build_accelerator, read_metrics
+
+from .running import train
+
+
+@pytest.fixture
+def linear(image_folder, tmp_path):
+    """The file of a linear probe of seconds."""
+    path = tmp_path / "linear.yaml"
+    path.write_text(
+        f"train: {{path: {image_folder}}}\ntest: {{path: {image_folder}, split: train}}\n"
+        "learning_rates: [0.1]\nblocks: [1, 2]\niterations: 5\nglobal_batch: 8\nnum_workers: 0\n"
+    )
+    return path
+
+
+def test_figures_of_every_evaluation_are_logged_under_its_name_on_its_own_cadence(tiny_config, image_folder, linear):
+    config = tiny_config(
+        f"knn.reference.path={image_folder}",
+        f"knn.query.path={image_folder}",
+        "knn.query.split=train",
+        "knn.epochs=1",
+        "knn.resize_size=40",
+        "knn.crop_size=32",
+        "evaluations.probe.protocol=linear",
+        f"evaluations.probe.config={linear}",
+        "evaluations.probe.epochs=2",
+    )
+    accelerator = build_accelerator(config.train)
+    train(config, accelerator=accelerator, evaluations=running_evaluations(config, accelerator))
+    lines = read_metrics(Path(config.train.output_dir))
+    assert [line["step"] for line in lines if "knn_accuracy" in line] == [0, 2, 4, 6]
+    probed = [line for line in lines if "probe.accuracy" in line]
+    assert [line["step"] for line in probed] == [0, 4, 6]
+    assert {"probe.accuracy_1_cls", "probe.accuracy_2_cls", "probe.accuracy_2_cls_mean"} <= probed[0].keys()
+    assert all(0 <= line["probe.accuracy"] <= 100 for line in probed)
+
+
+def test_an_evaluation_in_the_run_gives_what_the_command_gives_for_its_export(
+    tiny_config, image_folder, linear, tmp_path
+):
+
+    config = tiny_config("evaluations.probe.protocol=linear", f"evaluations.probe.config={linear}")
+    accelerator = build_accelerator(config.train)
+    trainer = train(config, accelerator=accelerator, evaluations=running_evaluations(config, accelerator))
+    last = read_metrics(Path(config.train.output_dir))[-1]
+    sizes = ["resize_size=36", "crop_size=32", "precision=fp32"]
+    main(
+        [
+            "evaluate",
+            "linear",
+            "--config",
+            str(linear),
+            "--model",
+            str(trainer.folder),
+            *sizes,
+            f"output_dir={tmp_path}",
+        ]
+    )
+    report = json.loads((tmp_path / "results.json").read_text())
+    for result in report["results"]:
+        assert last[f"probe.{result['metric']}"] == pytest.approx(result["value"])
+
+
+def test_protocol_that_does_not_exist_is_refused_before_the_run(tiny_config, linear):
+    config = tiny_config("evaluations.probe.protocol=liner", f"evaluations.probe.config={linear}")
+    with pytest.raises(ValueError, match="evaluations.probe.protocol='liner' is none of knn, linear"):
+        running_evaluations(config, build_accelerator(config.train))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["evaluations.probe.protocol=linear"], "evaluations.probe.config is not set"),
+        (
+            ["evaluations.probe.config=a.yaml", "evaluations.probe.epochs=0"],
+            "evaluations.probe.epochs=0.0 is not positive",
+        ),
+        (["evaluations.probe.file=a.yaml"], "evaluations.probe.file.*did you mean evaluations.probe"),
+        (["evaluations.1st.config=a.yaml"], "evaluations has one named '1st'"),
+    ],
+)
+def test_impossible_settings_are_refused(tiny_overrides, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(None, [*tiny_overrides, *overrides])
