@@ -1,4 +1,4 @@
-"""Every protocol on labelled images: two processes against one, with a share that does not divide and a broken image."""
+"""Protocols on labelled images: two processes against one, with a share that does not divide and a broken image."""
 
 import json
 import shutil
