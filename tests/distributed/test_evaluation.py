@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import DatasetDict
 
 FEW = ["num_workers=0", "precision=fp32", "batch_size=3"]
 PROTOCOLS = {
@@ -18,13 +19,32 @@ PROTOCOLS = {
     "robustness": ["corruptions=[gaussian_noise,contrast]", "severities=[1,5]"],
     "retrieval": ["k=[1,5]"],
     "copy_detection": ["train.path=null", "copies=[flip,jpeg]"],
+    "video": ["num_frames=4", "learning_rates=[0.1]", "iterations=10", "global_batch=8"],
+    "segmentation": [
+        "resize_size=64",
+        "crop_size=64",
+        "stride=40",
+        "iterations=4",
+        "warmup_iterations=1",
+        "global_batch=5",
+    ],
+    "depth": [
+        "crop=[64,64]",
+        "rotation=0",
+        "iterations=4",
+        "warmup_iterations=1",
+        "global_batch=5",
+        "head=dpt",
+        "dpt_channels=8",
+    ],
 }
+DATA = {"video": "clips", "segmentation": "composed", "depth": "composed"}
 
 
 def commands(folder: Path, results: Path) -> list[list[str]]:
-    given = ["--model", str(folder / "model"), "--data", str(folder / "images")]
     return [
-        ["evaluate", name.removesuffix("_augmented"), *given, "test.split=train", *FEW, *keys]
+        ["evaluate", name.removesuffix("_augmented"), "--model", str(folder / "model"), *FEW, *keys]
+        + ["--data", str(folder / DATA.get(name, "images")), "test.split=train"]
         + ["--output", str(results / name), "--cache", str(results / "cache")]
         for name, keys in PROTOCOLS.items()
     ]
@@ -56,9 +76,16 @@ def both(tmp_path_factory, image_folder, launch):
     from dinov2_hf.features import EvalTransform, preprocessor_config
     from dinov2_hf.models import Dinov2Config, Dinov2Model
 
+    from ..evaluation.composed import composed
+
     folder = tmp_path_factory.mktemp("evaluation")
     shutil.copytree(image_folder, folder / "images")
     (folder / "images" / "blobs" / "broken.jpg").write_text("no image")
+    DatasetDict(train=composed(7)).save_to_disk(folder / "composed")
+    for number, photograph in enumerate(sorted(image_folder.rglob("*.jpg"))):  # clips of a frame and its neighbour
+        clip = folder / "clips" / photograph.parent.name / f"{number // 2:02}"
+        clip.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photograph, clip)
     torch.manual_seed(0)
     config = Dinov2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32, layerscale_value=1.0

@@ -137,7 +137,7 @@ def test_overrides_for_continuing_give_the_same_architecture_and_heads():
         assert again.init.path == "PATH_OR_REPO"
         heads = ("num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers", "separate_head")
         for key in dotted_keys(config):
-            section, name = key.rsplit(".", 1)
+            section, _, name = key.rpartition(".")
             if (section == "model" and name in config.model.architecture()) or name in heads:
                 if name not in ("attn_implementation", "drop_path_rate", "drop_path_uniform", "layerscale_value"):
                     assert value_at(again, key) == value_at(config, key), f"{path.name}: {key}"

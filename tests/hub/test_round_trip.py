@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dinov2_hf import Dinov2Model
 from dinov2_hf.features import EvalTransform
 from dinov2_hf.hub import export_folder
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
 
 PUSH = "import sys; from dinov2_hf.cli import main; main(['push', *sys.argv[1:]])"
 
@@ -50,7 +50,9 @@ def run_folder(tiny_config, tiny_overrides, image_folder, monkeypatch):
     """The output folder of a run of two updates, with its export."""
     monkeypatch.setattr("dinov2_hf.train.accelerator._available_cores", lambda: 1)
     config = tiny_config("train.epochs=1", f"knn.reference.path={image_folder}", f"knn.query.path={image_folder}")
-    trainer = Pretrainer(config, build_accelerator(config.train), lambda features: {"knn_accuracy": 51.25})
+    trainer = Pretrainer(
+        config, build_accelerator(config.train), [PeriodicEvaluation(1, lambda *_: {"knn_accuracy": 51.25})]
+    )
     teacher = trainer.run()[""]
     folder = Path(config.train.output_dir)
     transform = EvalTransform(32, 32, config.colors.mean, config.colors.std)
