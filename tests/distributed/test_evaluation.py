@@ -34,8 +34,7 @@ PROTOCOLS = {
         "iterations=4",
         "warmup_iterations=1",
         "global_batch=5",
-        "head=dpt",
-        "dpt_channels=8",
+        "head=linear",
     ],
 }
 DATA = {"video": "clips", "segmentation": "composed", "depth": "composed"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -125,7 +126,7 @@ def extract_features(
     missing = _missing(folder, len(blocks), accelerator)
     reader = _Reader(images, transform)
     share = [_batches(blocks[number], batch_size, accelerator) for number in missing]
-    loader = DataLoader(reader, batch_sampler=sum(share, []), num_workers=num_workers)
+    loader = DataLoader(reader, batch_sampler=list(chain.from_iterable(share)), num_workers=num_workers)
     total = sum(map(len, share))
     progress = tqdm(loader, description, total, leave=False, disable=not accelerator.is_main_process)
     batches, found = iter(progress), {}
