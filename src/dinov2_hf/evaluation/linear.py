@@ -143,18 +143,19 @@ def evaluate_linear(evaluation: Evaluation) -> Iterator[Result]:
     best = max(heads, key=lambda head: head.chosen_by)
     if evaluation.output and evaluation.is_main:
         _save(evaluation.output, heads, best, stacks, kind, where, train.names)
-    yield _result(best, stacks, asked, kind, kind, f"best of {len(heads)} heads on the {where} set")
+    yield _result(best, stacks, asked, kind, kind, f"best of {len(heads)} heads on the {where} set", str(best))
     for inputs in stacks if len(stacks) > 1 else ():
         head = max((head for head in heads if head.inputs == inputs), key=lambda head: head.chosen_by)
         key = f"{kind}_{inputs.blocks}_{'cls_mean' if inputs.mean else 'cls'}"
-        yield _result(head, stacks, asked, kind, key, f"best of the heads on {inputs}")
+        note = f"learning rate {head.learning_rate:g}"
+        yield _result(head, stacks, asked, kind, key, f"best of the heads on {inputs}", note)
 
 
-def _result(head: _Head, stacks: dict, asked: LabeledFeatures, kind: str, key: str, title: str) -> Result:
+def _result(head: _Head, stacks: dict, asked: LabeledFeatures, kind: str, key: str, title: str, note: str) -> Result:
     scores = stacks[head.inputs].scores(head.inputs.of(asked.parts), head.index)
     value = figure(scores, asked.labels, kind)
     title = f"linear {in_words(kind)} (%), {title}"
-    return Result(key, value, title, interval(scores, asked.labels, kind), kind=kind, note=str(head))
+    return Result(key, value, title, interval(scores, asked.labels, kind), kind=kind, note=note)
 
 
 def _features(evaluation: Evaluation, images: LabeledImages, description: str) -> LabeledFeatures:
