@@ -10,26 +10,19 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 
-def describe_keys(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+def describe_keys(kind: type) -> Iterator[tuple[str, Any, str]]:
     """Yields the dotted key, the default and the explanation of every value that can be set."""
-    config, texts = kind(), _docstrings(kind)
-    for item in fields(kind):
-        value, text = getattr(config, item.name), texts.get(item.name, "")
-        if is_dataclass(value):
-            own = dict(_without_text(value, f"{prefix}{item.name}."))
-            for key, _, inner in describe_keys(type(value), f"{prefix}{item.name}."):
-                yield key, own[key], inner
-        else:
-            yield f"{prefix}{item.name}", value, text
+    return _described(kind(), "")
 
 
-def _without_text(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def _described(config: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    texts = _docstrings(type(config))
     for item in fields(config):
         value = getattr(config, item.name)
         if is_dataclass(value):
-            yield from _without_text(value, f"{prefix}{item.name}.")
+            yield from _described(value, f"{prefix}{item.name}.")
         else:
-            yield f"{prefix}{item.name}", value
+            yield f"{prefix}{item.name}", value, texts.get(item.name, "")
 
 
 def _docstrings(kind: type) -> dict[str, str]:

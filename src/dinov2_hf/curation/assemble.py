@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 from PIL import Image as Pillow
 
+from ..features.files import beside
 from .embed import EmbedStage, replacements
 from .filter import FilterStage
 from .sources import Shard
 from .stage import Context, Stage
-from .tables import beside, positions_of, read_column, read_table, write_table
+from .tables import positions_of, read_column, read_table, write_table
 
 FEATURES = Features(
     {

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SourceConfig
+from ..features.files import beside
 from .stage import Context, Stage
-from .tables import beside
 
 _PACKAGES = ("dinov2_hf", "torch", "transformers", "datasets", "datatrove", "faiss-cpu", "faiss-gpu", "numpy")
 _HEAD = """# A curated set of images

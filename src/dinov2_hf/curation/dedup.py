@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,17 @@ class _PairsStage(Stage):
     def threshold(self) -> float:
         return getattr(self.context.config.dedup, self.threshold_name)
 
+    @abstractmethod
     def vectors(self) -> Vectors:
-        raise NotImplementedError
+        """The vectors that are compared, shard by shard."""
 
+    @abstractmethod
     def num_shards(self) -> int:
-        raise NotImplementedError
+        """How many shards of vectors there are."""
 
+    @abstractmethod
     def group(self) -> None:
-        raise NotImplementedError
+        """Leaves what follows from the components."""
 
     def steps(self) -> dict[str, int]:
         return {"index": 1, "pairs": self.num_shards(), "groups": 1}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..features.files import beside
 from .balance import BalanceStage
 from .card import describe
 from .copies import HashesStage
@@ -17,7 +18,7 @@ from .filter import FilterStage
 from .pictures import Tile, draw_histogram, draw_sheet
 from .retrieve import RetrieveStage
 from .stage import Context, Stage
-from .tables import beside, image_ids, positions_of, read_table, shards_of
+from .tables import image_ids, positions_of, read_table, shards_of
 from .vectors import load_index, search
 
 _COLUMNS, _MOST_MEASURED = 8, 2000

@@ -6,15 +6,15 @@ An image of a collection has an `id`: shard and position in it, in one int64, so
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ..features.files import beside
 
 _POSITION_BITS = 32
 
@@ -30,19 +30,6 @@ def shards_of(ids: np.ndarray) -> np.ndarray:
 
 def positions_of(ids: np.ndarray) -> np.ndarray:
     return np.asarray(ids, dtype=np.int64) & ((1 << _POSITION_BITS) - 1)
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A path to write to, that takes the place of `path` when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_table(path: Path, columns: pa.Table | Mapping[str, Any]) -> None:

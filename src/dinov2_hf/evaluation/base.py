@@ -18,6 +18,7 @@ from ..data import LabeledImages
 from ..features import Backbone, EvalTransform, FeatureSet, extract_features
 
 Item = TypeVar("Item")
+Source = TypeVar("Source", bound=SourceConfig)
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,7 @@ class Evaluation:
         Raises:
             ValueError: nothing there that can be read, or no labels.
         """
-        if not source.path:
-            raise ValueError(f"{name}.path is not set; give the images: {name}.path=/my/images")
-        return open_labeled(source, self.sets)
+        return open_labeled(given(source, name), self.sets)
 
     def features(
         self, images, layers: int = 1, parts: Sequence[str] = ("cls",), transform=None, description: str = "Features"
@@ -104,6 +103,17 @@ class Evaluation:
     def progress(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
         """A bar over `items`, on the main process alone."""
         return tqdm(items, description, total, leave=False, disable=not self.is_main)
+
+
+def given(source: Source, name: str, what: str = "images") -> Source:
+    """A source that is there.
+
+    Raises:
+        ValueError: its path is not set.
+    """
+    if not source.path:
+        raise ValueError(f"{name}.path is not set; give the {what}: {name}.path=/my/{what}")
+    return source
 
 
 def open_labeled(source: SourceConfig, sets: dict[str, LabeledImages]) -> LabeledImages:

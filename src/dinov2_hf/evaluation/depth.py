@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config.evaluations import DepthProtocol, DepthTestConfig
 from ..data.dense import DepthMaps
-from .base import Evaluation, Result
+from .base import Evaluation, Result, given
 from .dense import measure_maps
 from .dense_heads import DenseHead, HeadMeta, Inference, build_head, save_dense_head
 from .dense_training import CropRecipe, train_head, warmed_up
@@ -46,8 +46,7 @@ def evaluate_depth(evaluation: Evaluation) -> Iterator[Result]:
     config: DepthProtocol = evaluation.config
     backbone = evaluation.backbone
     for key, source in (("train", config.train), ("test", config.test)):
-        if not source.path:
-            raise ValueError(f"{key}.path is not set; give the images: {key}.path=/my/images")
+        given(source, key)
     train, tests = DepthMaps(config.train, config.train.depth_scale), {None: config.test} | config.transfer
     sets = {name: DepthMaps(source, source.depth_scale) for name, source in tests.items()}
     blocks = depth_blocks(backbone.num_layers, config.head)

@@ -22,7 +22,7 @@ from ..data.decode import BrokenImage, open_image
 from ..data.load import find_images, load
 from ..data.photometric import as_unit, normalize
 from ..features import EvalTransform
-from .base import Evaluation
+from .base import Evaluation, given
 
 
 class PlainImages:
@@ -33,9 +33,7 @@ class PlainImages:
     """
 
     def __init__(self, config: SourceConfig, name: str) -> None:
-        if not config.path:
-            raise ValueError(f"{name}.path is not set; give the images: {name}.path=/my/images")
-        loaded = load(config, streaming=False)
+        loaded = load(given(config, name), streaming=False)
         self.where = f"{config.path} (split {config.split!r})"
         self.table = loaded.dataset
         self._images = find_images(loaded, config)

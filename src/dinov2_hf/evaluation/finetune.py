@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config.evaluations import FinetuneProtocol
 from ..data import LabeledImages
+from ..features.files import beside
 from .augmented import augmented_updates
 from .base import Evaluation, Result
 from .classifier import Classifier, save_classifier
@@ -151,12 +151,10 @@ class _Run:
         """Leaves a checkpoint after so many epochs, written beside and renamed. Collective."""
         evaluation = self._evaluation
         if evaluation.output and evaluation.is_main:
-            evaluation.output.mkdir(parents=True, exist_ok=True)
             path = evaluation.output / CHECKPOINT_FILE
-            beside = path.with_name(f"writing-{path.name}")
             state = {name: part.state_dict() for name, part in self._parts().items()}
-            torch.save(state | {"settings": self._settings(), "epochs": epochs, "figures": self.figures}, beside)
-            os.replace(beside, path)
+            with beside(path) as temporary:
+                torch.save(state | {"settings": self._settings(), "epochs": epochs, "figures": self.figures}, temporary)
         evaluation.accelerator.wait_for_everyone()
 
     def resume(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config.evaluations import SegmentationProtocol
 from ..data.dense import IGNORED, LabelMaps
 from ..data.photometric import adjust_hue, adjust_saturation
-from .base import Evaluation, Result
+from .base import Evaluation, Result, given
 from .dense import measure_maps
 from .dense_heads import HeadMeta, Inference, build_head, save_dense_head
 from .dense_training import CropRecipe, train_head, warmed_up
@@ -42,7 +42,7 @@ def evaluate_segmentation(evaluation: Evaluation) -> Iterator[Result]:
     num_classes = len(config.classes) or config.num_classes or _count_classes(evaluation)
     names = config.classes or [str(number) for number in range(num_classes)]
     train, test = (
-        LabelMaps(_given(source, key), num_classes, config.ignore_label, config.reduce_zero_label)
+        LabelMaps(given(source, key), num_classes, config.ignore_label, config.reduce_zero_label)
         for key, source in (("train", config.train), ("test", config.test))
     )
     side = -(-config.crop_size // backbone.patch_size) * backbone.patch_size
@@ -113,16 +113,10 @@ def distort(images: Tensor, parameters: Tensor) -> Tensor:
     return images.mul_(after).clamp_(0, 1)
 
 
-def _given(source, key: str):
-    if not source.path:
-        raise ValueError(f"{key}.path is not set; give the images: {key}.path=/my/images")
-    return source
-
-
 def _count_classes(evaluation: Evaluation) -> int:
     """As many as the maps to learn from have."""
     config = evaluation.config
-    maps = LabelMaps(_given(config.train, "train"), None, config.ignore_label, config.reduce_zero_label)
+    maps = LabelMaps(given(config.train, "train"), None, config.ignore_label, config.reduce_zero_label)
     found = max(int(maps.map(row).max()) for row in evaluation.progress(range(len(maps)), "Counting classes")) + 1
     if found < 2:
         raise ValueError(f"the label maps of {maps.where} have {found} class; there is nothing to tell apart")

@@ -14,7 +14,7 @@ from ..config import SourceConfig
 from ..config.evaluations import VideoProtocol
 from ..data.video import LabeledClips, SampledFrames
 from .augmented import Draws
-from .base import Evaluation, Result
+from .base import Evaluation, Result, given
 from .intervals import wilson
 from .linear import LinearHeads
 from .probes import check_labels, figure, interval
@@ -81,9 +81,7 @@ def evaluate_video(evaluation: Evaluation) -> Iterator[Result]:
 
 
 def _open(source: SourceConfig, name: str) -> LabeledClips:
-    if not source.path:
-        raise ValueError(f"{name}.path is not set; give the clips: {name}.path=/my/clips")
-    return LabeledClips(source)
+    return LabeledClips(given(source, name, "clips"))
 
 
 def _features(evaluation: Evaluation, clips: LabeledClips, description: str) -> tuple[Tensor, Tensor]:

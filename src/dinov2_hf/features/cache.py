@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from .files import beside
 
 
 class FeatureCache:
@@ -36,13 +37,8 @@ class FeatureCache:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "key.json").write_text(self._key)
-        beside = self.folder / f"{self._path(number).name}.{os.getpid()}"
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
-            os.replace(beside, self._path(number))
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        with beside(self._path(number)) as path:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
     def read(self, number: int) -> dict[str, Tensor]:
         """The tensors of shard `number`.
