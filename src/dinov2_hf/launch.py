@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
 
     def publish(step: int, results: Results) -> None:
         exports = {
-            student: partial(_export, networks=networks, config=config, transform=transform)
+            student: partial(_export, networks=networks, config=config, transform=transform, student=student)
             for student, networks in results.items()
         }
         publisher.push(step, exports)
@@ -152,12 +151,12 @@ def _export(
     networks: Mapping[str, nn.Module],
     config: PretrainConfig,
     transform: EvalTransform,
-    facts: Mapping[str, str] = MappingProxyType({}),
+    student: str,
 ) -> Path:
     heads = {name: network for name, network in networks.items() if name.endswith("_head")}
     cuda = torch.cuda.is_available()
     hardware = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    told = RunFacts.of_run(Path(config.train.output_dir), config, hardware=hardware, lines=facts)
+    told = RunFacts.of_run(Path(config.train.output_dir), config, student, hardware=hardware)
     return export_folder(folder, networks["backbone"].eval(), heads, transform, config, told)
 
 
@@ -170,9 +169,8 @@ def _leave(config: PretrainConfig, results: Results, transform: EvalTransform) -
     for student, networks in results.items():
         metric = f"{student}.knn_accuracy" if student else "knn_accuracy"
         accuracies = [line[metric] for line in lines if metric in line]
-        facts = {"k-NN accuracy (classes of the evaluation set)": f"{accuracies[-1]:.1f} %"} if accuracies else {}
         folder = output / (f"export-{student}" if student else "export")
-        exported[student] = _export(folder, networks, config, transform, facts)
+        exported[student] = _export(folder, networks, config, transform, student)
         if accuracies:
             queries = LabeledImages(config.knn.query)
             chosen = np.linspace(0, len(queries) - 1, num=min(16, len(queries)), dtype=int).tolist()

@@ -11,7 +11,7 @@ from dinov2_hf.cli import main
 from dinov2_hf.config import PretrainConfig
 from dinov2_hf.evaluation import PROTOCOLS
 from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import export_folder
+from dinov2_hf.hub import RunFacts, export_folder
 from dinov2_hf.models import Dinov2Config, Dinov2Model
 
 CONFIG = Dinov2Config(
@@ -28,7 +28,7 @@ def model(tmp_path_factory):
     config = PretrainConfig()
     config.data.train.path = "photographs"
     config.train.output_dir = str(folder.parent)
-    return export_folder(folder, Dinov2Model(CONFIG).eval(), {}, transform, config, {})
+    return export_folder(folder, Dinov2Model(CONFIG).eval(), {}, transform, config, RunFacts())
 
 
 @pytest.fixture

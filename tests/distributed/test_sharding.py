@@ -57,7 +57,8 @@ def worker(folder: str) -> None:
         config.model.hidden_size = 48
         networks = DINOv2Pretraining(config).build_networks(0.0)
         config.model.hidden_size = 32
-        model = Distillation(config, PrototypeTeacher(networks.pop("backbone"), networks))
+        colors = config.colors
+        model = Distillation(config, PrototypeTeacher(networks.pop("backbone"), networks, colors.mean, colors.std))
     step = TrainingStep(model, config, accelerator)
     schedules = build_schedules(config, IMAGES)
     numbers = iter(range(100))

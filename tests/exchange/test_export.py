@@ -18,6 +18,7 @@ from dinov2_hf.exchange import export_source, open_source
 from dinov2_hf.models.convert import timm as timm_format
 from dinov2_hf.models.convert import to_original, to_timm, write_onnx, write_original, write_timm
 from dinov2_hf.train.initialize import read_source
+from dinov2_hf.train.metrics import read_metrics
 
 SUFFIX = {"hf": "", "original": ".pth", "timm": ".safetensors", "onnx": ".onnx"}
 
@@ -87,9 +88,12 @@ def test_run_gives_a_folder_with_all_that_the_end_of_a_run_leaves(run, tmp_path,
     assert os.listdir(tmp_path / "exports") == ["model"]
 
 
-def test_older_checkpoint_gives_its_own_weights(run, tmp_path):
-    for step in (4, 6):
+def test_older_checkpoint_gives_its_own_weights_and_facts(run, tmp_path):
+    losses = {line["step"]: line["loss"] for line in read_metrics(run.folder)}
+    for step, updates in ((4, "4 of 6"), (6, "6")):
         export_source(str(run.checkpoints / f"step-0000000{step}"), tmp_path / str(step))
+        card = (tmp_path / str(step) / "README.md").read_text()
+        assert f"| Updates | {updates} |" in card and f"| loss | {losses[step]:.4g} |" in card
     old, new = (load_file(tmp_path / str(step) / "model.safetensors") for step in (4, 6))
     assert len(different(old, new)) > 30
 

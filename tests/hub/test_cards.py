@@ -64,7 +64,6 @@ def test_facts_of_a_run_are_told(config):
         results=[KNN],
         license="cc-by-4.0",
         base_model="facebook/dinov2-small",
-        lines={"Linear probe": "41.0 %"},
     )
     data, text = render(config, facts)
     expected = {
@@ -83,7 +82,6 @@ def test_facts_of_a_run_are_told(config):
         "Training time, without evaluation": "2.5 hours",
         "loss": "8.765",
         "k-NN accuracy, k = 20, clothing, validation": "32.0 %",
-        "Linear probe": "41.0 %",
         "Parameters": "21.6 M",
         "Normalisation": "mean 0.5, 0.45, 0.4, standard deviation 0.2, 0.25, 0.3",
     }
@@ -224,10 +222,24 @@ def test_folder_in_which_nothing_was_written_gives_no_facts(config, tmp_path):
     assert RunFacts.of_run(tmp_path / "nowhere", config) == RunFacts()
 
 
-def test_line_that_a_result_tells_already_is_told_once(config):
-    lines = {"k-NN accuracy (classes of the evaluation set)": "32.0 %", "Linear probe": "32.0 %"}
-    _, text = render(config, RunFacts(results=[KNN], lines=lines))
-    assert text.count("| 32.0 % |") == 2 and "classes of the evaluation set" not in text
+def test_facts_are_those_of_the_student_and_of_the_update_that_the_card_is_for(config, tmp_path):
+    config.knn.reference.path, config.knn.query.path = "/x/train", "/x/clothing"
+    lines = [
+        {"step": 10, "loss": 9.0, "cls_cosine": 0.9, "small.cls_cosine": 0.8},
+        {"step": 10, "knn_accuracy": 30.0, "small.knn_accuracy": 20.0},
+        {"step": 20, "loss": 8.0, "cls_cosine": 0.5, "small.cls_cosine": 0.6},
+        {"step": 20, "knn_accuracy": 50.0, "small.knn_accuracy": 40.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def told(**which):
+        facts = RunFacts.of_run(tmp_path, config, **which)
+        return facts.updates, facts.losses, [result.metric_value for result in facts.results]
+
+    assert told() == (20, {"loss": 8.0, "cls_cosine": 0.5}, [50.0])
+    assert told(student="small") == (20, {"cls_cosine": 0.6}, [40.0])
+    assert told(student="small", until=15) == (10, {"cls_cosine": 0.8}, [20.0])
+    assert told(until=5) == (None, {}, [])
 
 
 @pytest.mark.parametrize("name", ["vits14", "vitb14", "vitl14", "vitg14"])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dinov2_hf import Dinov2Model
 from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import export_folder
+from dinov2_hf.hub import RunFacts, export_folder
 from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
 
 PUSH = "import sys; from dinov2_hf.cli import main; main(['push', *sys.argv[1:]])"
@@ -56,7 +56,7 @@ def run_folder(tiny_config, tiny_overrides, image_folder, monkeypatch):
     teacher = trainer.run()[""]
     folder = Path(config.train.output_dir)
     transform = EvalTransform(32, 32, config.colors.mean, config.colors.std)
-    export_folder(folder / "export", teacher.pop("backbone").eval(), teacher, transform, config, {})
+    export_folder(folder / "export", teacher.pop("backbone").eval(), teacher, transform, config, RunFacts())
     return folder
 
 

@@ -42,7 +42,7 @@ def make_teacher(config, width=48, **changes):
     for name, value in changes.items():
         setattr(model, name, value)
     backbone = build_backbone(model, config.crops.global_size, 0.0)
-    teacher = PrototypeTeacher(backbone, build_heads(config, width))
+    teacher = PrototypeTeacher(backbone, build_heads(config, width), config.colors.mean, config.colors.std)
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter += torch.randn_like(parameter) * 0.1
@@ -87,6 +87,24 @@ def test_prototype_objective_equals_its_naive_twin(configure):
     wanted = (teacher.heads["ibot_head"](patches) / 0.05).softmax(-1)
     ibot = cross_entropy(model.student["ibot_head"](student[:, 3:]), wanted).mean()
     torch.testing.assert_close(output.terms["ibot"], ibot, atol=1e-5, rtol=1e-5)
+
+
+def test_prototype_teacher_sees_its_own_normalisation(configure):
+    """The same pictures to a teacher of other colours give the loss that it has on pictures normalised its way."""
+    config = configure("teacher.centering=softmax")
+    teacher, batch = make_teacher(config), make_batch(config)
+    model = Distillation(config, teacher)
+    alike = model(batch, 0.07).loss
+    teacher.mean, teacher.std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+    assert abs(model(batch, 0.07).loss - alike) > 1e-3
+
+    def column(values):
+        return torch.tensor(values).view(3, 1, 1)
+
+    pixels = batch.global_crops * column(PIXELS["std"]) + column(PIXELS["mean"])
+    expected = teacher.backbone((pixels - column(teacher.mean)) / column(teacher.std)).pooler_output
+    found, _ = teacher(batch, lambda heads, cls, patches: None, **PIXELS)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_masks_of_the_batch_play_no_part(configure):
@@ -171,7 +189,7 @@ def test_what_does_not_fit_is_refused_with_the_key_to_set(configure):
         Distillation(configure("dino.num_prototypes=25"), teacher)
     with pytest.raises(ValueError, match="the teacher's patches have 8 pixels.*use 8"):
         Distillation(configure("model.patch_size=4"), teacher)
-    without = PrototypeTeacher(teacher.backbone, {"dino_head": teacher.heads["dino_head"]})
+    without = PrototypeTeacher(teacher.backbone, {"dino_head": teacher.heads["dino_head"]}, **PIXELS)
     with pytest.raises(ValueError, match="needs its ibot_head; set ibot.separate_head=False"):
         Distillation(config, without)
     other = configure("ibot.loss_weight=0", "model.patch_size=4")
@@ -185,6 +203,11 @@ def test_what_does_not_fit_is_refused_with_the_key_to_set(configure):
         configure("distill.teacher=null")
     with pytest.raises(ValueError, match="students.small.presett"):
         configure("students.small.presett=tiny")
+    with pytest.raises(ValueError, match="students.small.num_channels=1, but model.num_channels=3"):
+        configure("students.small.num_channels=1", "students.small.patch_size=8")
+    grey = ["model.num_channels=1", "colors.mean=[0.5]", "colors.std=[0.2]"]
+    with pytest.raises(ValueError, match="model.num_channels=1, but the teacher's images have 3 channels"):
+        Distillation(configure(*grey), teacher)
 
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}

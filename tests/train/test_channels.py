@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoModel
 
 from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import export_folder
+from dinov2_hf.hub import RunFacts, export_folder
 from dinov2_hf.train import Pretrainer, build_accelerator
 
 
@@ -49,7 +49,7 @@ def test_run_on_other_channels_learns_and_exports(channels, write, tiny_config, 
 
     transform = EvalTransform(40, 32, config.colors.mean, config.colors.std)
     backbone = teacher.pop("backbone").eval()
-    folder = export_folder(tmp_path / "export", backbone, teacher, transform, config, {})
+    folder = export_folder(tmp_path / "export", backbone, teacher, transform, config, RunFacts())
     stock = AutoModel.from_pretrained(folder).eval()
     first = sorted((tmp_path / "images").glob("0.*"))[0].read_bytes()
     pixels = transform.normalize(torch.from_numpy(transform.pixels(first))[None])

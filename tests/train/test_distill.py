@@ -7,11 +7,16 @@ import torch
 from transformers import Dinov2Config as StockConfig
 from transformers import Dinov2Model as StockModel
 
+from dinov2_hf import Dinov2Config
 from dinov2_hf.config import DistillConfig, load_config, load_saved_config
+from dinov2_hf.exchange import export_source
 from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import export_folder
+from dinov2_hf.hub import RunFacts, export_folder
+from dinov2_hf.ssl import SSLBatch
+from dinov2_hf.ssl.distillation import compare_all_patches
 from dinov2_hf.train import Distiller, Pretrainer, build_accelerator
 from dinov2_hf.train.checkpoint import find_checkpoints, read_model_tensors
+from dinov2_hf.train.distill import read_feature_teacher, read_prototype_teacher
 from dinov2_hf.train.metrics import read_metrics
 
 
@@ -24,11 +29,11 @@ def teacher_run(tmp_path_factory):
 @pytest.fixture
 def teacher(teacher_run, tiny_config):
     if not (teacher_run / "run").exists():
-        config = tiny_config(f"train.output_dir={teacher_run / 'run'}", "model.hidden_size=48")
+        config = tiny_config(f"train.output_dir={teacher_run / 'run'}", "model.hidden_size=48", *COLORS)
         networks = Pretrainer(config, build_accelerator(config.train)).run()[""]
         transform = EvalTransform(40, 32, config.colors.mean, config.colors.std)
         backbone = networks.pop("backbone")
-        export_folder(teacher_run / "run" / "export", backbone, networks, transform, config, {})
+        export_folder(teacher_run / "run" / "export", backbone, networks, transform, config, RunFacts())
     return teacher_run / "run"
 
 
@@ -41,6 +46,7 @@ def configure(tiny_overrides, tmp_path):
     return configure
 
 
+COLORS = ["colors.mean=[0.5,0.4,0.3]", "colors.std=[0.2,0.25,0.3]"]
 FEATURES = ["distill.objective=features", "crops.num_local=0"]
 
 
@@ -101,6 +107,16 @@ def test_checkpoint_and_saved_config_hold_the_students_alone(teacher, configure)
     assert isinstance(load_saved_config(teacher / "config.yaml"), type(load_config(None, ["data.train.path=x"])))
 
 
+@pytest.mark.parametrize("features", [[], FEATURES], ids=["prototypes", "features"])
+def test_teacher_is_the_same_to_the_last_bit_after_a_run(teacher, configure, features):
+    path = str(teacher / "export")
+    before = (read_feature_teacher if features else read_prototype_teacher)(path).state_dict()
+    trainer, _ = distil(configure(path, *features))
+    after = trainer.model.teacher.state_dict()
+    assert trainer.step == 6 and before.keys() == after.keys()
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
+
+
 def test_distilled_run_starts_another_run(teacher, configure, tiny_config, tmp_path):
     """Continued pretraining of a distilled student takes its average as the teacher."""
     config = configure(teacher)
@@ -119,6 +135,30 @@ def test_stock_model_without_heads_teaches_features_alone(configure, tmp_path):
         distil(configure(tmp_path / "stock"))
     trainer, results = distil(configure(tmp_path / "stock", *FEATURES))
     assert trainer.step == 6 and set(results[""]) == {"backbone", "cls_projector", "patch_projector"}
+
+
+@pytest.mark.parametrize("read", [read_prototype_teacher, read_feature_teacher])
+def test_teacher_is_the_same_out_of_a_run_and_out_of_its_exports(teacher, tmp_path, read):
+    """Weights, and the normalisation that it was trained with."""
+    places = [teacher, find_checkpoints(teacher / "checkpoints")[-1], teacher / "export"]
+    if read is read_feature_teacher:  # of one file, without heads
+        export_source(str(teacher), tmp_path / "teacher.pth", "original")
+        places.append(tmp_path / "teacher.pth")
+    expected, *others = (read(str(place)).eval() for place in places)
+    assert (expected.mean, expected.std) == ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
+    crops = torch.randn(4, 3, 32, 32)
+    batch = SSLBatch(crops, torch.empty(0, 3, 16, 16), *torch.empty(3, 0))
+    batch = compare_all_patches(batch, Dinov2Config(patch_size=8, image_size=32))
+
+    def features(found):
+        if read is read_feature_teacher:
+            return found(crops, [0.5] * 3, [0.3] * 3)
+        return found(batch, lambda heads, cls, patches: heads["dino_head"](cls), [0.5] * 3, [0.3] * 3)
+
+    for place, other in zip(places[1:], others, strict=True):
+        assert (other.mean, other.std) == (expected.mean, expected.std), place
+        for found, wanted in zip(features(other), features(expected), strict=True):
+            torch.testing.assert_close(found, wanted, msg=str(place))
 
 
 @pytest.mark.parametrize("features", [[], FEATURES], ids=["prototypes", "features"])

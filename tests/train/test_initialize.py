@@ -14,7 +14,7 @@ from transformers import Dinov2Model as StockModel
 from transformers import Dinov2WithRegistersForImageClassification as StockWithRegistersForImageClassification
 
 from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import export_folder
+from dinov2_hf.hub import RunFacts, export_folder
 from dinov2_hf.models import model_from_original
 from dinov2_hf.models.convert import to_original
 from dinov2_hf.train import Pretrainer, build_accelerator, read_metrics
@@ -106,7 +106,7 @@ def export(run, folder):
     """The folder that a run leaves at its end."""
     transform = EvalTransform(36, 32, run.config.colors.mean, run.config.colors.std)
     teacher = dict(run.model.teacher)
-    return export_folder(folder, teacher.pop("backbone"), teacher, transform, run.config, {})
+    return export_folder(folder, teacher.pop("backbone"), teacher, transform, run.config, RunFacts())
 
 
 def save_original(run, path):

@@ -95,6 +95,11 @@ class DistillConfig(PretrainConfig):
         for name, student in self.students.items():
             named("students", name)
             student.check()
+            if student.num_channels != self.model.num_channels:
+                raise ValueError(
+                    f"students.{name}.num_channels={student.num_channels}, but model.num_channels="
+                    f"{self.model.num_channels}; all students see the same images, set both alike"
+                )
             self.crops.check(student.patch_size)
         if self.distill.objective == "features" and self.crops.num_local:
             raise ValueError(

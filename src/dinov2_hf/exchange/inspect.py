@@ -57,7 +57,7 @@ def _describe_run(path: Path, run: RunPart) -> Rows:
     if losses:
         terms = [f"{name} {value:.4g}" for name, value in losses.items() if value is not None and _TERM.fullmatch(name)]
         rows.append(("losses", f"{', '.join(terms)} (mean up to update {losses['step']:,})"))
-    rows += [("result", f"{name}: {value}") for name, value in run.facts.items()]
+    rows += [("result", f"{name}: {value}") for name, value in run.facts.results_table().items()]
     further = getattr(run.config, "students", None)
     if further:
         rows.append(("further students", f"{', '.join(further)} (--student NAME)"))

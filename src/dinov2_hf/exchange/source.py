@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..config import PretrainConfig, load_saved_config
 from ..features import EvalTransform, evaluation_transform
-from ..hub import preprocessor_config
+from ..hub import RunFacts, preprocessor_config
 from ..models.convert import ModelWeights, read_weights
 from ..train.initialize import checkpoint_at, read_run
-from ..train.metrics import read_metrics
 
 NETWORKS = ("teacher", "student")
 
@@ -28,8 +27,8 @@ class RunPart:
     config: PretrainConfig
     transform: EvalTransform
     """Of its evaluation."""
-    facts: dict[str, str] = field(default_factory=dict)
-    """Results at the checkpoint, for the model card."""
+    facts: RunFacts
+    """Of this network at the checkpoint, for the model card."""
 
 
 @dataclass
@@ -99,11 +98,8 @@ def _open_run(checkpoint: Path, network: str, student: str, device: str, name: s
         step = json.loads((checkpoint / "run.json").read_text())["step"]
     except (OSError, ValueError, LookupError) as error:
         raise ValueError(f"the checkpoint {checkpoint} is damaged: run.json: {error}; take another one") from None
-    metric = f"{student}.knn_accuracy" if student else "knn_accuracy"
-    lines = [line for line in read_metrics(run_folder(checkpoint)) if line["step"] <= step and metric in line]
-    facts = {}
-    if lines and network == "teacher":
-        facts["k-NN accuracy (classes of the evaluation set)"] = f"{lines[-1][metric]:.1f} %"
+    known = {} if network == "teacher" else {"results": []}  # averages alone are evaluated
+    facts = RunFacts.of_run(run_folder(checkpoint), config, student, until=step, **known)
     return OpenSource(weights, RunPart(checkpoint, step, config, transform, facts))
 
 

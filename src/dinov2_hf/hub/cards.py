@@ -54,7 +54,7 @@ def model_card(
         "Recipe": _recipe(config, model, facts),
         "Hardware": _hardware(facts),
         "Losses at the end": {name: f"{value:.4g}" for name, value in facts.losses.items()},
-        "Evaluation": _evaluation(facts),
+        "Evaluation": facts.results_table(),
     }
     tables = {name: {row: text for row, text in rows.items() if text} for name, rows in tables.items()}
     return ModelCard.from_template(
@@ -167,19 +167,6 @@ def _hardware(facts: RunFacts) -> Rows:
         "Processes": str(facts.num_processes) if facts.num_processes else None,
         "Training time, without evaluation": _duration(facts.hours) if facts.hours else None,
     }
-
-
-def _evaluation(facts: RunFacts) -> Rows:
-    rows: Rows = {}
-    for result in facts.results:
-        value, name = result.metric_value, result.metric_name or result.metric_type
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        if "(%)" in name:
-            name, shown = name.replace(" (%)", ""), f"{value:.1f} %"
-        split = f", {result.dataset_split}" if result.dataset_split else ""
-        rows[f"{name}, {result.dataset_name}{split}"] = shown
-    told = {(name.split()[0], text) for name, text in rows.items()}
-    return rows | {name: text for name, text in facts.lines.items() if (name.split()[0], text) not in told}
 
 
 def _license(name: str | None) -> dict[str, str]:

@@ -22,7 +22,7 @@ def export_folder(
     heads: Mapping[str, nn.Module],
     transform: EvalTransform,
     config: PretrainConfig,
-    facts: RunFacts | Mapping[str, str],
+    facts: RunFacts,
 ) -> Path:
     """Writes a model in the interchange format.
 
@@ -32,8 +32,7 @@ def export_folder(
         heads: `dino_head` and `ibot_head`, to `heads.safetensors`, from which training can continue.
         transform: resize, crop and normalisation, to `preprocessor_config.json`.
         config: the run, for the model card `README.md`.
-        facts: for the card; or lines for its table of results, such as `{"k-NN accuracy": "61.3 %"}`, beside what is
-            found in the run's output folder.
+        facts: for the card; `RunFacts.of_run` finds them in the run's output folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     backbone.save_pretrained(folder)
@@ -44,7 +43,5 @@ def export_folder(
     }
     save_file(tensors, folder / HEADS_FILE, metadata={"format": "pt"})
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(transform), indent=2) + "\n")
-    if not isinstance(facts, RunFacts):
-        facts = RunFacts.of_run(Path(config.train.output_dir), config, lines=facts)
     model_card(backbone, transform, config, facts, has_heads=bool(heads)).save(folder / "README.md")
     return folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,21 +34,24 @@ class RunFacts:
     """The last logged ones."""
     results: list[EvalResult] = field(default_factory=list)
     """Go to the card's metadata (`model-index`) and to its table of results."""
-    lines: Mapping[str, str] = field(default_factory=dict)
-    """Further lines for the table of results."""
     license: str | None = None
     """The Hub's word for it, such as `apache-2.0`, or a name of your own."""
     base_model: str | None = None
     """Name on the Hub of the model that the run started from."""
 
     @classmethod
-    def of_run(cls, folder: Path, config: PretrainConfig, **known) -> RunFacts:
+    def of_run(
+        cls, folder: Path, config: PretrainConfig, student: str = "", until: int | None = None, **known
+    ) -> RunFacts:
         """Reads `metrics.jsonl` and the newest checkpoint's `run.json` in a run's output folder, where they are.
 
         Args:
+            student: a further student of a distillation, whose losses and results these are then.
+            until: updates after which the model was taken; default: all that were made.
             known: fields that are known better.
         """
         lines, state = _metrics(folder / "metrics.jsonl"), _newest_state(folder / "checkpoints")
+        lines = [line for line in lines if until is None or line["step"] <= until]
         facts = cls()
         facts.updates = max((line["step"] for line in lines), default=None)
         facts.global_batch_size = state.get("global_batch_size")
@@ -58,11 +60,25 @@ class RunFacts:
             per_process = config.train.batch_size * config.train.gradient_accumulation_steps
             facts.num_processes = facts.global_batch_size // per_process or None
             facts.hours = _hours(lines, facts.global_batch_size)
-        losses = next((line for line in reversed(lines) if "loss" in line), {})
+        prefix = f"{student}." if student else ""
+        logged = next((line for line in reversed(lines) if "loss" in line), {})
+        losses = {name.removeprefix(prefix): value for name, value in logged.items() if name.startswith(prefix)}
         facts.losses = {name: value for name, value in losses.items() if _LOSS.fullmatch(name) and value is not None}
-        facts.results = _results(lines, config)
+        facts.results = _results(lines, config, f"{prefix}knn_accuracy")
         facts.base_model = hub_name(config.init.path)
         return replace(facts, **known)
+
+    def results_table(self) -> dict[str, str]:
+        """What was measured on what, and the figure, as text."""
+        rows = {}
+        for result in self.results:
+            value, name = result.metric_value, result.metric_name or result.metric_type
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            if "(%)" in name:
+                name, shown = name.replace(" (%)", ""), f"{value:.1f} %"
+            split = f", {result.dataset_split}" if result.dataset_split else ""
+            rows[f"{name}, {result.dataset_name}{split}"] = shown
+        return rows
 
 
 def hub_name(path: str | None) -> str | None:
@@ -116,8 +132,8 @@ def _hours(lines: list[dict], global_batch_size: int) -> float | None:
     return seconds / 3600 or None
 
 
-def _results(lines: list[dict], config: PretrainConfig) -> list[EvalResult]:
-    accuracy = next((line["knn_accuracy"] for line in reversed(lines) if line.get("knn_accuracy") is not None), None)
+def _results(lines: list[dict], config: PretrainConfig, metric: str) -> list[EvalResult]:
+    accuracy = next((line[metric] for line in reversed(lines) if line.get(metric) is not None), None)
     if accuracy is None or not config.knn.enabled or not math.isfinite(accuracy):
         return []
     query = config.knn.query

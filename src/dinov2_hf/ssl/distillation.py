@@ -41,6 +41,11 @@ class Distillation(Students):
         super().__init__()
         self.config = config
         self._frozen = (teacher.requires_grad_(False).eval(),)  # in a tuple, torch does not take it for a submodule
+        if len(teacher.mean) != config.model.num_channels:
+            raise ValueError(
+                f"model.num_channels={config.model.num_channels}, but the teacher's images have {len(teacher.mean)} "
+                "channels; students learn from a teacher of their own kind of images"
+            )
         if isinstance(teacher, PrototypeTeacher):
             check_prototypes(config, teacher)
         self.student = nn.ModuleDict(self.build_networks(config.model.drop_path_rate))
@@ -119,7 +124,8 @@ class Distillation(Students):
         def targets_of(heads: nn.ModuleDict, cls: Tensor, patches: Tensor):
             return prototype_targets(config, heads, self.centering, cls, patches, teacher_temp)
 
-        _, targets = self.teacher(compare_all_patches(batch, self.teacher.backbone.config), targets_of)
+        compared = compare_all_patches(batch, self.teacher.backbone.config)
+        _, targets = self.teacher(compared, targets_of, config.colors.mean, config.colors.std)
         output = ObjectiveOutput(batch.global_crops.new_zeros(()), {})
         for name, student in self.students.items():
             compared = compare_all_patches(batch, student["backbone"].config)

@@ -17,9 +17,17 @@ Targets = TypeVar("Targets")
 
 
 class FrozenTeacher(nn.Module):
-    """A network that is only asked."""
+    """A network that is only asked.
+
+    Args:
+        mean, std: what its images are normalised with, per channel.
+    """
 
     _shard_units: tuple[str, ...]
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean, self.std = list(mean), list(std)
 
     def place(self, device: torch.device, dtype: torch.dtype, sharded: bool) -> None:
         """Moves the weights; shards every layer and head where the students are sharded. Collective then."""
@@ -30,29 +38,49 @@ class FrozenTeacher(nn.Module):
                     fully_shard(module)
             fully_shard(self)
 
+    def renormalize(self, crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+        """Crops that were normalised with `mean` and `std` as this network wants them."""
+        scale = crops.new_tensor([ours / theirs for ours, theirs in zip(std, self.std, strict=True)])
+        shift = crops.new_tensor([(o - t) / s for o, t, s in zip(mean, self.mean, self.std, strict=True)])
+        return crops * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
 
 class PrototypeTeacher(FrozenTeacher):
-    """A backbone of ours with its heads: `dino_head` and, where iBOT has its own, `ibot_head`."""
+    """A backbone of ours with its heads: `dino_head` and, where iBOT has its own, `ibot_head`.
+
+    Args:
+        mean, std: what its images are normalised with, per channel.
+    """
 
     _shard_units = (Dinov2Layer.__name__, DINOHead.__name__)
 
-    def __init__(self, backbone: Dinov2Model, heads: dict[str, DINOHead]) -> None:
-        super().__init__()
+    def __init__(
+        self, backbone: Dinov2Model, heads: dict[str, DINOHead], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__(mean, std)
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
 
     @torch.no_grad()
     def forward(
-        self, batch: SSLBatch, targets_of: Callable[[nn.ModuleDict, Tensor, Tensor], Targets]
+        self,
+        batch: SSLBatch,
+        targets_of: Callable[[nn.ModuleDict, Tensor, Tensor], Targets],
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> tuple[Tensor, Targets]:
-        """CLS of the global crops `[2B, D]`, and what `targets_of` makes of heads, CLS and compared patches."""
+        """CLS of the global crops `[2B, D]`, and what `targets_of` makes of heads, CLS and compared patches.
+
+        The crops are normalised with `mean` and `std`.
+        """
         positions, _ = packed_positions(batch, self.backbone.config)
-        with torch.autocast(batch.global_crops.device.type, enabled=False):
-            tokens = self.backbone.forward_at(positions, [batch.global_crops.to(self.dtype)])
+        crops = self.renormalize(batch.global_crops, mean, std)
+        with torch.autocast(crops.device.type, enabled=False):
+            tokens = self.backbone.forward_at(positions, [crops.to(self.dtype)])
             cls, patches = tokens.split([len(batch.global_crops), len(batch.mask_indices)])
             return cls, targets_of(self.heads, cls, patches)
 
@@ -66,10 +94,9 @@ class FeatureTeacher(FrozenTeacher):
     """
 
     def __init__(self, network: VisionTransformer, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         self.network = network
         self.patch_size, self.hidden_size = network.patch_size, network.hidden_size
-        self.mean, self.std = list(mean), list(std)
         self._shard_units = network.shard_units
 
     @torch.no_grad()
@@ -81,9 +108,7 @@ class FeatureTeacher(FrozenTeacher):
         height, width = (max(round(side / self.patch_size), 1) * self.patch_size for side in crops.shape[-2:])
         if (height, width) != tuple(crops.shape[-2:]):
             crops = nn.functional.interpolate(crops, (height, width), mode="bicubic", antialias=True)
-        scale = crops.new_tensor([ours / theirs for ours, theirs in zip(std, self.std, strict=True)])
-        shift = crops.new_tensor([(o - t) / s for o, t, s in zip(mean, self.mean, self.std, strict=True)])
-        crops = crops * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        crops = self.renormalize(crops, mean, std)
         with torch.autocast(crops.device.type, enabled=False):
             ((cls, patches),) = self.network(crops)
         return cls, patches.float()

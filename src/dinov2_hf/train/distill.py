@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 from transformers import AutoImageProcessor
 
 from ..config import ColorsConfig, DistillConfig
-from ..models import DINOHead, Dinov2Model, load_vision_transformer, tensors_of
+from ..models import DINOHead, Dinov2Model, VisionTransformer, load_vision_transformer, tensors_of
 from ..ssl import Distillation, FeatureTeacher, PrototypeTeacher, Students
-from .initialize import Source, read_source
+from .initialize import Source, checkpoint_at, read_source
 from .loop import Pretrainer
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,32 @@ def read_prototype_teacher(path: str) -> PrototypeTeacher:
         raise ValueError(
             f"distill.teacher={path} has no heads; give a run or an export that has, or use distill.objective=features"
         )
+    try:
+        heads = {name: DINOHead.from_state(tensors_of(source.teacher, f"{name}.")) for name in names}
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"distill.teacher={path} is damaged: {error}") from None
+    return PrototypeTeacher(_build_backbone(source, path), heads, *_normalization_of(source, path))
+
+
+def read_feature_teacher(path: str) -> FeatureTeacher:
+    """What a prototype teacher may be, heads or not, or any vision transformer that `AutoModel` loads.
+
+    Raises:
+        FileNotFoundError: nothing at `path`.
+        ValueError: no vision transformer, or damaged.
+    """
+    if checkpoint_at(Path(path)) or Path(path).is_file():
+        source = _read(path)
+        return FeatureTeacher(VisionTransformer(_build_backbone(source, path)), *_normalization_of(source, path))
+    network = load_vision_transformer(path, f"distill.teacher={path}")
+    try:
+        processor = AutoImageProcessor.from_pretrained(path)
+        return FeatureTeacher(network, processor.image_mean, processor.image_std)
+    except (OSError, ValueError, AttributeError):
+        return FeatureTeacher(network, *_imagenet_normalization(path))
+
+
+def _build_backbone(source: Source, path: str) -> Dinov2Model:
     config = source.config
     if source.num_attention_heads is None:  # an original file does not tell; all released models have heads of 64
         config.num_attention_heads = config.hidden_size // 64
@@ -52,27 +79,18 @@ def read_prototype_teacher(path: str) -> PrototypeTeacher:
     backbone = Dinov2Model(config)
     try:
         backbone.load_state_dict(tensors_of(source.teacher, "backbone."))
-        heads = {name: DINOHead.from_state(tensors_of(source.teacher, f"{name}.")) for name in names}
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         raise ValueError(f"distill.teacher={path} is damaged: {error}") from None
-    return PrototypeTeacher(backbone, heads)
+    return backbone
 
 
-def read_feature_teacher(path: str) -> FeatureTeacher:
-    """Any vision transformer that `AutoModel` loads, with the normalisation of its preprocessor (else ImageNet's).
+def _normalization_of(source: Source, path: str) -> tuple[list[float], list[float]]:
+    return source.normalization or _imagenet_normalization(path)
 
-    Raises:
-        FileNotFoundError: nothing at `path`.
-        ValueError: no vision transformer.
-    """
-    network = load_vision_transformer(path, f"distill.teacher={path}")
-    try:
-        processor = AutoImageProcessor.from_pretrained(path)
-        mean, std = processor.image_mean, processor.image_std
-    except (OSError, ValueError, AttributeError):
-        logger.warning("%s has no preprocessor; its images are normalised with the mean and std of ImageNet", path)
-        mean, std = ColorsConfig().mean, ColorsConfig().std
-    return FeatureTeacher(network, mean, std)
+
+def _imagenet_normalization(path: str) -> tuple[list[float], list[float]]:
+    logger.warning("%s does not tell how its images are normalised; ImageNet's mean and std are taken", path)
+    return ColorsConfig().mean, ColorsConfig().std
 
 
 def _read(path: str) -> Source:

@@ -36,6 +36,8 @@ class Source:
     num_attention_heads: int | None
     """None where nothing tells."""
     centering: Mapping[str, Tensor] = field(default_factory=dict)
+    normalization: tuple[list[float], list[float]] | None = None
+    """Mean and standard deviation of its images, per channel; None where nothing tells."""
 
 
 def read_source(path: str) -> Source:
@@ -51,7 +53,9 @@ def read_source(path: str) -> Source:
     weights = read_weights(path, "init.path", dtype=torch.float32)
     tensors = weights.heads | {f"backbone.{name}": value for name, value in weights.backbone.items()}
     heads = weights.config.num_attention_heads if weights.knows_num_attention_heads else None
-    return Source(path, tensors, tensors, weights.config, heads)
+    told = weights.preprocessor or {}
+    normalization = (told["image_mean"], told["image_std"]) if {"image_mean", "image_std"} <= told.keys() else None
+    return Source(path, tensors, tensors, weights.config, heads, normalization=normalization)
 
 
 def initialize(model: Students, config: InitConfig) -> bool:
@@ -128,6 +132,7 @@ def read_run(checkpoint: Path, student: str = "", device: str = "cpu") -> Source
         config,
         config.num_attention_heads,
         tensors_of(tensors, "centering."),
+        (run.colors.mean, run.colors.std),
     )
 
 
