@@ -2,6 +2,6 @@
 
 from .models import Dinov2Backbone, Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 __all__ = ["Dinov2Backbone", "Dinov2Config", "Dinov2ForImageClassification", "Dinov2Model", "__version__"]

@@ -25,6 +25,9 @@ from .train import PeriodicEvaluation, Pretrainer, Results, build_accelerator, p
 from .train.loop import Layers
 from .visualize import Picture, plot_patch_pca
 
+_PICTURED_PATCHES = 12
+"""Patches along a side of the pictures of features, or more where the evaluation has more."""
+
 
 def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pretrainer]) -> None:
     """Parses the command line, trains, and leaves model, curves and pictures in `train.output_dir`."""
@@ -174,9 +177,10 @@ def _leave(config: PretrainConfig, results: Results, transform: EvalTransform) -
         if accuracies:
             queries = LabeledImages(config.knn.query)
             chosen = np.linspace(0, len(queries) - 1, num=min(16, len(queries)), dtype=int).tolist()
-            shown = [Picture(queries.title_of(index), transform.pixels(queries.read(index)[0])) for index in chosen]
+            larger = transform.enlarged(_PICTURED_PATCHES * networks["backbone"].config.patch_size)
+            shown = [Picture(queries.title_of(index), larger.pixels(queries.read(index)[0])) for index in chosen]
             picture = output / (f"features-{student}.png" if student else "features.png")
-            pictures.append(plot_patch_pca(networks["backbone"], transform, shown, picture))
+            pictures.append(plot_patch_pca(networks["backbone"], larger, shown, picture))
             first, last = accuracies[0], accuracies[-1]
             print(f"\nk-NN accuracy of {student or role}: {first:.1f} % at first, {last:.1f} % at the end")
     print(f"Curves and pictures:  {', '.join(map(str, pictures))}")

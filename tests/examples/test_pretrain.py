@@ -166,7 +166,7 @@ def test_distillation_commands_of_the_docs_are_valid():
 def test_quickstart_is_distilled_into_two_students(quickstart, tmp_path):
     folder, _ = quickstart
     shortened = ["train.epochs=2", "train.epoch_length=2", "train.batch_size=8", "knn.epochs=2", "train.log_every=1"]
-    small = "preset=tiny hidden_size=48 num_attention_heads=3 num_hidden_layers=2 patch_size=8 drop_path_rate=0"
+    small = "preset=tiny hidden_size=24 num_attention_heads=3 num_hidden_layers=2 patch_size=8 drop_path_rate=0"
     done = run(
         "examples/distill.py",
         "--config",
@@ -177,7 +177,7 @@ def test_quickstart_is_distilled_into_two_students(quickstart, tmp_path):
         f"train.output_dir={tmp_path}",
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    for name, width in (("export", 96), ("export-small", 48)):
+    for name, width in (("export", 48), ("export-small", 24)):
         model = AutoModel.from_pretrained(tmp_path / name)
         assert model.config.hidden_size == width and f"{tmp_path}/{name}" in done.stdout
         assert (tmp_path / name / "heads.safetensors").is_file()

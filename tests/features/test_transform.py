@@ -108,3 +108,16 @@ def test_normalisation_is_that_of_training():
 def test_broken_bytes_are_refused_by_the_transform():
     with pytest.raises(BrokenImage):
         EvalTransform(8, 8, MEAN, STD).pixels(b"a text")
+
+
+def test_enlarged_transform_keeps_its_shape_at_a_whole_multiple():
+    transform = EvalTransform(40, 32, [0.5], [0.2])
+    sizes = {side: transform.enlarged(side) for side in (1, 32, 33, 96, 97)}
+    assert {side: (found.resize_size, found.crop_size) for side, found in sizes.items()} == {
+        1: (40, 32),
+        32: (40, 32),
+        33: (80, 64),
+        96: (120, 96),
+        97: (160, 128),
+    }
+    assert all((found.mean, found.std) == ((0.5,), (0.2,)) for found in sizes.values())

@@ -23,7 +23,7 @@ def make_batch(config, number=0):
         (["dino.loss_weight=0"], {"ibot", "koleo"}),
         (["ibot.loss_weight=0"], {"dino_global", "dino_local", "koleo"}),
         (["koleo.loss_weight=0"], {"dino_global", "dino_local", "ibot"}),
-        (["crops.num_local=0"], {"dino_global", "ibot", "koleo"}),
+        (["crops.num_local=0", "crops.local_size=13"], {"dino_global", "ibot", "koleo"}),
         (["dino.loss_weight=0", "koleo.loss_weight=0", "ibot.separate_head=false"], {"ibot"}),
     ],
 )

@@ -15,7 +15,7 @@ class CropsConfig:
     global_size: int = 224
     """Side of a global crop in pixels, a multiple of the patch size."""
     local_size: int = 98
-    """Side of a local crop in pixels, a multiple of the patch size."""
+    """Side of a local crop in pixels, a multiple of the patch size; of no matter where there are none."""
     num_local: int = 8
     """Local crops per image; 0 for none."""
     global_scale: list[float] = field(default_factory=lambda: [0.32, 1.0])
@@ -30,10 +30,11 @@ class CropsConfig:
         share("crops.flip_probability", self.flip_probability)
         interval("crops.global_scale", self.global_scale, 0, 1)
         interval("crops.local_scale", self.local_scale, 0, 1)
-        for name in ("global_size", "local_size"):
+        for name, count in (("global_size", 2), ("local_size", self.num_local)):
             size = getattr(self, name)
             positive(f"crops.{name}", size)
-            multiple_of_patch(f"crops.{name}", size, patch_size)
+            if count:
+                multiple_of_patch(f"crops.{name}", size, patch_size)
 
 
 @dataclass

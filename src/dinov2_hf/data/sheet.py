@@ -36,7 +36,7 @@ def draw_sheet(config: PretrainConfig, num_images: int, path: Path) -> list[str]
 
     # local crops fill the height of a global one, top to bottom and then to the right
     stacked = max((global_size + _GAP) // (local_size + _GAP), 1)
-    row_height = max(global_size, local_size) + _GAP
+    row_height = max(global_size, local_size * bool(locals_)) + _GAP
     local_left = _GAP + 2 * (global_size + _GAP)
     width = local_left + -(-len(locals_) // stacked) * (local_size + _GAP)
     sheet = Image.new("RGB", (width, _HEADER + num_images * row_height), _PAPER)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,11 @@ class EvalTransform:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # so that equal ones look the same
             object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def enlarged(self, side: int) -> EvalTransform:
+        """The same at the smallest whole multiple of its size at which crops are at least `side` pixels."""
+        factor = max(math.ceil(side / self.crop_size), 1)
+        return replace(self, resize_size=factor * self.resize_size, crop_size=factor * self.crop_size)
 
     @classmethod
     def of_preprocessor(cls, settings: Mapping[str, Any]) -> EvalTransform:

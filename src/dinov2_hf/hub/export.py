@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import PretrainConfig
 from ..features import EvalTransform, preprocessor_config
 from ..models import HEADS_FILE, Dinov2Model
+from ..models.convert import PREPROCESSOR_FILE
 from .cards import model_card
 from .facts import RunFacts
 
@@ -34,14 +36,23 @@ def export_folder(
         config: the run, for the model card `README.md`.
         facts: for the card; `RunFacts.of_run` finds them in the run's output folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    backbone.save_pretrained(folder)
-    tensors = {
-        f"{name}.{key}": tensor.detach().cpu().contiguous()
-        for name, head in heads.items()
-        for key, tensor in head.state_dict().items()
-    }
-    save_file(tensors, folder / HEADS_FILE, metadata={"format": "pt"})
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(transform), indent=2) + "\n")
+    tensors = {f"{name}.{key}": tensor for name, head in heads.items() for key, tensor in head.state_dict().items()}
+    write_model(folder, backbone, tensors, preprocessor_config(transform))
     model_card(backbone, transform, config, facts, has_heads=bool(heads)).save(folder / "README.md")
     return folder
+
+
+def write_model(
+    folder: Path, backbone: Dinov2Model, heads: Mapping[str, Tensor], preprocessor: Mapping[str, Any]
+) -> None:
+    """All of an exported folder but its card; the folder is made if it does not exist.
+
+    Args:
+        heads: `dino_head.…` and `ibot_head.…`; where there are none, there is no file of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone.save_pretrained(folder)
+    if heads:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.items()}
+        save_file(tensors, folder / HEADS_FILE, metadata={"format": "pt"})
+    (folder / PREPROCESSOR_FILE).write_text(json.dumps(dict(preprocessor), indent=2) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import ColorsConfig
-from ..features import EvalTransform
-from ..models import HEADS_FILE, Dinov2Config, Dinov2Model
+from ..features import EvalTransform, preprocessor_config
+from ..models import Dinov2Config, Dinov2Model
 from ..models.convert import (
-    PREPROCESSOR_FILE,
     onnx_usage,
     original_usage,
     timm_usage,
@@ -28,7 +25,7 @@ from ..models.convert import (
     write_original,
     write_timm,
 )
-from .export import preprocessor_config
+from .export import write_model
 
 
 @dataclass(frozen=True)
@@ -103,11 +100,7 @@ def export_converted_folder(
         ValueError: something is there already.
     """
     with written_beside(output) as folder:
-        backbone.save_pretrained(folder)
-        if heads:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.items()}
-            save_file(tensors, folder / HEADS_FILE, metadata={"format": "pt"})
-        (folder / PREPROCESSOR_FILE).write_text(json.dumps(dict(preprocessor), indent=2) + "\n")
+        write_model(folder, backbone, heads, preprocessor)
         data = ModelCardData(
             library_name="transformers", pipeline_tag="image-feature-extraction", tags=["dinov2", "dinov2_hf"]
         )

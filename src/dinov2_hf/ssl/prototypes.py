@@ -132,5 +132,7 @@ def packed_positions(batch: SSLBatch, backbone: Dinov2Config) -> tuple[Tensor, T
     cls = torch.arange(num_global, device=device) * length(batch.global_crops)
     crop, patch = batch.mask_indices // num_patches, batch.mask_indices % num_patches
     patches = crop * length(batch.global_crops) + backbone.num_prefix_tokens + patch
-    local = torch.arange(len(batch.local_crops), device=device) * length(batch.local_crops)
-    return torch.cat((cls, patches)), local + num_global * length(batch.global_crops)
+    local = torch.arange(len(batch.local_crops), device=device)
+    if len(local):  # where there are none, their size is of no matter
+        local = local * length(batch.local_crops) + num_global * length(batch.global_crops)
+    return torch.cat((cls, patches)), local
