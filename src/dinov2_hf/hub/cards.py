@@ -18,7 +18,8 @@ _MODEL = ["preset", "patch_size", "num_register_tokens", "num_channels", "hidden
 _MODEL += ["num_attention_heads", "use_swiglu_ffn"]
 _HEADS = ["num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"]
 _SHAPES = [f"{head}.{name}" for head in ("dino", "ibot") for name in _HEADS]
-_SHAPES += ["ibot.separate_head", "crops.global_size", "crops.num_local", "crops.local_size", "colors.mean", "colors.std"]
+_SHAPES += ["ibot.separate_head", "crops.global_size", "crops.num_local", "crops.local_size"]
+_SHAPES += ["colors.mean", "colors.std"]
 """Keys besides those of the model that whoever continues it has to set as they were; the crops fit its patches."""
 
 Rows = dict[str, str | None]
