@@ -40,7 +40,8 @@ def build_teacher(preset: str) -> tuple[DistillConfig, PrototypeTeacher, Dinov2C
     )
     config.model.preset, config.model.num_register_tokens = preset, 4
     backbone = build_backbone(config.model, config.crops.global_size, 0.0)
-    return config, PrototypeTeacher(backbone, build_heads(config, backbone.config.hidden_size)), backbone.config
+    heads = build_heads(config, backbone.config.hidden_size)
+    return config, PrototypeTeacher(backbone, heads, config.colors.mean, config.colors.std), backbone.config
 
 
 def megabytes(field: str) -> float:
@@ -80,7 +81,7 @@ def measure(args: argparse.Namespace) -> None:
 
     reset_peak()
     weights = megabytes("VmRSS")
-    teacher(batch, targets_of)
+    teacher(batch, targets_of, config.colors.mean, config.colors.std)
     peak = megabytes("VmHWM")
     if processes > 1:
         torch.distributed.barrier()
