@@ -101,7 +101,10 @@ def start(args: argparse.Namespace, way: int, processes: int) -> dict[str, float
             environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // processes, 1))
         command = [sys.executable, __file__, "--preset", args.preset, "--images", str(args.images), "--way", str(way)]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
-    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
+    printed = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        raise SystemExit("a process failed; what it said is above")
+    found = [json.loads(text.splitlines()[-1]) for text in printed]
     return {name: max(item[name] for item in found) for name in found[0]}
 
 

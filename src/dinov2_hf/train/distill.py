@@ -85,7 +85,10 @@ def _build_backbone(source: Source, path: str) -> Dinov2Model:
 
 
 def _normalization_of(source: Source, path: str) -> tuple[list[float], list[float]]:
-    return source.normalization or _imagenet_normalization(path)
+    if source.normalization:
+        return source.normalization
+    channels = source.config.num_channels
+    return _imagenet_normalization(path) if channels == 3 else ([0.0] * channels, [1.0] * channels)
 
 
 def _imagenet_normalization(path: str) -> tuple[list[float], list[float]]:
