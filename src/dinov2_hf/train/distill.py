@@ -66,9 +66,10 @@ def read_feature_teacher(path: str) -> FeatureTeacher:
     network = load_vision_transformer(path, f"distill.teacher={path}")
     try:
         processor = AutoImageProcessor.from_pretrained(path)
-        return FeatureTeacher(network, processor.image_mean, processor.image_std)
-    except (OSError, ValueError, AttributeError):
-        return FeatureTeacher(network, *_imagenet_normalization(path))
+    except (OSError, ValueError):
+        processor = None
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    return FeatureTeacher(network, *((mean, std) if mean and std else _imagenet_normalization(path)))
 
 
 def _build_backbone(source: Source, path: str) -> Dinov2Model:
