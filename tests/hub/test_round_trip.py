@@ -56,7 +56,9 @@ def run_folder(tiny_config, tiny_overrides, image_folder, monkeypatch):
     teacher = trainer.run()[""]
     folder = Path(config.train.output_dir)
     transform = EvalTransform(32, 32, config.colors.mean, config.colors.std)
-    export_folder(folder / "export", teacher.pop("backbone").eval(), teacher, transform, config, RunFacts())
+    export_folder(
+        folder / "export", teacher.pop("backbone").eval(), teacher, transform, config, RunFacts.of_run(folder, config)
+    )
     return folder
 
 
