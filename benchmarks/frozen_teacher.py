@@ -1,6 +1,6 @@
 """What the frozen teacher of a distillation takes: memory of its weights, and the peak of its forward above them.
 
-    python benchmarks/frozen_teacher.py                  # ViT-L/14 with the published heads, 2 images at 224
+    python benchmarks/frozen_teacher.py                  # ViT-L/14 with the published heads, 1 image at 224
     python benchmarks/frozen_teacher.py --preset base --images 8
 
 Each way in a process of its own, or in two that share the teacher (FSDP2): its resident memory above that of a process
@@ -111,7 +111,7 @@ def start(args: argparse.Namespace, way: int, processes: int) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="large", choices=("tiny", "small", "base", "large", "giant"))
-    parser.add_argument("--images", type=int, default=2, help="in the batch, two global crops each (default: 2)")
+    parser.add_argument("--images", type=int, default=1, help="in the batch, two global crops each (default: 1)")
     parser.add_argument("--way", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.chdir(Path(__file__).parents[1])
@@ -120,8 +120,8 @@ def main() -> None:
     for way, (name, (_, processes)) in enumerate(WAYS.items()):
         found = start(args, way, processes)
         if way == 0:
-            print(f"{args.preset}, {found['parameters'] / 1e6:.0f} M parameters with heads, {args.images} images\n")
-            print("| teacher | weights | peak of the forward above them |\n| --- | ---: | ---: |")
+            print(f"{args.preset}, {found['parameters'] / 1e6:.0f} M parameters with heads, {args.images} image(s)\n")
+            print("| teacher | weights | peak of the first forward above them |\n| --- | ---: | ---: |")
         print(f"| {name} | {found['weights']:,.0f} MB | {found['forward']:,.0f} MB |", flush=True)
 
 
