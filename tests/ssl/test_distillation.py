@@ -90,7 +90,7 @@ def test_prototype_objective_equals_its_naive_twin(configure):
 
 
 def test_prototype_teacher_sees_its_own_normalisation(configure):
-    """The same pictures to a teacher of other colours give the loss that it has on pictures normalised its way."""
+    """Crops in the student's colours reach it as the same pictures in its own, and the targets follow."""
     config = configure("teacher.centering=softmax")
     teacher, batch = make_teacher(config), make_batch(config)
     model = Distillation(config, teacher)
