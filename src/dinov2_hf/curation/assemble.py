@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 from PIL import Image as Pillow
 
-from ..features.files import beside
+from ..files import beside
 from .embed import EmbedStage, replacements
 from .filter import FilterStage
 from .sources import Shard

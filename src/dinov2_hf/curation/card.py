@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SourceConfig
-from ..features.files import beside
+from ..files import beside
 from .stage import Context, Stage
 
 _PACKAGES = ("dinov2_hf", "torch", "transformers", "datasets", "datatrove", "faiss-cpu", "faiss-gpu", "numpy")

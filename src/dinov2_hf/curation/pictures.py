@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.decode import BrokenImage, open_image
-from ..features.files import beside
+from ..files import beside
 
 _SIDE = 112
 _GREEN, _RED, _GREY, _BLUE = "#2a9d5c", "#c0392b", "#8a8f98", "#2563a8"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..features.files import beside
+from ..files import beside
 from .balance import BalanceStage
 from .card import describe
 from .copies import HashesStage

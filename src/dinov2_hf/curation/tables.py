@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..features.files import beside
+from ..files import beside
 
 _POSITION_BITS = 32
 

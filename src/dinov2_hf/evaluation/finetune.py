@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..config.evaluations import FinetuneProtocol
 from ..data import LabeledImages
-from ..features.files import beside
+from ..files import beside
 from .augmented import augmented_updates
 from .base import Evaluation, Result
 from .classifier import Classifier, save_classifier

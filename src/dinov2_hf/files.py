@@ -1,4 +1,4 @@
-"""Files that are whole, or not there."""
+"""Writing of files: each is complete, or is not there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A path to write to, that takes the place of `path` when all went well."""
+    """Yields a temporary path to write to, which replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
