@@ -7,8 +7,8 @@ import pytest
 from datasets import Features, Image, IterableDataset, concatenate_datasets
 
 from dinov2_hf.config import SourceConfig
+from dinov2_hf.data.columns import ImageColumn, open_images
 from dinov2_hf.data.lanes import RUN, Lane, Shards, advise, automatic_lanes, locate, readers_of_a_lane
-from dinov2_hf.data.load import ImageColumn, open_images
 from dinov2_hf.data.sources import StreamSource
 
 BUFFER = 8

@@ -15,7 +15,8 @@ import pytest
 from datasets import Dataset, Features, Image
 
 from dinov2_hf.config import DataConfig, SourceConfig, TrainingSourceConfig
-from dinov2_hf.data.load import Loaded, find_images
+from dinov2_hf.data.columns import find_images
+from dinov2_hf.data.load import Loaded
 from dinov2_hf.data.sources import MapSource, open_training_source
 
 both = pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
@@ -269,7 +270,7 @@ def test_tables_of_urls_are_read_each_image_once(name, streaming, tmp_path, file
     ],
 )
 def test_url_is_tried_twice_and_then_has_no_bytes(faults, requests, read, tmp_path, files, monkeypatch):
-    monkeypatch.setattr("dinov2_hf.data.load._TIMEOUT", 0.3)
+    monkeypatch.setattr("dinov2_hf.data.fetch._TIMEOUT", 0.3)
     with serving(files) as server:
         server.faults["/1.png"] = list(faults)
         write_table(tmp_path / "table.csv", {"url": [f"{server.url}/{number}.png" for number in range(3)]})

@@ -15,7 +15,7 @@ from datasets import Dataset, IterableDataset
 
 from ..config import SourceConfig
 from ..config.curation import CurationConfig
-from ..data.load import ImageColumn, open_images
+from ..data.columns import ImageColumn, open_images
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from ..config import SourceConfig
+from .columns import find_images
 from .decode import open_image
-from .load import find_images, load
+from .load import load
 
 IGNORED = -1
 """Label of pixels that belong to no class."""

@@ -6,7 +6,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, List, Value
 
 from ..config import SourceConfig
-from .load import find_images, load
+from .columns import find_images
+from .load import load
 
 
 class LabeledImages:

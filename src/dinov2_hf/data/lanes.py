@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from datasets import IterableDataset
 from datasets.utils.file_utils import xopen
 
-from .load import ImageColumn
+from .columns import ImageColumn
 from .permutation import Permutation
 
 RUN = 8

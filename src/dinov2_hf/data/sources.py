@@ -16,8 +16,8 @@ import numpy as np
 from datasets import Dataset
 
 from ..config import DataConfig
+from .columns import ImageColumn, open_images
 from .lanes import Lane, Shards, advise, automatic_lanes, locate
-from .load import ImageColumn, open_images
 from .permutation import Permutation
 
 _PERIOD = 1024

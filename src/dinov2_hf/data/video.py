@@ -21,8 +21,9 @@ from datasets import Dataset
 from PIL import Image
 
 from ..config import SourceConfig
+from .columns import ImageColumn, find_images
 from .labeled import read_labels
-from .load import ImageColumn, Loaded, find_images, load
+from .load import Loaded, load
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ from torch.nn.functional import normalize as unit
 
 from ..config import SourceConfig
 from ..config.evaluations.retrieval import DescriptorConfig
+from ..data.columns import find_images
 from ..data.crops import as_crop, resample
 from ..data.decode import BrokenImage, open_image
-from ..data.load import find_images, load
+from ..data.load import load
 from ..data.photometric import as_unit, normalize
 from ..features import EvalTransform
 from .base import Evaluation, given

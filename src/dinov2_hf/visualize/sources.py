@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..config import SourceConfig
+from ..data.columns import open_images
 from ..data.decode import BrokenImage
-from ..data.load import open_images
 from ..features.extract import Images
 from .pictures import Picture, open_picture
 
