@@ -347,13 +347,13 @@ def test_broken_images_are_replaced_by_the_next_readable_one_and_named(streaming
             expected.append(int(names[slot][-6:-4]))
         assert recognise(batch.global_crops) == expected * 2
         assert recognise(batch.local_crops) == expected * 3
-        assert [line.partition(": ")[0] for line in batch.broken] == broken
-        assert all(line.partition(": ")[2] for line in batch.broken)
+        assert [item.name for item in batch.broken] == broken
+        assert all(item.kind == "image" and item.reason for item in batch.broken)
 
 
 def test_every_broken_image_is_met_in_every_epoch(damaged):
     batches = list(batches_of(configure(damaged, "train.batch_size=7"), 0, 3))
-    met = {line.partition(": ")[0][-6:-4] for batch in batches for line in batch.broken}
+    met = {item.name[-6:-4] for batch in batches for item in batch.broken}
     assert met == {"03", "04", "10", "17"}
 
 
@@ -406,4 +406,4 @@ def test_truncated_images_of_any_kind_are_replaced(tmp_path, encode, photograph)
     (tmp_path / "whole.png").write_bytes(encode(np.full((20, 24, 3), 36, dtype=np.uint8)))
     batch = batches_of(configure(tmp_path, "train.batch_size=7")).batch(0)
     assert recognise(batch.global_crops) == [3] * 14
-    assert {Path(line.partition(": ")[0]).stem for line in batch.broken} == set("012345")
+    assert {Path(item.name).stem for item in batch.broken} == set("012345")

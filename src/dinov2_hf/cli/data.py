@@ -37,8 +37,8 @@ def data_stats(args: argparse.Namespace) -> None:
 def data_show(args: argparse.Namespace) -> None:
     from ..data.sheet import draw_sheet
 
-    for message in draw_sheet(_config(args), args.images, args.output):
-        print(f"skipped an image that cannot be decoded: {message}")
+    for item in draw_sheet(_config(args), args.images, args.output):
+        print(f"skipped a broken {item.kind}: {item}")
     print(f"{args.output}: {args.images} images, masked patches in red")
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..config import PretrainConfig
 from ..ssl.batch import SSLBatch
+from .broken import Broken
 from .crops import MultiCrop
 from .decode import BrokenImage
 from .masking import draw_batch_masks
@@ -79,7 +80,7 @@ class TrainingBatches(IterableDataset):
         global_crops = np.empty((2, images, channels, crops.global_size, crops.global_size), dtype=dtype)
         local_crops = np.empty((crops.num_local, images, channels, crops.local_size, crops.local_size), dtype=dtype)
         colors = np.empty((2 + crops.num_local, images, len(Parameter)), dtype=np.float32)
-        broken: list[str] = []
+        broken: list[Broken] = []
         first = (number * self._world_size + self._rank) * images
         for slot in range(images):
             views, colors[:, slot] = self._views(first + slot, broken)
@@ -103,7 +104,7 @@ class TrainingBatches(IterableDataset):
             broken=broken,
         )
 
-    def _views(self, number: int, broken: list[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    def _views(self, number: int, broken: list[Broken]) -> tuple[list[np.ndarray], np.ndarray]:
         """Crops and colours of sample `number`, or of the first readable one after it."""
         config = self._config
         sample = slot = self._source.read(number)
@@ -116,11 +117,12 @@ class TrainingBatches(IterableDataset):
             try:
                 crops = self._crop(sample.data, rng)
             except BrokenImage as error:
-                broken.append(f"{sample.name}: {error}")
+                broken.append(Broken("image", sample.name, str(error)))
                 continue
             return crops, draw_view_parameters(rng, config.colors, config.crops.num_local)
+        last = "; ".join(map(str, broken[-3:]))
         raise ValueError(
-            f"{_MAX_BROKEN_IN_A_ROW} images in a row cannot be decoded, the last ones: {'; '.join(broken[-3:])}; "
+            f"{_MAX_BROKEN_IN_A_ROW} images in a row cannot be decoded, the last ones: {last}; "
             "check data.train.path and data.train.image_column"
         )
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..config import PretrainConfig
+from .broken import Broken
 from .loader import TrainingBatches
 from .photometric import PhotometricAugmentation
 from .sources import open_training_source
@@ -19,11 +20,11 @@ _GAP, _HEADER = 6, 22
 _INK, _PAPER, _MASK = (40, 40, 40), (255, 255, 255), (230, 60, 60)
 
 
-def draw_sheet(config: PretrainConfig, num_images: int, path: Path) -> list[str]:
+def draw_sheet(config: PretrainConfig, num_images: int, path: Path) -> list[Broken]:
     """Draws the first images of the run, a row each, to `path`: global crops, masked patches tinted, then local crops.
 
     Returns:
-        What was said of images that cannot be decoded.
+        What cannot be read.
     """
     config = replace(config, train=replace(config.train, batch_size=num_images))
     source = open_training_source(config.data, config.train.seed)

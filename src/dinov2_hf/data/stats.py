@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..config import PretrainConfig
+from .broken import Broken
 from .crops import MultiCrop, as_crop
 from .decode import BrokenImage, open_image
 from .lanes import RUN
@@ -25,7 +26,7 @@ class SourceStatistics:
 
     num_images: int = 0
     """Read without an error."""
-    broken: list[str] = field(default_factory=list)
+    broken: list[Broken] = field(default_factory=list)
     """Names and reasons of the others."""
     complete: bool = False
     """Whether these are all images of the source."""
@@ -46,7 +47,7 @@ class SourceStatistics:
 class _Part:
     """What a worker found in a few images."""
 
-    broken: list[str]
+    broken: list[Broken]
     repeated: int
     """Samples that are no longer of the first pass."""
     num_bytes: list[int]
@@ -83,7 +84,7 @@ class _Parts(Dataset):
                 image = open_image(sample.data, channels)
                 pixels, _ = image.decode(max(min(image.width, image.height) / config.crops.global_size, 1))
             except BrokenImage as error:
-                part.broken.append(f"{sample.name}: {error}")
+                part.broken.append(Broken("image", sample.name, str(error)))
                 continue
             values = as_unit(as_crop(pixels)).double().flatten(1).numpy()
             part.moments.append(np.stack((values.mean(axis=1), np.square(values).mean(axis=1))))

@@ -30,8 +30,8 @@ class SSLBatch:
     """`[2B, P]` colour parameters, see `data.photometric`; they stay on the host; None once applied."""
     local_colors: Tensor | None = None
     """`[n B, P]`, likewise."""
-    broken: list[str] = field(default_factory=list)
-    """What was said of each unreadable image that was met while the batch was read."""
+    broken: list[tuple[str, str, str]] = field(default_factory=list)
+    """Kind, name and reason (`data.Broken`) of everything unreadable that was met while the batch was read."""
 
     @staticmethod
     def flatten_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
