@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 from collections import Counter
 from multiprocessing import get_context
 
@@ -308,3 +309,46 @@ def test_weight_that_is_too_small_to_be_read_is_refused_with_the_smallest(halves
     assert "data.mix.more.weight=0.0001" in message and "0.000976" in message
     config.mix["more"].weight = 0.001
     assert {sample.source for sample in read_all(open_training_source(config, 0), 0, PERIOD)} == {0, 1}
+
+
+def listing_of(path, streaming=False, **options):
+    return open_source(path, streaming, **options).listing()["data.train"]
+
+
+@both
+@pytest.mark.parametrize("kind", KINDS)
+def test_listing_is_the_same_where_the_data_was_moved(kind, streaming, paths, tmp_path, files):
+    first = listing_of(paths[kind], streaming)
+    assert first["count"] == (2 if streaming and kind in ("tables", "tars") else 1 if streaming and "." in kind else 23)
+    assert first["unit"] == ("files" if streaming and kind in ("tables", "tars", "table.parquet") else "images")
+    copy = shutil.copytree if paths[kind].is_dir() else shutil.copy
+    copy(paths[kind], tmp_path / paths[kind].name)
+    assert listing_of(tmp_path / paths[kind].name, streaming) == first
+
+
+@both
+@pytest.mark.parametrize(
+    "kind, file, more",
+    [
+        ("flat", "05.png", "99.png"),
+        ("tables", "train-1.parquet", "train-2.parquet"),
+        ("tars", "train-1.tar", "train-2.tar"),
+    ],
+)
+def test_listing_differs_where_a_file_was_added_removed_or_renamed(kind, file, more, streaming, paths, tmp_path):
+    folder = shutil.copytree(paths[kind], tmp_path / "moved")
+    found = [listing_of(folder, streaming)]
+    shutil.copy(folder / file, folder / more)
+    found.append(listing_of(folder, streaming))
+    (folder / file).unlink()
+    found.append(listing_of(folder, streaming))
+    assert len({listing["digest"] for listing in found}) == 3
+    assert found[1]["count"] > found[0]["count"] >= found[2]["count"]
+
+
+def test_listing_has_every_source_of_a_mixture_and_tables_of_the_same_name_differ_by_size(halves, paths):
+    source = mixture(halves)
+    assert {name: value["count"] for name, value in source.listing().items()} == {"data.train": 8, "data.mix.more": 2}
+    before = listing_of(halves[0])["digest"]
+    shutil.copy(paths["table.parquet"], halves[0])
+    assert listing_of(halves[0])["digest"] != before

@@ -181,7 +181,7 @@ def test_clips_without_a_readable_frame_do_not_count_and_others_do(backbone, pho
     with caplog.at_level(logging.WARNING):
         results = run(backbone, path)
     assert results["accuracy"].value == 100
-    assert "row 2, frame 0" in caplog.text and "clip 3, which has no frames" in caplog.text
+    assert "row 2, frame 0" in caplog.text and "clip 3: the clip has no frames" in caplog.text
     path = saved(tmp_path / "none", train, [(broken, 0)], ["plain", "stripes"])
     with pytest.raises(ValueError, match="no clip of .* can be decoded"):
         run(backbone, path)

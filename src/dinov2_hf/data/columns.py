@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Value
 from PIL import Image as Pillow
 
 from ..config import SourceConfig
-from .fetch import is_url, read_bytes
+from .fetch import Missing, is_url, read_bytes
 from .load import FORMATS, Loaded, load
 
 _PEEKED_ROWS = 16
@@ -36,20 +36,29 @@ class ImageColumn:
     """Rows of each shard of a stream, where they are known."""
 
     def encoded(self, value: Any, position: str) -> tuple[bytes, str]:
-        """Bytes and name of a value of the column; one that is missing or cannot be read has no bytes.
+        """Bytes and name of a value of the column; `Missing` with the reason where it has none.
 
         Args:
             value: as `datasets` gives it, undecoded.
             position: name of a value that has no path.
         """
+        if value is None:
+            return Missing("there is no value (null)"), position
         if isinstance(value, str):
-            path = value if self.folder is None or is_url(value) else os.path.join(self.folder, value)
-            return read_bytes(path), path
+            path = self._locate(value)
+            return (read_bytes(path) if path else Missing("the path is empty")), path or position
         if not isinstance(value, dict):
-            return value or b"", position
-        name = value.get("path") or position
-        data = value.get("bytes")
-        return (read_bytes(name) if data is None else data), name
+            return value or Missing("the value has 0 bytes"), position
+        data, path = value.get("bytes"), value.get("path")
+        if data is not None:
+            return data or Missing("the value has 0 bytes"), path or position
+        if not path:
+            return Missing("the value has neither bytes nor a path"), position
+        path = self._locate(path)
+        return read_bytes(path), path
+
+    def _locate(self, path: str) -> str:
+        return path if not path or self.folder is None or is_url(path) else os.path.join(self.folder, path)
 
 
 def open_images(config: SourceConfig, streaming: bool) -> ImageColumn:
@@ -153,5 +162,6 @@ def _peek(dataset: Dataset | IterableDataset) -> dict[str, list]:
 
 def _name_images(values: list[str | None]) -> bool:
     """Whether all of `values` end like the names of images."""
-    suffixes = {PurePosixPath(urlsplit(value).path).suffix.lower() for value in values if isinstance(value, str)}
+    paths = [urlsplit(value).path if is_url(value) else value for value in values if isinstance(value, str)]
+    suffixes = {PurePosixPath(path).suffix.lower() for path in paths if path}
     return bool(suffixes) and suffixes <= {*Pillow.registered_extensions(), ".npy"}

@@ -16,6 +16,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .fetch import Missing
+
 _ORIENTATION = 0x0112  # EXIF tag
 _NPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MODES = {1: "L", 3: "RGB"}
@@ -55,6 +57,8 @@ def open_image(data: bytes, num_channels: int = 3) -> EncodedImage:
     Raises:
         BrokenImage: not an image, too large to be a photograph, or of other channels.
     """
+    if isinstance(data, Missing):
+        raise BrokenImage(data.reason)
     try:
         if data.startswith(_NPY):
             return _Array(np.load(io.BytesIO(data), allow_pickle=False), num_channels)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..config import SourceConfig
+from .fetch import is_url
 
 FORMATS = {
     ".parquet": "parquet",
@@ -35,6 +38,29 @@ class Loaded:
     """What relative paths in its columns are relative to; None where its files lie in several folders."""
     lengths: list[int] | None = None
     """Rows of each shard of a stream, where they are known."""
+    fingerprint: str | None = None
+    """Of a set saved with `save_to_disk`."""
+
+    def listing(self) -> dict[str, Any]:
+        """What the source is made of, the same wherever it lies: `count` of `unit` (images or files), and a `digest`.
+
+        The digest is of the names of all files, relative to the folder that they share, and of the sizes of tables and
+        tars; of a set on the Hub, of names that contain the revision; of a saved set, of its fingerprint.
+        """
+        digest = hashlib.sha256((self.fingerprint or "").encode())
+        root = os.path.commonprefix([min(self.files), max(self.files)]).rpartition("/")[0] + "/" if self.files else ""
+        tables = bool(self.files) and Path(self.files[0]).suffix in FORMATS
+        for file in sorted(self.files):
+            local = not is_url(file)
+            size = os.stat(file).st_size if tables and local else ""
+            digest.update(f"{file.removeprefix(root) if local else file}\0{size}\0".encode(errors="surrogateescape"))
+        if isinstance(self.dataset, Dataset):
+            count, unit = len(self.dataset), "images"
+        elif self.lengths is not None:
+            count, unit = sum(self.lengths), "images"
+        else:
+            count, unit = len(self.files), "files" if tables else "images"
+        return {"count": count, "unit": unit, "digest": digest.hexdigest()[:32]}
 
 
 def load(config: SourceConfig, streaming: bool) -> Loaded:
@@ -73,11 +99,11 @@ def _load_saved(path: str, split: str, streaming: bool) -> Loaded:
         raise ValueError(f"split={split!r} is not in {path}; it has {', '.join(saved)}")
     dataset = saved[split]
     if not streaming:
-        return Loaded(dataset, [], path)
+        return Loaded(dataset, [], path, fingerprint=dataset._fingerprint)
     shards = max(min(len(dataset) // _SAVED_SHARD_ROWS, _MAX_SAVED_SHARDS), 1)
     each, more = divmod(len(dataset), shards)
     lengths = [each + (shard < more) for shard in range(shards)]
-    return Loaded(dataset.to_iterable_dataset(shards), [], path, lengths)
+    return Loaded(dataset.to_iterable_dataset(shards), [], path, lengths, dataset._fingerprint)
 
 
 def _load_files(path: str, config: SourceConfig, streaming: bool) -> Loaded:
@@ -111,4 +137,6 @@ def _load_files(path: str, config: SourceConfig, streaming: bool) -> Loaded:
         dataset = builder.as_dataset(split=config.split)
     by_split = builder.config.data_files or {}
     folders = {os.path.dirname(file) for files in by_split.values() for file in files}
-    return Loaded(dataset, list(by_split.get(config.split, ())), folders.pop() if len(folders) == 1 else None)
+    parts = [part.partition("[")[0].strip() for part in config.split.split("+")]  # of `train[:10%]+validation`
+    files = [file for part in parts for file in by_split.get(part, ())]
+    return Loaded(dataset, files, folders.pop() if len(folders) == 1 else None)

@@ -10,14 +10,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from datasets import Dataset
 
 from ..config import DataConfig
-from .columns import ImageColumn, open_images
+from .columns import ImageColumn, find_images
 from .lanes import Lane, Shards, advise, automatic_lanes, locate
+from .load import load
 from .permutation import Permutation
 
 _PERIOD = 1024
@@ -59,6 +60,14 @@ class LanedSource(ABC):
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
+        self._listing: dict[str, dict[str, Any]] = {}
+
+    def listing(self) -> dict[str, dict[str, Any]]:
+        """What each source was made of when it was opened, by its key (`data.train`, `data.mix.NAME`).
+
+        `open_training_source` sets it. Values are those of `Loaded.listing`: `count`, `unit` and `digest`.
+        """
+        return self._listing
 
     def read(self, number: int) -> Sample:
         return self.at(*locate(number, self.lanes))
@@ -192,7 +201,8 @@ def open_training_source(config: DataConfig, seed: int) -> LanedSource:
         ValueError: nothing to read, no such split or column, more lanes than files, each with what there is instead.
     """
     configs = {"data.train": config.train} | {f"data.mix.{name}": config.mix[name] for name in sorted(config.mix)}
-    images = {name: open_images(source, source.streaming) for name, source in configs.items()}
+    loaded = {name: load(source, source.streaming) for name, source in configs.items()}
+    images = {name: find_images(loaded[name], source) for name, source in configs.items()}
     shards = {name: images[name].dataset.num_shards for name in configs if configs[name].streaming}
     lanes = _lanes(config, shards)
     sources: dict[str, LanedSource] = {}
@@ -201,9 +211,11 @@ def open_training_source(config: DataConfig, seed: int) -> LanedSource:
             sources[name] = StreamSource(images[name], seed, config.shuffle_buffer, config.shuffle, lanes, number)
         else:
             sources[name] = MapSource(images[name], seed, config.shuffle, lanes, number)
-    if len(sources) == 1:
-        return sources["data.train"]
-    return MixedSource(sources, [source.weight for source in configs.values()], seed)
+    opened = sources["data.train"]
+    if len(sources) > 1:
+        opened = MixedSource(sources, [source.weight for source in configs.values()], seed)
+    opened._listing = {name: loaded[name].listing() for name in configs}
+    return opened
 
 
 def reading_advice(source: LanedSource, batch_size: int, num_workers: int, num_processes: int) -> str | None:

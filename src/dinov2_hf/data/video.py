@@ -22,6 +22,7 @@ from PIL import Image
 
 from ..config import SourceConfig
 from .columns import ImageColumn, find_images
+from .fetch import Missing, read_bytes
 from .labeled import read_labels
 from .load import Loaded, load
 
@@ -48,7 +49,7 @@ class Frames(Protocol):
         ...
 
     def read(self, video: int, frame: int) -> tuple[bytes, str]:
-        """Bytes and name of a frame; one that is missing has no bytes."""
+        """Bytes and name of a frame; `Missing` where there is none."""
         ...
 
 
@@ -93,10 +94,7 @@ class FolderFrames:
 
     def read(self, video: int, frame: int) -> tuple[bytes, str]:
         file = self._files[video][frame]
-        try:
-            return (file.read_bytes() if file else b""), str(file)
-        except OSError:
-            return b"", str(file)
+        return (read_bytes(str(file)), str(file)) if file else (Missing("there is no such frame"), f"frame {frame}")
 
 
 class AnimatedFrames:
@@ -123,8 +121,9 @@ class AnimatedFrames:
             with Image.open(io.BytesIO(data)) as animation:
                 animation.seek(frame)
                 animation.convert("RGB").save(buffer, "PNG", compress_level=1)
-        except Exception:
-            return b"", f"{name}, frame {frame}"
+        except Exception as error:
+            missing = data if isinstance(data, Missing) else Missing(f"cannot be decoded: {error}")
+            return missing, f"{name}, frame {frame}"
         return buffer.getvalue(), f"{name}, frame {frame}"
 
     def _encoded(self, video: int) -> tuple[bytes, str]:
@@ -181,7 +180,7 @@ class SampledFrames:
         clip, number = divmod(index, self._per_clip)
         count = self._frames.count(clip)
         if count == 0:
-            return b"", f"clip {clip}, which has no frames"
+            return Missing("the clip has no frames"), f"clip {clip}"
         return self._frames.read(clip, (2 * number + 1) * count // (2 * self._per_clip))
 
 
