@@ -53,6 +53,12 @@ class RunState:
     """Updates skipped because the gradient was not finite: in all, and in a row."""
     scaler: dict | None = None
     """State of the gradient scaler, in fp16."""
+    means: dict[str, list] = field(default_factory=dict)
+    """`MeanMetrics.state`: of updates after the last logged one."""
+    broken: list[list[str]] = field(default_factory=list)
+    """Kind, name and reason of everything broken that was met, in order."""
+    reads: list[int] = field(default_factory=lambda: [0, 0])
+    """Images read so far, and how many of them were broken."""
 
 
 def find_checkpoints(folder: Path) -> list[Path]:

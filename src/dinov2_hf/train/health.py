@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 _ONE_SIDED = 0.01
@@ -25,7 +26,7 @@ class CollapseWatch:
 
         Targets that are uniform from the start are no warning: so they are until the features tell images apart.
         """
-        scalars = {name: value for name, value in scalars.items() if value is not None}
+        scalars = {name: value for name, value in scalars.items() if value is not None and math.isfinite(value)}
         found: dict[str, str] = {}
         rank = scalars.get("rankme")
         if rank is not None:
@@ -52,5 +53,5 @@ class CollapseWatch:
                         "lower teacher.temp, and continue from a checkpoint before the rise"
                     )
         new = [message for name, message in found.items() if name not in self._warned]
-        self._warned = set(found)
+        self._warned = set(found) | (self._warned - scalars.keys())
         return new

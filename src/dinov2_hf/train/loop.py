@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..config import PretrainConfig, save_config
 from ..data import PhotometricAugmentation, TrainingBatches, build_loader, open_training_source, reading_advice
 from ..ssl import DINOv2Pretraining, SSLBatch, Students
+from .broken import BrokenLog
 from .checkpoint import (
     RunState,
     find_checkpoints,
@@ -53,9 +54,6 @@ class PeriodicEvaluation:
     evaluate: Callable[[str, Layers], dict[str, float]]
     """Called with the name of a student and the features of its average; its numbers are logged. Collective: called on
     all ranks."""
-
-
-_MIN_READ_BEFORE_STOP = 200
 
 
 class Pretrainer:
@@ -115,8 +113,7 @@ class Pretrainer:
 
         self.stopped = False
         """Whether SIGTERM ended the run before its end; a checkpoint was saved then."""
-        self.broken: set[str] = set()
-        self._broken_reads = self._reads = 0
+        self.broken = BrokenLog(self.folder, accelerator, self.state.broken, self.state.reads)
         self._collapse = CollapseWatch()
         self._terminated = threading.Event()
 
@@ -156,6 +153,7 @@ class Pretrainer:
                     f"train.output_dir={self.folder} cannot be written: {error}; mend that or give another folder"
                 ) from error
             remove_partial_checkpoints(self.checkpoints)
+            self.broken.write()
         accelerator.wait_for_everyone()
         log = MetricLog(self.folder, accelerator, state.step)
         if accelerator.is_main_process:
@@ -190,11 +188,12 @@ class Pretrainer:
     def _train(self, loader: Iterator[SSLBatch], log: MetricLog, progress: tqdm) -> None:
         accelerator, state, train = self.accelerator, self.state, self.config.train
         total = train.num_steps
-        publish_steps = max(round(self.config.hub.push_every * train.epoch_length), 1)
         shown: dict[str, str] = {}
-        if state.step == 0:
-            self._evaluate(self.evaluations, log, shown)
         means = MeanMetrics()
+        means.load(state.means, accelerator)
+        if not self._on_any_process(log.evaluated):
+            self._evaluate(log, shown)
+        self._publish()
         since, since_step = time.perf_counter(), state.step
         while state.step < total and not self.stopped:
             values = values_at(self.schedules, state.step)
@@ -202,6 +201,10 @@ class Pretrainer:
             means.add(self.training_step(lambda: self._next_batch(loader), values, state.step, diagnose=logged))
             state.step += 1
             progress.update(self.global_batch_size)
+            if logged or accelerator.num_processes == 1:
+                self.broken.merge()
+                self.broken.check(self.config.data.max_broken_share)
+                self.stopped = self._on_any_process(self._terminated.is_set()) and state.step < total
             if logged:
                 scalars = means.read(accelerator)
                 self._check_health(scalars)
@@ -212,26 +215,28 @@ class Pretrainer:
                 shown["loss"] = f"{scalars['loss']:.3f}"
                 progress.set_postfix(shown)
                 since, since_step = time.perf_counter(), state.step
-            if logged or accelerator.num_processes == 1:
-                self.stopped = self._should_stop() and state.step < total
-            due = [] if self.stopped else [item for item in self.evaluations if self._is_due(item)]
-            if due:
-                self._evaluate(due, log, shown)
-                progress.set_postfix(shown)
-                since, since_step = time.perf_counter(), state.step
             if self.stopped or state.step % self.checkpoint_steps == 0 or state.step == total:
-                self._save()  # last, so that a run that is killed in between makes up for the evaluation
-            if self.publish and state.step % publish_steps == 0 and state.step < total and not self.stopped:
-                results = self._results()
-                if accelerator.is_main_process:
-                    self.publish(state.step, results)
+                self._save(means, log)
+            if not self.stopped:  # after the checkpoint: a run that continues from it begins with them
+                if self._evaluate(log, shown):
+                    progress.set_postfix(shown)
+                    since, since_step = time.perf_counter(), state.step
+                self._publish()
 
-    def _should_stop(self) -> bool:
-        """Whether any process has got SIGTERM. Collective, and where there are several it waits for the device."""
+    def _on_any_process(self, condition: bool) -> bool:
+        """Whether `condition` holds on any process. Collective, and where there are several it waits for the device."""
         if self.accelerator.num_processes == 1:
-            return self._terminated.is_set()
-        received = torch.tensor(float(self._terminated.is_set()), device=self.accelerator.device)
-        return self.accelerator.reduce(received, reduction="sum").item() > 0
+            return condition
+        return self.accelerator.reduce(torch.tensor(float(condition), device=self.accelerator.device)).item() > 0
+
+    def _publish(self) -> None:
+        """Pushes the averages where that is due after this update."""
+        train, step = self.config.train, self.step
+        publish_steps = max(round(self.config.hub.push_every * train.epoch_length), 1)
+        if self.publish and 0 < step < train.num_steps and step % publish_steps == 0:
+            results = self._results()
+            if self.accelerator.is_main_process:
+                self.publish(step, results)
 
     def _results(self) -> Results:
         return {student: self._whole_average(student) for student in self.model.averages}
@@ -252,27 +257,16 @@ class Pretrainer:
         return whole
 
     def _next_batch(self, loader: Iterator[SSLBatch]) -> SSLBatch:
-        """The next batch on the device, coloured; unreadable images are counted and named."""
+        """The next batch on the device, coloured; what is broken is counted."""
         batch: SSLBatch = next(loader)
-        self._reads += batch.num_images + len(batch.broken)
-        self._broken_reads += len(batch.broken)
-        for message in batch.broken:
-            if message not in self.broken:
-                self.broken.add(message)
-                logger.warning("skipped an image that cannot be decoded: %s", message)
-        limit = self.config.data.max_broken_share
-        if self._broken_reads > limit * max(self._reads, _MIN_READ_BEFORE_STOP):
-            raise ValueError(
-                f"{self._broken_reads} of {self._reads} images cannot be decoded, more than "
-                f"data.max_broken_share={limit}; the last: {batch.broken[-1]}; mend the data or raise the share"
-            )
+        self.broken.add(batch)
         return self.augment(batch.to(self.accelerator.device, non_blocking=True))
 
     def _check_health(self, scalars: dict[str, float]) -> None:
         """Adds the counts of skipped updates and images; warns of collapse and stops a run without progress."""
         skipped, in_a_row = self.training_step.counters.tolist()
         scalars["skipped_updates"] = skipped
-        scalars["broken_images"] = float(len(self.broken))
+        scalars |= self.broken.counts
         if self.accelerator.is_main_process:
             for warning in self._collapse.look(scalars):
                 logger.warning("update %d: %s", self.step, warning)
@@ -288,9 +282,11 @@ class Pretrainer:
         every = max(round(evaluation.epochs * train.epoch_length), 1)
         return self.step % every == 0 or self.step == train.num_steps
 
-    def _evaluate(self, evaluations: Sequence[PeriodicEvaluation], log: MetricLog, shown: dict[str, str]) -> None:
+    def _evaluate(self, log: MetricLog, shown: dict[str, str]) -> bool:
+        """Measures and logs what is due after this update. Returns whether anything was. Collective."""
+        evaluations = [item for item in self.evaluations if self._is_due(item)]
         if not evaluations:
-            return
+            return False
         self.model.eval()
         results = {}
         for student in self.model.averages:
@@ -305,8 +301,13 @@ class Pretrainer:
         shown.update({name: f"{value:.1f}" for name, value in results.items()})
         if self.accelerator.is_main_process:
             tqdm.write(f"update {self.step}: " + ", ".join(f"{name} {value:.2f}" for name, value in results.items()))
+        return True
 
-    def _save(self) -> None:
+    def _save(self, means: MeanMetrics, log: MetricLog) -> None:
+        log.sync()
+        self.broken.merge()
+        self.state.broken, self.state.reads = self.broken.state
+        self.state.means = means.state(self.accelerator)
         train, accelerator, step = self.config.train, self.accelerator, self.training_step
         self.state.counters = step.counters.tolist()
         self.state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None

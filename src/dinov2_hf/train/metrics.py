@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from ..files import beside
 
 FILE_NAME = "metrics.jsonl"
 
@@ -23,17 +26,33 @@ class MeanMetrics:
         self._counts: Counter[str] = Counter()
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
-        """Takes in the scalars of one update."""
+        """Takes in the scalars of one update; they are summed in float32."""
         for name, value in scalars.items():
+            value = value.float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] += 1
+
+    def state(self, accelerator: Accelerator) -> dict[str, list]:
+        """By name, the number of updates since the last reading and the sum of each process. Collective."""
+        if not self._sums:
+            return {}
+        sums = accelerator.gather(torch.stack(list(self._sums.values()))[None]).T.tolist()
+        return {name: [self._counts[name], own] for name, own in zip(self._sums, sums)}
+
+    def load(self, state: Mapping[str, list], accelerator: Accelerator) -> None:
+        """Continues from `state`: exactly on as many processes; on another number each takes the mean of the sums."""
+        for name, (count, sums) in state.items():
+            same = len(sums) == accelerator.num_processes
+            own = sums[accelerator.process_index] if same else sum(sums) / len(sums)
+            self._sums[name] = torch.tensor(own, dtype=torch.float32, device=accelerator.device)
+            self._counts[name] = count
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over updates and processes; starts anew. Collective: call on all ranks."""
         if not self._sums:
             return {}
         names = list(self._sums)
-        values = torch.stack([self._sums[name].float() / self._counts[name] for name in names])
+        values = torch.stack([self._sums[name] / self._counts[name] for name in names])
         values = accelerator.reduce(values, reduction="mean").tolist()
         self.__init__()
         return dict(zip(names, values))
@@ -45,17 +64,24 @@ class MetricLog:
     Args:
         folder: where the file lies; an existing one is continued.
         start_step: lines after this step, left by a run that was killed, are dropped.
+
+    Attributes:
+        evaluated: whether there is a line of an evaluation after `start_step` updates.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, start_step: int) -> None:
         self._accelerator = accelerator
         self._path = folder / FILE_NAME
-        accelerator.init_trackers(".", init_kwargs={"tensorboard": {"purge_step": start_step + 1}})
+        self.evaluated = False
+        accelerator.init_trackers(".", init_kwargs={"tensorboard": {"purge_step": start_step}})
         if accelerator.is_main_process:
             kept = [line for line in read_metrics(folder) if start_step > 0 and line["step"] <= start_step]
-            fresh = self._path.with_suffix(".writing")
-            fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            fresh.replace(self._path)
+            with beside(self._path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            for line in kept:
+                if line["step"] == start_step:  # a kill may have come between the file and the trackers
+                    self.evaluated |= not is_of_update(line)
+                    self._track(start_step, {name: value for name, value in line.items() if name != "step"})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line: the values after `step` updates; `null` where one is not finite, as JSON has no other word."""
@@ -63,7 +89,21 @@ class MetricLog:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._accelerator.log(dict(values), step=step)
+        self._track(step, values)
+
+    def sync(self) -> None:
+        """Brings the lines to the disk, so that a power cut after the next checkpoint leaves them."""
+        if self._accelerator.is_main_process:
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def _track(self, step: int, values: Mapping[str, float | None]) -> None:
+        self._accelerator.log({name: math.nan if value is None else value for name, value in values.items()}, step=step)
+
+
+def is_of_update(line: Mapping[str, float | None]) -> bool:
+    """Whether a line of `metrics.jsonl` is of updates, not of an evaluation."""
+    return "epoch" in line
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
