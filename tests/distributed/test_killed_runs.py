@@ -525,7 +525,7 @@ def test_checkpoint_that_cannot_be_written_ends_the_run_and_spoils_nothing(
     for log in launch.logs():
         assert re.search(
             rf"OSError: the checkpoint after update 6 cannot be written to {folder}/checkpoints: "
-            rf".*File too large.*; the last good checkpoint is {good}; make room or mend the folder",
+            rf".*File too large.*; the last good checkpoint is {good}; make room or repair the folder",
             log,
         )
     assert names_in(folder) == [good.name] and content(good) == before

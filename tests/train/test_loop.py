@@ -11,7 +11,9 @@ from datasets import load_dataset
 
 from dinov2_hf.config import load_config
 from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
-from dinov2_hf.train.checkpoint import find_checkpoints, prune_checkpoints
+from dinov2_hf.train.checkpoint import find_checkpoints
+from dinov2_hf.train.integrity import prune_checkpoints
+from dinov2_hf.train.manifest import write_manifest
 from dinov2_hf.train.metrics import plot_metrics, read_metrics
 
 from .running import train
@@ -152,6 +154,7 @@ def test_pruning_never_removes_the_newest_checkpoint(tmp_path):
             folder = tmp_path / f"{keep}-{keep_every}"
             for step in (2, 4, 6, 7):
                 (folder / f"step-{step:08d}").mkdir(parents=True)
+                write_manifest(folder / f"step-{step:08d}", {})
                 prune_checkpoints(folder, keep, keep_every, checkpoint_steps=2)
                 assert int(find_checkpoints(folder)[-1].name[-8:]) == step
             left = {int(path.name[-8:]) for path in find_checkpoints(folder)}
@@ -185,7 +188,7 @@ def test_resume_never_refuses_an_old_run_and_a_path_continues_there(tiny_config)
     checkpoints = Path(config.train.output_dir) / "checkpoints"
     accelerator = build_accelerator(config.train)
     with pytest.raises(
-        ValueError, match="checkpoints holds a run up to update 4; to start anew give another train.out"
+        ValueError, match="checkpoints holds a run up to update 4; to start again give another train.out"
     ):
         Pretrainer(config, accelerator, resume="never")
     assert Pretrainer(config, accelerator, resume=str(checkpoints / "step-00000002")).step == 2

@@ -9,6 +9,8 @@ from dinov2_hf.train import Pretrainer, build_accelerator
 from dinov2_hf.train.checkpoint import read_model_tensors
 from dinov2_hf.train.initialize import read_source
 
+from .damages import sign
+
 
 @pytest.fixture
 def checkpoint(tiny_config):
@@ -50,8 +52,9 @@ def test_metadata_that_runs_code_is_refused_and_does_not(checkpoint, tmp_path, m
     _, path = checkpoint
     content = calling(module, name, str(tmp_path / "sprung"))
     (path / ".metadata").write_bytes(content)
+    sign(path)
     with pytest.raises(
-        ValueError, match=f"step-00000002 is damaged: its metadata asks for {module}.{name}, which is no"
+        ValueError, match=f"step-00000002 is damaged: .metadata asks for {module}.{name}, which is not part of"
     ):
         read_source(str(path))
     assert not (tmp_path / "sprung").exists()
@@ -64,5 +67,6 @@ def test_metadata_that_runs_code_is_refused_and_does_not(checkpoint, tmp_path, m
 def test_damaged_metadata_is_named(checkpoint, content):
     _, path = checkpoint
     (path / ".metadata").write_bytes(content)
-    with pytest.raises(ValueError, match="step-00000002 is damaged: .*; take another one"):
+    sign(path)
+    with pytest.raises(ValueError, match="step-00000002 is damaged: .metadata .*; there is no whole one beside it"):
         read_source(str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ..config import PretrainConfig, load_saved_config
 from ..features import EvalTransform, evaluation_transform
 from ..hub import RunFacts, preprocessor_config
 from ..models.convert import ModelWeights, read_weights
+from ..train.checkpoint import read_state
 from ..train.initialize import checkpoint_at, read_run
 
 NETWORKS = ("teacher", "student")
@@ -94,10 +94,7 @@ def _open_run(checkpoint: Path, network: str, student: str, device: str, name: s
         parts["heads"],
         preprocessor=preprocessor_config(transform),
     )
-    try:
-        step = json.loads((checkpoint / "run.json").read_text())["step"]
-    except (OSError, ValueError, LookupError) as error:
-        raise ValueError(f"the checkpoint {checkpoint} is damaged: run.json: {error}; take another one") from None
+    step = read_state(checkpoint)[0].step
     known = {} if network == "teacher" else {"results": []}  # averages alone are evaluated
     facts = RunFacts.of_run(run_folder(checkpoint), config, student, until=step, **known)
     return OpenSource(weights, RunPart(checkpoint, step, config, transform, facts))

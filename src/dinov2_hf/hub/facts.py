@@ -115,9 +115,11 @@ def _metrics(path: Path) -> list[dict]:
 def _newest_state(checkpoints: Path) -> dict:
     for path in sorted(checkpoints.glob("step-*/run.json"), reverse=True):
         try:
-            return json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError):  # being replaced by the run
+            state = json.loads(path.read_text())
+        except (OSError, ValueError):  # being replaced by the run, or damaged
             continue
+        if isinstance(state, dict):
+            return state
     return {}
 
 

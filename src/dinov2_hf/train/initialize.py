@@ -6,20 +6,19 @@ The short high-resolution stage (DINOv2, section 4, "Adapting the resolution") a
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config import InitConfig, load_saved_config
 from ..models import Dinov2Config, Dinov2Model, resize_position_embeddings, tensors_of
 from ..models.convert import read_weights
 from ..ssl import Students
-from .checkpoint import find_checkpoints, read_model_tensors
+from .checkpoint import CONFIG_FILE, find_checkpoints, is_checkpoint, read_model_tensors
+from .integrity import require_whole
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +94,8 @@ def initialize(model: Students, config: InitConfig) -> bool:
 
 
 def checkpoint_at(path: Path) -> Path | None:
-    """The checkpoint that `path` is, or the newest of the run that wrote into it."""
-    if (path / ".metadata").is_file():
+    """The checkpoint that `path` is, or the newest of the run that wrote into it, whole or damaged."""
+    if is_checkpoint(path):
         return path
     found = find_checkpoints(path / "checkpoints")
     return found[-1] if found else None
@@ -113,11 +112,9 @@ def read_run(checkpoint: Path, student: str = "", device: str = "cpu") -> Source
     Raises:
         ValueError: a checkpoint that is damaged, or without that student.
     """
-    try:
-        run = load_saved_config(checkpoint / "config.yaml")
-        tensors = read_model_tensors(checkpoint, device)
-    except (CheckpointException, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"the checkpoint {checkpoint} is damaged: {_first_line(error)}; take another one") from None
+    require_whole(checkpoint, contents=device != "meta")
+    run = load_saved_config(checkpoint / CONFIG_FILE)
+    tensors = read_model_tensors(checkpoint, device)
     models = {"": run.model, **getattr(run, "students", {})}
     if student not in models:
         others = ", ".join(filter(None, models)) or "none besides the one"
@@ -178,7 +175,3 @@ def _shape(state: Mapping[str, Tensor], key: str) -> str:
 
 def _summary(items: list[str]) -> str:
     return items[0] + (f" (and {len(items) - 1} tensors more)" if len(items) > 1 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

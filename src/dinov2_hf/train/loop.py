@@ -25,13 +25,13 @@ from .checkpoint import (
     RunState,
     find_checkpoints,
     load_checkpoint,
-    prune_checkpoints,
     remove_partial_checkpoints,
     save_checkpoint,
     step_of,
 )
 from .health import CollapseWatch
 from .initialize import initialize
+from .integrity import choose_checkpoint, prune_checkpoints, set_aside
 from .metrics import MeanMetrics, MetricLog, read_metrics
 from .schedules import build_schedules, values_at
 from .step import TrainingStep
@@ -99,7 +99,10 @@ class Pretrainer:
             logger.info(advice)
         self.augment = PhotometricAugmentation(config.colors)
 
-        checkpoint = self._checkpoint_to_resume(resume)
+        if resume == "never":
+            self._refuse_old_run()
+            resume = "auto"
+        checkpoint, self._damaged = choose_checkpoint(self.checkpoints, resume)
         torch.manual_seed(train.seed)
         self.model = self._build_model()
         head_warmup_steps = 0
@@ -154,6 +157,7 @@ class Pretrainer:
                 ) from error
             remove_partial_checkpoints(self.checkpoints)
             self.broken.write()
+            set_aside(self._damaged)
         accelerator.wait_for_everyone()
         log = MetricLog(self.folder, accelerator, state.step)
         if accelerator.is_main_process:
@@ -317,16 +321,12 @@ class Pretrainer:
             if self.stopped:
                 tqdm.write(f"stopped by SIGTERM after update {self.step}; saved {saved}, launch again to continue")
 
-    def _checkpoint_to_resume(self, resume: str) -> Path | None:
-        found = find_checkpoints(self.checkpoints)
-        if resume == "never" and found:
+    def _refuse_old_run(self) -> None:
+        if found := find_checkpoints(self.checkpoints):
             raise ValueError(
                 f"{self.checkpoints} holds a run up to update {step_of(found[-1])}; "
-                "to start anew give another train.output_dir or remove that folder, to continue use --resume auto"
+                "to start again give another train.output_dir or remove that folder, to continue use --resume auto"
             )
-        if resume in ("auto", "never"):
-            return found[-1] if found else None
-        return Path(resume)
 
     def _load(self, path: Path) -> None:
         step, accelerator = self.training_step, self.accelerator
