@@ -118,8 +118,8 @@ def read_state(checkpoint: Path) -> tuple[RunState, int]:
         if not _fits(value, hints[name]):
             raise ValueError(f"{_RUN_FILE} has {name}={value!r}")
     state = RunState(**given)
-    if state.step < 0 or len(state.counters) != 2:
-        raise ValueError(f"{_RUN_FILE} has step={state.step}, counters={state.counters}")
+    if state.step < 0 or len(state.counters) != 2 or len(state.reads) != 2:
+        raise ValueError(f"{_RUN_FILE} has step={state.step}, counters={state.counters}, reads={state.reads}")
     if (named := _NAME.fullmatch(checkpoint.name)) and int(named[1]) != state.step:
         raise ValueError(f"{_RUN_FILE} is that of update {state.step}")
     return state, version
