@@ -301,8 +301,8 @@ def test_slice_of_a_split_of_a_folder_is_read(paths, files):
 
 @both
 def test_splits_of_a_folder_of_tables_can_be_joined(streaming, tmp_path, dataset, files):
-    dataset.select(range(12)).to_parquet(tmp_path / "train-0.parquet")
-    dataset.select(range(12, 23)).to_parquet(tmp_path / "validation-0.parquet")
+    dataset.select(range(12)).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    dataset.select(range(12, 23)).to_parquet(tmp_path / "validation.parquet")
     assert_holds(open_source(tmp_path, streaming), files[:12])
     assert_holds(open_source(tmp_path, streaming, split="train+validation"), files)
 

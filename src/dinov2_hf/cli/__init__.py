@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for add in (add_data, add_export, add_inspect, add_push, add_evaluate, add_visualize, add_curate):
         add(commands)
 
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("dinov2_hf").setLevel(logging.INFO)
     args, rest = parser.parse_known_args(arguments)  # overrides may stand after options too
     unknown = [item for item in rest if item.startswith("-") or "=" not in item or "overrides" not in args]
     if unknown:

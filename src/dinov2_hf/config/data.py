@@ -99,6 +99,9 @@ class SourceConfig:
     as `/data/*.parquet`, a set saved with `save_to_disk`, or the name of a set on the Hub."""
     split: str = "train"
     """Split of the set; files named by themselves are `train`."""
+    split_folders: bool | None = None
+    """Whether sub-folders called train, val, validation or test are splits; default: they are if no other sub-folder
+    holds images and none lie beside them. Set: what lies elsewhere is left out (true), or all is one set (false)."""
     name: str | None = None
     """Configuration of a set on the Hub that has several."""
     image_column: str | None = None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, IterableDataset, Value
 from PIL import Image as Pillow
 
 from ..config import SourceConfig
 from .fetch import Missing, is_url, read_bytes
 from .load import FORMATS, Loaded, load
+from .paths import name_of, state_of
 
 _PEEKED_ROWS = 16
 
@@ -34,6 +38,19 @@ class ImageColumn:
     """The file of each shard of a stream, where each is one."""
     lengths: list[int] | None = None
     """Rows of each shard of a stream, where they are known."""
+    listed: bool = False
+    """Whether the images are files that were listed here, by their stored names (`paths.py`)."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the images and their order; of files that were listed, of their sizes and times of change too."""
+        if not self.listed:
+            return self.dataset._fingerprint
+        digest = hashlib.sha256()
+        for rows in self.dataset.with_format("arrow").iter(batch_size=1 << 16):
+            for name in pc.struct_field(rows.column(0), "path").to_pylist():
+                digest.update(repr((name, name and state_of(name))).encode())
+        return digest.hexdigest()
 
     def encoded(self, value: Any, position: str) -> tuple[bytes, str]:
         """Bytes and name of a value of the column; `Missing` with the reason where it has none.
@@ -55,7 +72,7 @@ class ImageColumn:
         if not path:
             return Missing("the value has neither bytes nor a path"), position
         path = self._locate(path)
-        return read_bytes(path), path
+        return read_bytes(path), name_of(path)
 
     def _locate(self, path: str) -> str:
         return path if not path or self.folder is None or is_url(path) else os.path.join(self.folder, path)
@@ -108,14 +125,14 @@ def find_images(loaded: Loaded, config: SourceConfig) -> ImageColumn:
     dataset = dataset.select_columns([name])
     if isinstance(features[name], Image):
         dataset = dataset.cast_column(name, Image(decode=False))
-    images = ImageColumn(dataset, name, loaded.folder)
+    images = ImageColumn(dataset, name, loaded.folder, listed=loaded.listed)
     if isinstance(dataset, Dataset):
         return images
     # a folder of images is a single shard of many files
     shard_is_file = len(loaded.files) == dataset.num_shards and Path(loaded.files[0]).suffix in FORMATS
     return replace(
         images,
-        embedded=kinds[name] != "text" and (shard_is_file or not loaded.files),
+        embedded=kinds[name] != "text" and not loaded.listed and (shard_is_file or not loaded.files),
         shard_files=loaded.files if shard_is_file else None,
         lengths=loaded.lengths,
     )

@@ -10,6 +10,8 @@ import urllib.request
 
 from datasets.utils.file_utils import xopen
 
+from .paths import read_stored
+
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _TIMEOUT, _MAX_DOWNLOAD_SECONDS = 15.0, 60.0
 _TRIES = 2
@@ -36,10 +38,15 @@ class Missing(bytes):
 
 
 def read_bytes(path: str) -> bytes:
-    """The bytes at a path, a path in an archive (`zip://member::archive`) or a URL; `Missing` where there are none."""
+    """The bytes at a path, a stored name (`paths.py`), a path in an archive (`zip://member::archive`) or a URL.
+
+    `Missing` where there are none.
+    """
     if path.startswith(("http://", "https://")):
         return _download(path)
     try:
+        if path.startswith("\0"):
+            return read_stored(path) or Missing("an empty file")
         with xopen(path, "rb") if is_url(path) else open(path, "rb") as file:
             return file.read() or Missing("an empty file")
     except OSError as error:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,11 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..config import SourceConfig
 from .fetch import is_url
+from .folders import names_in
+from .local import LocalImages, LocalTables, open_local
+from .paths import shown
+
+logger = logging.getLogger(__name__)
 
 FORMATS = {
     ".parquet": "parquet",
@@ -39,7 +47,11 @@ class Loaded:
     lengths: list[int] | None = None
     """Rows of each shard of a stream, where they are known."""
     fingerprint: str | None = None
-    """Of a set saved with `save_to_disk`."""
+    """Of a set saved with `save_to_disk`; of files that were listed, of their names."""
+    listed: bool = False
+    """Whether its images are files that were listed here."""
+    summary: str = ""
+    """What was found, on one line."""
 
     def listing(self) -> dict[str, Any]:
         """What the source is made of, the same wherever it lies: `count` of `unit` (images or files), and a `digest`.
@@ -63,15 +75,20 @@ class Loaded:
         return {"count": count, "unit": unit, "digest": digest.hexdigest()[:32]}
 
 
-def load(config: SourceConfig, streaming: bool) -> Loaded:
-    """What lies at `config.path`: `docs/data.md` has the kinds of sources.
+def load(config: SourceConfig, streaming: bool, name: str = "") -> Loaded:
+    """What lies at `config.path`: `docs/data.md` has the kinds of sources. The log says once what was found.
+
+    Args:
+        config: of the source.
+        streaming: whether tables and tars are read as streams.
+        name: what the log calls the source, such as `data.train`.
 
     Raises:
         ValueError: nothing to read, no such split, each with what there is instead.
     """
     path = os.path.expanduser(str(config.path))
     try:
-        if Path(path, "state.json").is_file() or Path(path, "dataset_dict.json").is_file():
+        if _is_saved(path):
             loaded = _load_saved(path, config.split, streaming)
         else:
             loaded = _load_files(path, config, streaming)
@@ -84,10 +101,24 @@ def load(config: SourceConfig, streaming: bool) -> Loaded:
     except ValueError as error:
         if "Unknown split" in str(error) or "Bad split" in str(error):
             raise ValueError(f"split={config.split!r} is not in {path}: {error}") from None
-        raise error if path in str(error) else ValueError(f"{path} cannot be read: {error}") from error
+        raise error if shown(path) in str(error) else ValueError(f"{path} cannot be read: {error}") from error
     if isinstance(loaded.dataset, Dataset) and len(loaded.dataset) == 0:
         raise ValueError(f"{path} (split {config.split!r}) has no rows")
+    _say(f"{name}: " * bool(name) + f"{shown(path)}: {loaded.summary}")
     return loaded
+
+
+def _is_saved(path: str) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    parts = ("state.json", "dataset_info.json")
+    return Path(path, "dataset_dict.json").is_file() or all(Path(path, part).is_file() for part in parts)
+
+
+@cache
+def _say(line: str) -> None:
+    """Logs a line once, on the main process."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.info("%s", line)
 
 
 def _load_saved(path: str, split: str, streaming: bool) -> Loaded:
@@ -98,35 +129,27 @@ def _load_saved(path: str, split: str, streaming: bool) -> Loaded:
     if split not in saved:
         raise ValueError(f"split={split!r} is not in {path}; it has {', '.join(saved)}")
     dataset = saved[split]
+    summary = _summary(f"{len(dataset):,} rows", split, saved)
     if not streaming:
-        return Loaded(dataset, [], path, fingerprint=dataset._fingerprint)
+        return Loaded(dataset, [], path, fingerprint=dataset._fingerprint, summary=summary)
     shards = max(min(len(dataset) // _SAVED_SHARD_ROWS, _MAX_SAVED_SHARDS), 1)
     each, more = divmod(len(dataset), shards)
     lengths = [each + (shard < more) for shard in range(shards)]
-    return Loaded(dataset.to_iterable_dataset(shards), [], path, lengths, dataset._fingerprint)
+    return Loaded(dataset.to_iterable_dataset(shards), [], path, lengths, dataset._fingerprint, summary=summary)
 
 
 def _load_files(path: str, config: SourceConfig, streaming: bool) -> Loaded:
     """A folder, a file, a pattern of files, or a set on the Hub."""
-    local = Path(path)
-    if local.is_dir():
-        if not any(local.iterdir()):
-            raise ValueError(f"{path} is an empty folder; put images into it, or give another")
-        builder = load_dataset_builder(path, config.name)
-    elif local.is_file() or glob.has_magic(path):
-        files = [path] if local.is_file() else sorted(glob.glob(path, recursive=True))
-        if not files:
-            raise ValueError(f"no file is called {path}; give a folder, or a pattern that files here match")
-        suffixes = sorted({Path(file).suffix for file in files})
-        if len(suffixes) > 1 or suffixes[0] not in FORMATS:
-            given = (
-                f"is a {suffixes[0] or 'nameless'} file" if len(suffixes) == 1 else f"is {', '.join(suffixes)} files"
-            )
-            raise ValueError(f"{path} {given}; give a folder of images, or files that end in {' or '.join(FORMATS)}")
-        builder = load_dataset_builder(
-            FORMATS[suffixes[0]], data_files={"train": [glob.escape(file) for file in files]}
-        )
-    elif path.startswith(("/", "./", "../")):
+    found = open_local(path, config)
+    if isinstance(found, LocalImages):
+        if not streaming:
+            return Loaded(found.dataset, [], None, fingerprint=found.digest, listed=True, summary=found.summary)
+        lengths, stream = [len(found.dataset)], found.dataset.to_iterable_dataset(1)
+        return Loaded(stream, [], None, lengths, found.digest, listed=True, summary=found.summary)
+    if isinstance(found, LocalTables):
+        files = {split: [glob.escape(file) for file in files] for split, files in found.files.items()}
+        builder = load_dataset_builder(FORMATS[found.suffix], data_files=files)
+    elif path.startswith(("/", "./", "../")) and not os.path.exists(path):
         raise ValueError(f"{path} does not exist; give a folder of images, parquet files or a set on the Hub")
     else:
         builder = load_dataset_builder(path, config.name)
@@ -137,6 +160,17 @@ def _load_files(path: str, config: SourceConfig, streaming: bool) -> Loaded:
         dataset = builder.as_dataset(split=config.split)
     by_split = builder.config.data_files or {}
     folders = {os.path.dirname(file) for files in by_split.values() for file in files}
-    parts = [part.partition("[")[0].strip() for part in config.split.split("+")]  # of `train[:10%]+validation`
-    files = [file for part in parts for file in by_split.get(part, ())]
-    return Loaded(dataset, files, folders.pop() if len(folders) == 1 else None)
+    files = [file for part in names_in(config.split) for file in by_split.get(part, ())]
+    if isinstance(found, LocalTables):
+        summary = found.summary
+    else:
+        rows = "streamed" if streaming else f"{len(dataset):,} rows"
+        summary = _summary(
+            f"{len(files):,} files, {rows}" if files else rows, config.split, builder.info.splits or by_split
+        )
+    return Loaded(dataset, files, folders.pop() if len(folders) == 1 else None, summary=summary)
+
+
+def _summary(what: str, split: str, splits: Iterable[str]) -> str:
+    others = [str(name) for name in splits if name not in names_in(split)]
+    return f"{what}; split {split}" + (f" (also: {', '.join(others)})" if others else "")
