@@ -83,7 +83,7 @@ def _open_collection(collection: str, sources: dict[str, SourceConfig], rows_per
         source = sources[name]
         where = collection if collection.endswith(f".{name}") else f"{collection}.{name}"
         try:
-            images = _opened(_key(source))
+            images = _opened(_key(source), where)
         except ValueError as error:
             raise ValueError(f"{where}.path={source.path}: {error}") from None
         dataset = images.dataset
@@ -91,23 +91,24 @@ def _open_collection(collection: str, sources: dict[str, SourceConfig], rows_per
         if isinstance(dataset, Dataset):
             starts = range(0, len(dataset), rows_per_shard)
             shards += [Shard(name, source, start, min(rows_per_shard, len(dataset) - start)) for start in starts]
-            contents.append([dataset._fingerprint, rows_per_shard])
+            contents.append([images.fingerprint, rows_per_shard])
         else:
             shards += [Shard(name, source, number, None) for number in range(dataset.num_shards)]
-            contents.append([dataset.num_shards, images.shard_files])
+            contents.append([dataset.num_shards, images.fingerprint if images.listed else images.shard_files])
     return Collection(collection, shards, hashlib.sha256(json.dumps(contents).encode()).hexdigest())
 
 
 def _key(source: SourceConfig) -> str:
     """What of a source says where its images are."""
-    names = ("path", "split", "name", "image_column", "streaming")
+    names = ["path", "split", "name", "image_column", "streaming"]
+    names += ["split_folders"] if source.split_folders is not None else []
     values: dict[str, Any] = asdict(source)
     return json.dumps({name: values[name] for name in names})
 
 
 @lru_cache(maxsize=64)
-def _opened(key: str) -> ImageColumn:
+def _opened(key: str, name: str = "") -> ImageColumn:
     config = SourceConfig(**json.loads(key))
-    images = open_images(config, config.streaming)
+    images = open_images(config, config.streaming, name)
     assert isinstance(images.dataset, (Dataset, IterableDataset))
     return images

@@ -78,13 +78,13 @@ class ImageColumn:
         return path if not path or self.folder is None or is_url(path) else os.path.join(self.folder, path)
 
 
-def open_images(config: SourceConfig, streaming: bool) -> ImageColumn:
-    """The images at `config.path`.
+def open_images(config: SourceConfig, streaming: bool, name: str = "") -> ImageColumn:
+    """The images at `config.path`, which the log calls `name`.
 
     Raises:
         ValueError: nothing to read, no such split or column, each with what there is instead.
     """
-    return find_images(load(config, streaming), config)
+    return find_images(load(config, streaming, name), config)
 
 
 def find_images(loaded: Loaded, config: SourceConfig) -> ImageColumn:

@@ -29,6 +29,7 @@ SPLITS = {"train": "train", "val": "validation", "validation": "validation", "te
 """Names of folders that can be splits."""
 TABLES = (".tar", ".parquet", ".arrow", ".csv", ".jsonl", ".json")
 """Suffixes of tables and archives of images, the first of which a folder has is read."""
+_NOUN = re.compile(r"(?<!\S)(image|class|link|folder|member|file|name)\b")
 _TABLE_OF_SPLIT = re.compile(rf"({'|'.join(SPLITS)})(-\d{{5}}-of-\d{{5}}(-[^/]*)?)?")
 
 
@@ -125,7 +126,7 @@ def arrange(files: Scan, split_folders: bool | None) -> Made:
             found.ignored["dangling link"] += 1
     for what, paths in (
         ("dangling link", files.dangling),
-        ("link back to a folder that it lies in, not followed", files.loops),
+        ("link in a loop not followed", files.loops),
         ("folder that cannot be read", files.unreadable),
     ):
         if paths:
@@ -276,8 +277,8 @@ def summary(facts: dict[str, Any], split: str, count: int, what: str = "image") 
     parts += [f"ignored {ignored}"] if ignored else []
     parts += [f"{_count(facts['links'], 'link')} followed"] if facts["links"] else []
     parts += facts["notes"]
-    tables = [suffix for suffix in TABLES if suffix in (".tar", ".parquet", ".arrow") and suffix in facts["ignored"]]
-    if tables:
+    tables = [suffix for suffix in (".tar", ".parquet", ".arrow") if suffix in facts["ignored"]]
+    if tables and what == "image":
         parts.append(f"to read the {tables[0]} files, give a pattern such as **/*{tables[0]} as a source of its own")
     return "; ".join(parts)
 
@@ -300,12 +301,9 @@ def names_in(split: str) -> list[str]:
 
 
 def _count(number: int, what: str) -> str:
-    """`3,068 images`; names of files and suffixes have no plural."""
-    if number != 1 and what[0] not in "._" and not what.endswith(".db"):
-        for word in ("image", "class", "link", "folder", "member", "file", "name"):
-            if re.search(rf"\b{word}\b", what):
-                what = re.sub(rf"\b{word}\b", word + ("es" if word == "class" else "s"), what, count=1)
-                break
+    """`3,068 images`, `2 .tar files`, `2 .txt`."""
+    if number != 1:
+        what = _NOUN.sub(lambda word: word[1] + ("es" if word[1] == "class" else "s"), what, count=1)
     return f"{number:,} {what}"
 
 

@@ -23,9 +23,12 @@ class LabeledImages:
         loaded = load(config, streaming=False)
         self.where = f"{config.path} (split {config.split!r})"
         self._images = find_images(loaded, config)
-        self.fingerprint: str | None = self._images.dataset._fingerprint
-        """Of the images and their order."""
         self.labels, self.names, self.multi_label = read_labels(loaded.dataset, config)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the images and their order."""
+        return self._images.fingerprint
 
     def __len__(self) -> int:
         return len(self._images.dataset)

@@ -98,12 +98,12 @@ def join_metadata(tables: Sequence[tuple[str, pa.Table]], images: Sequence[str],
         mains = [_first(value) for value in by_name[main].rows] if main in by_name else [None] * len(table)
         kept = [row for row, image in enumerate(mains) if image is not None and nearest[image] == depth[number]]
         others = [entry.name for entry in table.schema if not _image_column(entry) and entry.name not in by_name]
-        part = table.select(others).take(pa.array(kept, pa.int64()))
+        part = {name: table.column(name).take(pa.array(kept, pa.int64())) for name in others}
         for column in found:
             values = [column.rows[row] for row in kept]
             used.update(image for value in values for image in (value if column.is_list else [value]))
-            part = part.append_column(column.name, image_array(values, stored, column.is_list))
-        parts.append(part)
+            part[column.name] = image_array(values, stored, column.is_list)
+        parts.append(pa.table(part))
         rows += [mains[row] for row in kept]
     used |= nearest.keys()
     unnamed = [number for number in range(len(images)) if number not in used]

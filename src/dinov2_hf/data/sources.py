@@ -201,7 +201,7 @@ def open_training_source(config: DataConfig, seed: int) -> LanedSource:
         ValueError: nothing to read, no such split or column, more lanes than files, each with what there is instead.
     """
     configs = {"data.train": config.train} | {f"data.mix.{name}": config.mix[name] for name in sorted(config.mix)}
-    loaded = {name: load(source, source.streaming) for name, source in configs.items()}
+    loaded = {name: load(source, source.streaming, name) for name, source in configs.items()}
     images = {name: find_images(loaded[name], source) for name, source in configs.items()}
     shards = {name: images[name].dataset.num_shards for name in configs if configs[name].streaming}
     lanes = _lanes(config, shards)

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +22,7 @@ from PIL import Image
 from ..config import SourceConfig
 from .columns import ImageColumn, find_images
 from .fetch import Missing, read_bytes
+from .formats import READABLE
 from .labeled import read_labels
 from .load import Loaded, load
 
@@ -102,7 +102,7 @@ class AnimatedFrames:
 
     def __init__(self, images: ImageColumn) -> None:
         self._images = images
-        self.fingerprint: str = images.dataset._fingerprint
+        self.fingerprint: str = images.fingerprint
 
     def __len__(self) -> int:
         return len(self._images.dataset)
@@ -314,12 +314,7 @@ def _first_image(root: Path, pattern: str) -> Path | None:
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in _suffixes() and file.is_file()
-
-
-@cache
-def _suffixes() -> frozenset[str]:
-    return frozenset((*Image.registered_extensions(), ".npy"))
+    return file.suffix.lower() in READABLE and file.is_file()
 
 
 def _files(folder: Path) -> list[Path]:

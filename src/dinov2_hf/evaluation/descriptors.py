@@ -34,11 +34,15 @@ class PlainImages:
     """
 
     def __init__(self, config: SourceConfig, name: str) -> None:
-        loaded = load(given(config, name), streaming=False)
+        loaded = load(given(config, name), streaming=False, name=name)
         self.where = f"{config.path} (split {config.split!r})"
         self.table = loaded.dataset
         self._images = find_images(loaded, config)
-        self.fingerprint: str | None = self._images.dataset._fingerprint
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the images and their order."""
+        return self._images.fingerprint
 
     def __len__(self) -> int:
         return len(self.table)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from ..config import SourceConfig
 from ..data.columns import open_images
@@ -23,28 +20,16 @@ Item = TypeVar("Item")
 logger = logging.getLogger(__name__)
 
 
-class ImageFiles:
-    """Files in the order given."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-        told = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in self.paths]
-        self.fingerprint: str | None = hashlib.sha256("\n".join(told).encode()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> tuple[bytes, str]:
-        """Bytes and name of file `index`."""
-        return self.paths[index].read_bytes(), self.paths[index].name
-
-
 class ImageRows:
-    """A set that `datasets` reads, labels or not."""
+    """The images of a source, labels or not."""
 
     def __init__(self, config: SourceConfig) -> None:
         self._images = open_images(config, streaming=False)
-        self.fingerprint: str | None = self._images.dataset._fingerprint
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the images and their order."""
+        return self._images.fingerprint
 
     def __len__(self) -> int:
         return len(self._images.dataset)
@@ -56,23 +41,11 @@ class ImageRows:
 
 
 def open_collection(path: str, split: str = "train") -> Images:
-    """The images at `path`: a file, a folder of image files at any depth in the order of their names, or a set.
-
-    Args:
-        split: of a set; files and folders of files have none.
+    """The images at `path`: a file, a folder, a pattern, or anything else that training reads, as it reads it.
 
     Raises:
-        ValueError: nothing to read.
+        ValueError: nothing to read, or no such split.
     """
-    local = Path(path).expanduser()
-    if local.is_file() and _is_image(local):
-        return ImageFiles([local])
-    if local.is_dir():
-        files = sorted(file for file in local.rglob("*") if file.is_file() and _is_image(file))
-        if files:
-            return ImageFiles(files)
-    if local.is_file() and local.suffix.lower() not in (".parquet", ".arrow", ".tar", ".csv", ".json", ".jsonl"):
-        return ImageFiles([local])  # is told to be no image when it is opened
     return ImageRows(SourceConfig(path=path, split=split))
 
 
@@ -115,7 +88,3 @@ def open_pictures(
         return open_picture(data, name, image_size, patch_size, num_channels)
 
     return read_images(paths, open, split, count)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in {*Image.registered_extensions(), ".npy"}
