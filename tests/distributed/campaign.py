@@ -167,7 +167,9 @@ class Campaign:
         if undisturbed not in self._whole:
             folder, start = self._new_folder(), time.monotonic()
             launch = self._launch(undisturbed, folder, 0).finish_well()
-            self._whole[undisturbed] = folder, launch.counts(), time.monotonic() - start
+            counts = launch.counts()
+            assert all(counts[moment] for moment in MOMENTS if moment != "start"), counts
+            self._whole[undisturbed] = folder, counts, time.monotonic() - start
             assert names_in(folder)[-1] == f"step-{UPDATES:08d}" and self.hub.files(f"tester/{folder.name}")
         return self._whole[undisturbed]
 
