@@ -7,7 +7,8 @@ Makes `--rows` unit vectors (float16, in memory-mapped shards under `--folder`):
 groups of twenty, a tenth of the rows near-copies of others, and an evaluation set of which half have copies in the
 pool. Then self-dedup (64 neighbours, cosine > 0.6), relative dedup (> 0.45), retrieval by neighbours and by clusters,
 hierarchical k-means with resampling and a balanced sample. Every stage runs in processes of its own, so that the peak
-is that stage's (of all its workers together; mapped pages of the shards and the index count, in each worker).
+is that stage's (of all its workers together; mapped pages of the shards and the index count, in each worker). The
+smallest run, `--rows 4000 --workers 1`, only shows that the script runs.
 Prints a table in Markdown, with the seconds that all cores worked: those hold on a busy machine too.
 """
 
@@ -123,6 +124,7 @@ def find_pairs(folder: Path, nprobe: int) -> dict:
     """All pairs above 0.45, once for both stages: those above 0.6 are the ones of self-dedup."""
     count = len(VectorShards(shards_with_references(folder)))
     tasks = [(folder, nprobe, first) for first in range(0, count, TASK)]
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     with multiprocessing.get_context("spawn").Pool(int(os.environ["WORKERS"])) as pool:
         total = sum(pool.starmap(find_pairs_of_task, tasks, chunksize=1))
     return {"pairs": total, "bytes": total * 20}
@@ -252,9 +254,9 @@ def run_stage(send, function: Callable, arguments: tuple) -> None:
 
 
 def measured(workers: int, function: Callable, *arguments) -> tuple[float, float, int, dict]:
-    threads = 1 if function in IN_PROCESSES else workers
-    os.environ.update(WORKERS=str(workers), OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads))
-    context = multiprocessing.get_context("spawn")
+    os.environ.update(WORKERS=str(workers), OMP_NUM_THREADS=str(workers), OPENBLAS_NUM_THREADS=str(workers))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dinov2_hf.curation.vectors"])  # imported once, for all stages
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=run_stage, args=(send, function, arguments))
     process.start()

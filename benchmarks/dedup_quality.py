@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from dinov2_hf.curation.hashes import distance, perceptual_hash
 from dinov2_hf.curation.vectors import components
 from dinov2_hf.exchange import open_backbone
+
+PHOTOGRAPHS = Path(__file__).parents[1] / "examples/data/clothing/train.parquet"
 
 
 def recompressed(image: Image.Image) -> Image.Image:
@@ -85,7 +88,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("cls", "mean"), default="cls")
     parser.add_argument("--distances", type=int, nargs="+", default=[0, 2, 4, 6])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.6, 0.7, 0.8, 0.9, 0.95])
-    parser.add_argument("--data", default="examples/data/clothing/train.parquet")
+    parser.add_argument("--data", default=str(PHOTOGRAPHS), help="a parquet file of photographs")
     args = parser.parse_args()
     rows = load_dataset("parquet", data_files=args.data, split=f"train[:{args.images}]")
     originals = [row["image"].convert("RGB") for row in rows]

@@ -6,18 +6,27 @@
 Trains a teacher by `configs/pretrain/quickstart.yaml`, unless one is given, and for each seed three students by
 `configs/distill/quickstart.yaml`: alone, over the teacher's prototypes, over its features. All see the bundled
 photographs without labels and share every key but those of the objective. Runs under `--output` are continued.
-Prints a table in Markdown: accuracy on the validation set, by which the keys were chosen, and on the test set.
+Prints a table in Markdown: accuracy on the validation set, by which the keys were chosen, and on the test set. `--tiny`
+only shows that the script runs: its numbers mean nothing.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
+import runpy
 import statistics
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from datasets import load_dataset
+
+import dinov2_hf.launch  # noqa: F401  for the examples, which are run in forks of this process
+from dinov2_hf import cli
+
 ROOT = Path(__file__).parents[1]
-IMAGES = "examples/data/clothing"
+IMAGES = ROOT / "examples" / "data" / "clothing"
 SPLITS = ("validation", "test")
 TEACHER = ("pretrain", "configs/pretrain/quickstart.yaml")
 STUDENT = ("distill", "configs/distill/quickstart.yaml")
@@ -27,27 +36,53 @@ WAYS = {
     "distilled, prototypes": STUDENT,
     "distilled, features": (*STUDENT, "distill.objective=features"),
 }
+TINY = ["train.epoch_length=1", "train.batch_size=8", "dino.num_prototypes=64", "data.num_workers=0"]
+
+
+def run(work: Callable, *arguments: str) -> None:
+    """Calls `work` in a process of its own: this one imports everything, and computes nothing."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{' '.join(arguments)}: ended with status {process.exitcode}; its output is above")
+
+
+def run_example(*arguments: str) -> None:
+    os.chdir(ROOT)
+    sys.argv = list(arguments)
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def run_command(*arguments: str) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    cli.main(arguments)
 
 
 def train(folder: Path, script: str, config: str, *overrides: str) -> Path:
     """The export of a run, which is made, or continued where it broke off."""
-    command = [sys.executable, f"examples/{script}.py", "--config", config, *overrides]
-    subprocess.run([*command, f"train.output_dir={folder}"], cwd=ROOT, check=True)
+    run(run_example, f"examples/{script}.py", "--config", config, *overrides, f"train.output_dir={folder}")
     return folder / "export"
 
 
-def accuracies(export: Path) -> dict[str, float]:
+def accuracies(export: Path, images: Path, num_workers: int) -> dict[str, float]:
     """k-NN accuracy, 20 neighbours, on each split."""
     found = {}
     for split in SPLITS:
         output = export.parent / f"knn-{split}"
-        options = {"model": export, "data": IMAGES, "cache": export.parent / "features", "output": output}
-        command = [sys.executable, "-m", "dinov2_hf.cli", "evaluate", "knn", f"test.split={split}", "k=[20]"]
-        command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        options = {"model": export, "data": images, "cache": export.parent / "features", "output": output}
+        arguments = ["evaluate", "knn", f"test.split={split}", "k=[20]", f"num_workers={num_workers}"]
+        arguments += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        run(run_command, *arguments)
         (result,) = json.loads((output / "results.json").read_text())["results"]
         found[split] = result["value"]
     return found
+
+
+def copy_few_images(folder: str) -> None:
+    """The first 24 photographs of each split, as files of the same names."""
+    for split in ("train", *SPLITS):
+        load_dataset(str(IMAGES), split=split).select(range(24)).to_parquet(f"{folder}/{split}.parquet")
 
 
 def main() -> None:
@@ -56,18 +91,24 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "runs/distillation", help="(default: runs/distillation)")
     parser.add_argument("--seeds", type=int, default=3, help="students of each kind (default: 3)")
     parser.add_argument("--epochs", type=float, default=6, help="of a student, 48 updates each (default: 6)")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, to see that it runs")
     args = parser.parse_args()
 
-    output = args.output.resolve()
+    output, images, num_workers, keys = args.output.resolve(), IMAGES, 2, []
+    if args.tiny:
+        args.seeds, args.epochs, num_workers = 1, 1, 0
+        images = output / "images"
+        run(copy_few_images, str(images))
+        keys = [*TINY, f"data.train.path={images}", "knn.reference.path=null", "knn.query.path=null", "train.epochs=1"]
     teacher = args.teacher.resolve() if args.teacher else output / "teacher"
-    best = accuracies(teacher / "export" if args.teacher else train(teacher, *TEACHER))
+    best = accuracies(teacher / "export" if args.teacher else train(teacher, *TEACHER, *keys), images, num_workers)
     found = {way: [] for way in WAYS}
     for seed in range(args.seeds):
         for way, (script, config, *overrides) in WAYS.items():
-            given = [f"train.seed={seed}", f"train.epochs={args.epochs}", *overrides]
+            given = [*keys, f"train.seed={seed}", f"train.epochs={args.epochs}", *overrides]
             given += [f"distill.teacher={teacher}"] * (script == "distill")
             folder = output / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}"
-            found[way].append(accuracies(train(folder, script, config, *given)))
+            found[way].append(accuracies(train(folder, script, config, *given), images, num_workers))
 
     print(f"\n{round(args.epochs * 48)} updates of each student, {args.seeds} seeds\n")
     print("| | " + " | ".join(f"{split} | mean" for split in SPLITS) + " |\n| --- |" + " --- | ---: |" * len(SPLITS))

@@ -3,7 +3,8 @@
     python benchmarks/evaluation.py                # everything, about ten minutes on two cores
     python benchmarks/evaluation.py features --pairs 3
 
-Ratios are of runs that alternate in one process, so that they hold on a noisy machine.
+Ratios are of runs that alternate in one process, so that they hold on a noisy machine. `--tiny` only shows that the
+script runs: its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
 
 from dinov2_hf import Dinov2Config, Dinov2Model
-from dinov2_hf.config import PretrainConfig, SourceConfig
+from dinov2_hf.config import SourceConfig
 from dinov2_hf.data import LabeledImages
 from dinov2_hf.evaluation import weighted_knn
 from dinov2_hf.evaluation.linear import LinearHeads
 from dinov2_hf.exchange import open_backbone
-from dinov2_hf.features import EvalTransform, extract_features
-from dinov2_hf.hub import export_folder
+from dinov2_hf.features import EvalTransform, extract_features, preprocessor_config
+from dinov2_hf.hub.export import write_model
 from dinov2_hf.train.accelerator import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
@@ -49,20 +50,19 @@ def median(values: list[float]) -> str:
     return f"{middle:.2f} (quartiles {low:.2f}, {high:.2f})"
 
 
-def features(pairs: int, batch_size: int, device: torch.device) -> None:
+def features(preset: str, pairs: int, batch_size: int, device: torch.device) -> None:
     """Images per second from encoded photographs to CLS: ours and `pipeline("image-feature-extraction")`."""
     images = LabeledImages(SourceConfig(path=str(PHOTOGRAPHS), split="validation"))
     count = 4 * batch_size
     pictures = KeyDataset(load_dataset(str(PHOTOGRAPHS), split="validation").select(range(count)), "image")
     with tempfile.TemporaryDirectory() as folder:
         transform = EvalTransform(256, 224, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        config = PretrainConfig()
-        config.data.train.path, config.train.output_dir = "photographs", folder
-        backbone = Dinov2Model(Dinov2Config.preset("small")).eval()
-        export = export_folder(Path(folder) / "export", backbone, {}, transform, config, {})
+        export = Path(folder) / "export"
+        write_model(export, Dinov2Model(Dinov2Config.preset(preset)), {}, preprocessor_config(transform))
         accelerator = Accelerator(cpu=device.type == "cpu")
         print(
-            f"ViT-S/14 at 224 pixels, batches of {batch_size}, {count} photographs, {torch.get_num_threads()} threads"
+            f"{preset}, patches of 14, at 224 pixels, batches of {batch_size}, {count} photographs, "
+            f"{torch.get_num_threads()} threads"
         )
         speed = {}
         for dtype in (torch.float32, torch.bfloat16):
@@ -104,16 +104,16 @@ class _First:
         return self._images.read(index)
 
 
-def knn(device: torch.device) -> None:
-    """Class scores of 10,000 queries among 100,000 references of 384 channels."""
+def knn(count: int, device: torch.device) -> None:
+    """Class scores of `count / 10` queries among `count` references of 384 channels."""
     generator = torch.Generator().manual_seed(0)
-    references, queries = (torch.randn(n, 384, generator=generator).to(device) for n in (100_000, 10_000))
-    labels = torch.randint(0, 1000, (100_000,), generator=generator).to(device)
+    references, queries = (torch.randn(n, 384, generator=generator).to(device) for n in (count, count // 10))
+    labels = torch.randint(0, 1000, (count,), generator=generator).to(device)
     times = [seconds(lambda: weighted_knn(queries, references, labels, 1000, k=20)) for _ in range(3)]
-    print(f"k-NN, 10,000 queries among 100,000 x 384, k = 20: {min(times):.1f} s")
+    print(f"k-NN, {count // 10:,} queries among {count:,} x 384, k = 20: {min(times):.1f} s")
 
 
-def probe(pairs: int, device: torch.device, iterations: int = 40) -> None:
+def probe(pairs: int, iterations: int, device: torch.device) -> None:
     """Updates of the 52 heads of the published grid: all at once, and one at a time as plain torch trains them."""
     generator = torch.Generator().manual_seed(0)
     rates = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1]
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", choices=["features", "knn", "probe", []], help="default: all")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs that a ratio is taken over (default: 5)")
     parser.add_argument("--batch-size", type=int, default=32, help="of the features (default: 32)")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, to see that it runs")
     args = parser.parse_args()
     logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,11 +162,14 @@ def main() -> None:
         keep_freed_memory()  # as `dinov2-hf evaluate` does; it serves the stock pipeline too
     chosen = args.what or ["features", "knn", "probe"]
     if "features" in chosen:
-        features(args.pairs, args.batch_size, device)
+        if args.tiny:
+            features("tiny", 1, 1, device)
+        else:
+            features("small", args.pairs, args.batch_size, device)
     if "knn" in chosen:
-        knn(device)
+        knn(1000 if args.tiny else 100_000, device)
     if "probe" in chosen:
-        probe(args.pairs, device)
+        probe(1 if args.tiny else args.pairs, 1 if args.tiny else 40, device)
 
 
 if __name__ == "__main__":

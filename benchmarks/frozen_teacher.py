@@ -4,17 +4,17 @@
     python benchmarks/frozen_teacher.py --preset base --images 8
 
 Each way in a process of its own, or in two that share the teacher (FSDP2): its resident memory above that of a process
-without a teacher, per process. Weights are random: memory does not ask. Prints a table in Markdown. Linux alone.
+without a teacher, per process. The weights are random: memory does not depend on them. Prints a table in Markdown. For
+Linux only. `--tiny` only shows that the script runs: its numbers mean nothing.
 """
 
 import argparse
 import ctypes
 import gc
-import json
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -33,11 +33,11 @@ WAYS = {
 }
 
 
-def build_teacher(preset: str) -> tuple[DistillConfig, PrototypeTeacher, Dinov2Config]:
-    """A teacher with the heads of the released models: 131,072 prototypes each."""
-    config = load_config(
-        "configs/distill/vits14_from_vitg14.yaml", ["distill.teacher=x", "data.train.path=x"], DistillConfig
-    )
+def build_teacher(preset: str, prototypes: int) -> tuple[DistillConfig, PrototypeTeacher, Dinov2Config]:
+    """A teacher with heads like those of the released models."""
+    keys = ["distill.teacher=x", "data.train.path=x", f"dino.num_prototypes={prototypes}"]
+    keys += [f"ibot.num_prototypes={prototypes}"]
+    config = load_config("configs/distill/vits14_from_vitg14.yaml", keys, DistillConfig)
     config.model.preset, config.model.num_register_tokens = preset, 4
     backbone = build_backbone(config.model, config.crops.global_size, 0.0)
     heads = build_heads(config, backbone.config.hidden_size)
@@ -56,16 +56,18 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(args: argparse.Namespace) -> None:
-    """One way, in this process; prints a line of JSON."""
+def measure(answer: Connection, args: argparse.Namespace, way: str, environment: dict[str, str]) -> None:
+    """Sends what one way takes in this process."""
+    os.environ |= environment
     torch.manual_seed(0)
-    dtype, processes = list(WAYS.values())[args.way]
+    dtype, processes = WAYS[way]
     if processes > 1:
+        torch.set_num_threads(max((os.cpu_count() or 1) // processes, 1))
         torch.distributed.init_process_group("gloo")
     torch.ones(8, 8) @ torch.ones(8, 8)  # what torch itself wants
     reset_peak()
     before = megabytes("VmRSS")
-    config, teacher, architecture = build_teacher(args.preset)
+    config, teacher, architecture = build_teacher(args.preset, args.prototypes)
     parameters = sum(parameter.numel() for parameter in teacher.parameters())
     teacher.requires_grad_(False).eval().place(torch.device("cpu"), dtype, sharded=processes > 1)
     size = config.crops.global_size
@@ -85,26 +87,29 @@ def measure(args: argparse.Namespace) -> None:
     peak = megabytes("VmHWM")
     if processes > 1:
         torch.distributed.barrier()
-    print(json.dumps({"parameters": parameters, "weights": weights - before, "forward": peak - weights}), flush=True)
+    answer.send({"parameters": parameters, "weights": weights - before, "forward": peak - weights})
     os._exit(0)  # without waiting for gloo's threads
 
 
-def start(args: argparse.Namespace, way: int, processes: int) -> dict[str, float]:
+def start(args: argparse.Namespace, way: str) -> dict[str, float]:
+    """The largest numbers of all processes of a way."""
+    context = multiprocessing.get_context("fork")  # this process imports, and computes nothing
+    processes = WAYS[way][1]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = []
+    answers = []
     for rank in range(processes):
         places = {"RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in places.items()}
-        if processes > 1:
-            environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // processes, 1))
-        command = [sys.executable, __file__, "--preset", args.preset, "--images", str(args.images), "--way", str(way)]
-        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
-    printed = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        raise SystemExit("a process failed; what it said is above")
-    found = [json.loads(text.splitlines()[-1]) for text in printed]
+        here, there = context.Pipe(duplex=False)
+        environment = {name: str(value) for name, value in places.items()}
+        context.Process(target=measure, args=(there, args, way, environment), daemon=True).start()
+        there.close()  # so that a process that fails ends the wait for its answer
+        answers.append(here)
+    try:
+        found = [answer.recv() for answer in answers]
+    except EOFError:
+        raise SystemExit("a process failed; its error is above") from None
     return {name: max(item[name] for item in found) for name in found[0]}
 
 
@@ -112,14 +117,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="large", choices=("tiny", "small", "base", "large", "giant"))
     parser.add_argument("--images", type=int, default=1, help="in the batch, two global crops each (default: 1)")
-    parser.add_argument("--way", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--prototypes", type=int, default=131072, help="of each head (default: 131072)")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, to see that it runs")
     args = parser.parse_args()
+    if args.tiny:
+        args.preset, args.prototypes = "tiny", 64
     os.chdir(Path(__file__).parents[1])
-    if args.way is not None:
-        return measure(args)
-    for way, (name, (_, processes)) in enumerate(WAYS.items()):
-        found = start(args, way, processes)
-        if way == 0:
+    for number, name in enumerate(WAYS):
+        found = start(args, name)
+        if number == 0:
             print(f"{args.preset}, {found['parameters'] / 1e6:.0f} M parameters with heads, {args.images} image(s)\n")
             print("| teacher | weights | peak of the first forward above them |\n| --- | ---: | ---: |")
         print(f"| {name} | {found['weights']:,.0f} MB | {found['forward']:,.0f} MB |", flush=True)

@@ -4,15 +4,15 @@
     python benchmarks/memory.py --prototypes 65536 --patches 600 --dtype float32
 
 Each way runs forward and backward in a process of its own; its peak is the resident memory above that of its inputs,
-weights and their gradients. The ratio of times is taken from alternating runs. Prints a table in Markdown.
+weights and their gradients. The ratio of times is taken from alternating runs. Prints a table in Markdown. `--tiny`
+only shows that the script runs: its numbers mean nothing.
 """
 
 import argparse
-import json
+import multiprocessing
 import resource
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -60,11 +60,12 @@ def loss_task(args, function):
 
 
 def layer_task(args, pruned):
-    """A ViT-S/14 whose last layer is pruned or not, on the crops of eight images."""
-    model = Dinov2Model(Dinov2Config.preset("small", attn_implementation="eager", layerscale_value=1e-5)).train()
-    crops = [torch.randn(16, 3, 224, 224), torch.randn(64, 3, 98, 98)]
-    masked = (torch.rand(8, 256) < 0.3).nonzero()
-    cls = [torch.arange(16) * 257, 16 * 257 + torch.arange(64) * 50]
+    """A ViT-S/14 (tiny: ViT-Ti) whose last layer is pruned or not, on 2 x 224 + 8 x 98 crops of each image."""
+    preset, images = ("tiny", 1) if args.tiny else ("small", 8)
+    model = Dinov2Model(Dinov2Config.preset(preset, attn_implementation="eager", layerscale_value=1e-5)).train()
+    crops = [torch.randn(2 * images, 3, 224, 224), torch.randn(8 * images, 3, 98, 98)]
+    masked = (torch.rand(images, 256) < 0.3).nonzero()
+    cls = [torch.arange(2 * images) * 257, 2 * images * 257 + torch.arange(8 * images) * 50]
     positions = torch.cat([cls[0], masked[:, 0] * 257 + 1 + masked[:, 1], cls[1]])
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -89,19 +90,19 @@ TASKS = {
 }
 
 
-def serve(args) -> None:
-    """Runs one task, once for each line on the standard input, and answers with its time and peak."""
-    if args.keep:
+def serve(requests: Connection, args: argparse.Namespace, task: str, keep: bool) -> None:
+    """Runs `task` once for each request, and answers with its seconds and its peak in megabytes."""
+    if keep:
         keep_freed_memory()
     torch.manual_seed(0)
-    run = TASKS[args.task](args)
+    run = TASKS[task](args)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in sys.stdin:
+    while requests.recv():
         start = time.perf_counter()
         run()
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(json.dumps({"seconds": seconds, "megabytes": peak / 1024}), flush=True)
+        requests.send((seconds, peak / 1024))
 
 
 def main() -> None:
@@ -110,39 +111,40 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=1024, help="masked patches M (default: 1024)")
     parser.add_argument("--dtype", default="bfloat16", help="of features and logits (default: bfloat16)")
     parser.add_argument("--pairs", type=int, default=5, help="alternating runs (default: 5)")
-    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
-    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, to see that it runs")
     args = parser.parse_args()
-    if args.task:
-        return serve(args)
+    if args.tiny:
+        args.prototypes, args.patches, args.pairs = 64, 8, 1
+    context = multiprocessing.get_context("fork")  # this process imports, and computes nothing
 
     print(f"M = {args.patches}, K = {args.prototypes}, {args.dtype}, {torch.get_num_threads()} threads\n")
     print("| | peak above inputs | time |\n| --- | ---: | ---: |")
     for pair in (list(TASKS)[:2], list(TASKS)[2:]):
 
-        def start(task: str, *options: str) -> subprocess.Popen:
-            command = [sys.executable, __file__, *sys.argv[1:], "--task", task, *options]
-            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        def start(task: str, keep: bool) -> Connection:
+            here, there = context.Pipe()
+            context.Process(target=serve, args=(there, args, task, keep), daemon=True).start()
+            there.close()  # so that a process that fails ends the wait for its answer
+            return here
 
-        def ask(process: subprocess.Popen) -> dict[str, float]:
-            process.stdin.write("\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
+        def ask(process: Connection) -> tuple[float, float]:
+            process.send(True)
+            return process.recv()
 
         peaks = {}
         for task in pair:  # memory: freed blocks go back to the system, so that the peak is that of one pass
-            process = start(task)
-            peaks[task] = ask(process)["megabytes"]
-            process.communicate()
-        processes = {task: start(task, "--keep") for task in pair}  # time: as in training
+            process = start(task, keep=False)
+            peaks[task] = ask(process)[1]
+            process.send(False)
+        processes = {task: start(task, keep=True) for task in pair}  # time: as in training
         times = {task: [] for task in pair}
         for index in range(args.pairs + 1):
             for task, process in processes.items():
-                seconds = ask(process)["seconds"]
+                seconds, _ = ask(process)
                 if index:
                     times[task].append(seconds)
         for process in processes.values():
-            process.communicate()
+            process.send(False)
         for task in pair:
             ratios = sorted(mine / plain for mine, plain in zip(times[task], times[pair[0]]))
             middle = sorted(times[task])[args.pairs // 2]

@@ -7,6 +7,7 @@ An update is everything but the data: forward of teacher and student, losses, ba
 The share counts the floating-point operations of the plain update, in which every token goes through every layer; work
 that is skipped lifts it. The peak is the sustained rate of products of large square matrices, the better of before and
 after. Without options: ViT-S/14, 2 x 224 + 8 x 98, separate heads of 65,536 prototypes, batch 8. Prints a line of JSON.
+`--tiny` only shows that the script runs: its numbers mean nothing.
 """
 
 import argparse
@@ -26,6 +27,14 @@ from dinov2_hf.train.accelerator import compute_dtype
 from dinov2_hf.train.schedules import StepValues
 
 VALUES = StepValues(lr=1e-4, last_layer_lr=1e-4, weight_decay=0.04, teacher_momentum=0.99, teacher_temp=0.07)
+TINY = ["model.preset=tiny", "model.num_hidden_layers=1", "dino.num_prototypes=64", "ibot.num_prototypes=64"]
+TINY += [
+    "crops.global_size=28",
+    "crops.local_size=14",
+    "crops.num_local=1",
+    "train.batch_size=2",
+    "train.precision=fp32",
+]
 VIT_S = ["model.preset=small", "model.num_register_tokens=0", "model.drop_path_rate=0", "ibot.separate_head=true"]
 
 
@@ -84,14 +93,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> float:
-    """Sustained rate of products of large square matrices, in FLOP/s."""
-    side = 4096 if device.type == "cpu" else 8192
+def matrix_peak(device: torch.device, dtype: torch.dtype, side: int, seconds: float) -> float:
+    """Sustained rate of products of square matrices, in FLOP/s."""
     a, b, product = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
     torch.mm(a, b, out=product)
     synchronize(device)
     start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    while not count or time.perf_counter() - start < seconds:
         for _ in range(1 if device.type == "cpu" else 20):
             torch.mm(a, b, out=product)
             count += 1
@@ -105,10 +113,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="updates that are timed (default: 10)")
     parser.add_argument("--warmup", type=int, default=3, help="updates before them (default: 3)")
     parser.add_argument("--profile", action="store_true", help="also print what takes the time")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, to see that it runs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args()
 
     defaults = [] if args.config else [*VIT_S, "train.batch_size=8"]
+    defaults += TINY if args.tiny else []
     with tempfile.TemporaryDirectory() as folder:
         fixed = ["data.train.path=noise", f"train.output_dir={folder}", "train.gradient_accumulation_steps=1"]
         config = load_config(args.config, [*defaults, *args.overrides, *fixed])
@@ -121,7 +131,8 @@ def main() -> None:
     flops = plain_flops(model, batch)
     step = TrainingStep(model, config, accelerator)
 
-    peak = matrix_peak(device, dtype)
+    side, seconds = (64, 0.0) if args.tiny else (4096 if device.type == "cpu" else 8192, 2.0)
+    peak = matrix_peak(device, dtype, side, seconds)
     for index in range(args.warmup):
         step(lambda: batch, VALUES, index)
     times = []
@@ -131,7 +142,7 @@ def main() -> None:
         step(lambda: batch, VALUES, index)
         synchronize(device)
         times.append(time.perf_counter() - start)
-    peak = max(peak, matrix_peak(device, dtype))
+    peak = max(peak, matrix_peak(device, dtype, side, seconds))
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
     else:
