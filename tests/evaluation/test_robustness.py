@@ -173,7 +173,7 @@ def test_pixels_are_corrupted_after_the_crop_and_by_the_image():
 
 def test_every_corruption_has_features_of_its_own_in_the_cache(tmp_path):
     path = sets_of(tmp_path)
-    backbone = Backbone(mean_color, None, 3, 8, 4, torch.device("cpu"), fingerprint="colours")
+    backbone = Backbone(mean_color, None, 3, 8, 4, torch.device("cpu"), fingerprint=lambda: "colours")
     options = {"corruptions": ["contrast", "fog"], "severities": [1, 4], "cache_dir": str(tmp_path / "cache")}
 
     def run(seed=0):

@@ -6,10 +6,14 @@ import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dinov2_hf.config import SourceConfig
 from dinov2_hf.data import LabeledImages
 from dinov2_hf.features import Backbone, EvalTransform, extract_features
+from dinov2_hf.features.backbone import fingerprint_of
+from dinov2_hf.features.extract import _measure as measure
+from dinov2_hf.models import Dinov2Config, Dinov2Model, VisionTransformer
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -46,7 +50,8 @@ def pooled(images, count=1):
 
 
 def extract(images, function=pooled, fingerprint=None, **options):
-    backbone = Backbone(function, TRANSFORM, 48, 8, 2, torch.device("cpu"), fingerprint=fingerprint)
+    digest = (lambda: fingerprint) if fingerprint else None
+    backbone = Backbone(function, TRANSFORM, 48, 8, 2, torch.device("cpu"), fingerprint=digest)
     return extract_features(backbone, images, TRANSFORM, Accelerator(cpu=True), **options)
 
 
@@ -103,7 +108,7 @@ def test_parts_are_those_of_the_last_blocks_computed_by_hand(tmp_path):
 
 
 def extract_all(images, count, **options):
-    backbone = Backbone(pooled, TRANSFORM, 48, 8, 2, torch.device("cpu"), fingerprint="weights")
+    backbone = Backbone(pooled, TRANSFORM, 48, 8, 2, torch.device("cpu"), fingerprint=lambda: "weights")
     parts = ("cls", "mean", "gem", "patches")
     accelerator = Accelerator(cpu=True)
     return extract_features(
@@ -188,3 +193,41 @@ def test_labels_of_a_column_of_text_number_its_class_names(tmp_path):
     dataset.save_to_disk(tmp_path)
     images = LabeledImages(SourceConfig(path=str(tmp_path), label_column="kind"))
     assert [images.names[label] for label in images.labels.tolist()] == ["dog", "cat", "dog", "dog"]
+
+
+class Copies(TorchDispatchMode):
+    """Whether each copy to another device may block."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocking = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        if operation is torch.ops.aten._to_copy.default and (keywords or {}).get("device") is not None:
+            self.blocking.append(not keywords.get("non_blocking"))
+        return operation(*arguments, **(keywords or {}))
+
+
+def test_copies_to_the_device_do_not_block():
+    backbone = Backbone(pooled, TRANSFORM, 48, 8, 2, torch.device("meta"))
+    pixels, rows = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.arange(2)
+    with Copies() as copies:
+        measure(backbone, TRANSFORM, 1, ("cls",), torch.float32, pixels, rows)
+    assert copies.blocking == [False, False]
+
+
+def test_weights_are_read_for_a_digest_once_and_only_for_a_cache(tmp_path, monkeypatch):
+    digests = []
+    compute = fingerprint_of
+    monkeypatch.setattr(
+        "dinov2_hf.features.backbone.fingerprint_of", lambda module: digests.append(1) or compute(module)
+    )
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 8, "image_size": 16}
+    network = VisionTransformer(Dinov2Model(Dinov2Config.preset("tiny", **shape)))
+    backbone, images = Backbone.of(network, TRANSFORM), store(tmp_path / "images")
+    found, counts = [], []
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        found.append(extract_features(backbone, images, TRANSFORM, Accelerator(cpu=True), cache=cache).parts["cls"])
+        counts.append(len(digests))
+    assert counts == [0, 1, 1]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])

@@ -51,7 +51,7 @@ def test_wanted_tokens_equal_those_of_the_whole_forward(
     """Values and the gradients of all parameters."""
     model = tiny(drop_path_rate=drop_path_rate, use_swiglu_ffn=swiglu, attn_implementation=implementation).train()
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(model)
     results = both(model, POSITIONS, *inputs, torch.randn(len(POSITIONS), 48))
     assert results[0][1].keys() == dict(model.named_parameters()).keys()
     assert_equal(results)
@@ -112,7 +112,7 @@ def test_last_layer_feeds_forward_the_wanted_tokens_alone(tiny, inputs, drop_pat
 def test_last_layer_is_recomputed_where_the_others_are(tiny, inputs, checkpointing):
     model = tiny().train()
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(model)
     calls = []
     for layer in model.encoder.layer:
         layer.norm1.register_forward_hook(lambda module, *_: calls.append(module))

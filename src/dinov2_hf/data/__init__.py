@@ -4,6 +4,7 @@ from .broken import Broken, write_broken
 from .labeled import LabeledImages, same_classes
 from .loader import TrainingBatches, build_loader
 from .photometric import PhotometricAugmentation
+from .shared_memory import batch_bytes, check_shared_memory
 from .sources import open_training_source, reading_advice
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "LabeledImages",
     "PhotometricAugmentation",
     "TrainingBatches",
+    "batch_bytes",
     "build_loader",
+    "check_shared_memory",
     "open_training_source",
     "reading_advice",
     "same_classes",

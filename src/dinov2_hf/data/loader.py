@@ -23,6 +23,7 @@ from .crops import MultiCrop
 from .decode import BrokenImage
 from .masking import draw_batch_masks
 from .photometric import Parameter, draw_view_parameters
+from .shared_memory import PREFETCH
 from .sources import TrainingSource
 
 _MAX_BROKEN_IN_A_ROW = 100
@@ -137,7 +138,7 @@ def build_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context=start_method if num_workers else None,
-        prefetch_factor=2 if num_workers else None,
+        prefetch_factor=PREFETCH if num_workers else None,
         persistent_workers=False,
         worker_init_fn=_outlive_sigterm,
     )

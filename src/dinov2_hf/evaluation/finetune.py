@@ -185,7 +185,7 @@ class _Run:
     def _settings(self) -> dict:
         """What must be the same for a run to go on."""
         settings = {key: value for key, value in asdict(self._evaluation.config).items() if key not in _MAY_DIFFER}
-        backbone = {"weights": self._evaluation.backbone.fingerprint, "classes": self._train.names}
+        backbone = {"weights": self._evaluation.backbone.fingerprint(), "classes": self._train.names}
         return settings | backbone | {"images": len(self._train)}
 
 

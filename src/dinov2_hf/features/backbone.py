@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -35,8 +36,8 @@ class Backbone:
     device: torch.device
     name: str = "model"
     """What tables and cards call it."""
-    fingerprint: str | None = None
-    """Of the weights, so that features can be kept on disk; None: they are not."""
+    fingerprint: Callable[[], str] | None = None
+    """Computes a digest of the weights, by which features are kept on disk; None: they are not kept."""
     module: VisionTransformer | None = None
     """The network itself, for fine-tuning and attention maps; None where it is in a training run."""
 
@@ -64,7 +65,7 @@ class Backbone:
             module.num_layers,
             torch.device(device),
             name,
-            fingerprint_of(module),
+            functools.cache(lambda: fingerprint_of(module)),  # reads every weight, so only where it is needed
             module,
         )
 

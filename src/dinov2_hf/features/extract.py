@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data.crops import as_crop
 from ..data.decode import BrokenImage
+from ..data.shared_memory import PREFETCH, check_shared_memory
 from .backbone import Backbone
 from .cache import FeatureCache
 
@@ -104,7 +105,7 @@ def extract_features(
         dtype: of the features.
 
     Raises:
-        ValueError: a part that does not exist.
+        ValueError: a part that does not exist, or more workers than shared memory has room for.
     """
     unknown = set(parts) - set(PARTS)
     if unknown:
@@ -112,7 +113,7 @@ def extract_features(
     folder, block_size = None, _block_size(backbone, transform, layers, parts, dtype)
     if cache is not None and backbone.fingerprint and images.fingerprint:
         key = {
-            "backbone": backbone.fingerprint,
+            "backbone": backbone.fingerprint(),
             "images": images.fingerprint,
             "count": len(images),
             "transform": repr(transform),
@@ -126,8 +127,16 @@ def extract_features(
     missing = _missing(folder, len(blocks), accelerator)
     reader = _Reader(images, transform)
     share = [_batches(blocks[number], batch_size, accelerator) for number in missing]
-    loader = DataLoader(reader, batch_sampler=list(chain.from_iterable(share)), num_workers=num_workers)
     total = sum(map(len, share))
+    size = batch_size * len(transform.mean) * transform.crop_size**2 * (1 if len(transform.mean) == 3 else 4)
+    check_shared_memory(size, num_workers, total, "num_workers")
+    loader = DataLoader(
+        reader,
+        batch_sampler=list(chain.from_iterable(share)),
+        num_workers=num_workers,
+        prefetch_factor=PREFETCH if num_workers else None,
+        pin_memory=backbone.device.type == "cuda",  # copies then do not block, and the host runs ahead of the device
+    )
     progress = tqdm(loader, description, total, leave=False, disable=not accelerator.is_main_process)
     batches, found = iter(progress), {}
     for number, plan in zip(missing, share):
@@ -189,7 +198,7 @@ class _Reader(Dataset):
 
 def _measure(backbone, transform, layers, parts, dtype, pixels: Tensor, index: Tensor) -> dict[str, Tensor]:
     """The features of a batch and its rows, on the device."""
-    outputs = backbone.layers(transform.normalize(pixels.to(backbone.device)), layers)
+    outputs = backbone.layers(transform.normalize(pixels.to(backbone.device, non_blocking=True)), layers)
     found: dict[str, list[Tensor]] = {part: [] for part in parts}
     for cls, patches in outputs:
         for part, values in found.items():
@@ -203,7 +212,7 @@ def _measure(backbone, transform, layers, parts, dtype, pixels: Tensor, index: T
             else:
                 values.append(patches)
     measured = {part: torch.stack(values, dim=1).to(dtype) for part, values in found.items()}
-    return {"index": index.to(backbone.device)} | measured
+    return {"index": index.to(backbone.device, non_blocking=True)} | measured
 
 
 def _gather(batches: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The DINOv2 vision transformer, its heads, and conversion of original checkpoints."""
 
 from .any_vit import VisionTransformer, load_vision_transformer
+from .attention import check_attention
 from .configuration import PRESETS, Dinov2Config
 from .convert import model_from_original, resize_position_embeddings
 from .heads import HEADS_FILE, DINOHead, tensors_of
@@ -17,6 +18,7 @@ __all__ = [
     "Dinov2Model",
     "Dinov2PreTrainedModel",
     "VisionTransformer",
+    "check_attention",
     "load_vision_transformer",
     "model_from_original",
     "resize_position_embeddings",

@@ -5,10 +5,13 @@ Axes: `M` packed tokens, `B` sequences of `T` tokens, `H` heads of `d` channels,
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import is_flash_attn_2_available
 
 from .configuration import Dinov2Config
 from .packing import Packing
@@ -61,6 +64,21 @@ def xformers_attention_forward(
 
 
 AttentionInterface.register("xformers", xformers_attention_forward)
+
+
+def check_attention(implementation: str, key: str) -> None:
+    """Refuses an attention implementation whose package is missing, before a model is built.
+
+    Raises:
+        ValueError: the package is not installed, or finds no GPU.
+    """
+    if implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            f"{key}=flash_attention_2 needs a CUDA GPU and the flash-attn package: pip install flash-attn, or use "
+            "sdpa, which runs torch's own flash kernel"
+        )
+    if implementation == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise ValueError(f'{key}=xformers needs the xformers package: pip install "dinov2_hf[xformers]", or use sdpa')
 
 
 class SelfAttentionProjections(nn.Module):

@@ -22,7 +22,7 @@ from .diagnostics import diagnose_batch
 from .frozen import FeatureTeacher, PrototypeTeacher
 from .pretraining import ObjectiveOutput
 from .prototypes import build_centering, ibot_head_name, packed_positions, prototype_targets, prototype_terms
-from .students import Students, build_backbone, build_heads
+from .students import Students, build_backbone, build_heads, recompute_layers
 
 
 class Distillation(Students):
@@ -66,7 +66,7 @@ class Distillation(Students):
             average.requires_grad_(False)
             self.students[name]["backbone"].embeddings.mask_token.requires_grad_(False)  # nothing is masked
             if self._settings(name).gradient_checkpointing:
-                self.students[name]["backbone"].gradient_checkpointing_enable({"use_reentrant": False})
+                recompute_layers(self.students[name]["backbone"])
             if self._settings(name).compile:
                 self.compile_layers(self.students[name], average)
         self.centering = build_centering(config) if self.has_prototypes else nn.ModuleDict()

@@ -14,7 +14,7 @@ from ..config import PretrainConfig
 from .batch import SSLBatch
 from .diagnostics import diagnose_batch
 from .prototypes import build_centering, packed_positions, prototype_targets, prototype_terms, weighted_sum
-from .students import Students, build_backbone, build_heads
+from .students import Students, build_backbone, build_heads, recompute_layers
 
 
 @dataclass
@@ -42,7 +42,7 @@ class DINOv2Pretraining(Students):
         self.student = nn.ModuleDict(self.build_networks(config.model.drop_path_rate))
         self.teacher = nn.ModuleDict(self.build_networks(drop_path_rate=0.0))
         if config.model.gradient_checkpointing:
-            self.student["backbone"].gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_layers(self.student["backbone"])
         self.copy_students_to_averages()
         self.teacher.requires_grad_(False)
         if config.model.compile:

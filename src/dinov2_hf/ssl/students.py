@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import HeadConfig, ModelConfig, PretrainConfig
-from ..models import DINOHead, Dinov2Config, Dinov2Model
+from ..models import DINOHead, Dinov2Config, Dinov2Model, check_attention
 
 
 class Students(nn.Module):
@@ -63,11 +63,23 @@ class Students(nn.Module):
 
 
 def build_backbone(model: ModelConfig, image_size: int, drop_path_rate: float) -> Dinov2Model:
-    """A backbone with fresh weights."""
+    """A backbone with fresh weights.
+
+    Raises:
+        ValueError: the package of `model.attn_implementation` is not installed.
+    """
     architecture = model.architecture() | {"drop_path_rate": drop_path_rate, "image_size": image_size}
     if architecture["attn_implementation"] == "auto":
         architecture["attn_implementation"] = "sdpa" if torch.accelerator.is_available() else "eager"
+    check_attention(architecture["attn_implementation"], "model.attn_implementation")
     return Dinov2Model(Dinov2Config.preset(model.preset, **architecture))
+
+
+def recompute_layers(backbone: Dinov2Model) -> None:
+    """Makes the backward pass compute each layer again, instead of keeping its activations."""
+    # its name in transformers 6; releases before 5.23 only have the other
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def build_heads(config: PretrainConfig, width: int) -> dict[str, DINOHead]:

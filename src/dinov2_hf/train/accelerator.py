@@ -52,6 +52,27 @@ def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     return _DTYPES[accelerator.mixed_precision]
 
 
+def describe_compute(accelerator: Accelerator, attention: str, compiled: bool) -> str:
+    """One line on what decides speed and rounding: device, precision, attention kernels, TF32, compilation."""
+    device, cuda = accelerator.device.type, torch.backends.cuda
+    if device == "cuda":
+        device = torch.cuda.get_device_name(accelerator.device)
+        if attention == "sdpa":
+            kernels = {
+                "flash": cuda.flash_sdp_enabled(),
+                "cudnn": cuda.cudnn_sdp_enabled(),
+                "efficient": cuda.mem_efficient_sdp_enabled(),
+                "math": cuda.math_sdp_enabled(),
+            }
+            attention += f" ({', '.join(name for name, enabled in kernels.items() if enabled)})"
+    precision = accelerator.mixed_precision.replace("no", "fp32")
+    tf32 = "on" if cuda.matmul.fp32_precision == "tf32" else "off"
+    return (
+        f"device {device}, precision {precision}, attention {attention}, TF32 {tf32}, "
+        f"compilation {'on' if compiled else 'off'}"
+    )
+
+
 def _configure_sharding(accelerator: Accelerator) -> None:
     """What accelerate leaves open for FSDP2, or sets otherwise than this training needs it.
 

@@ -18,8 +18,17 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from ..config import PretrainConfig, save_config
-from ..data import PhotometricAugmentation, TrainingBatches, build_loader, open_training_source, reading_advice
+from ..data import (
+    PhotometricAugmentation,
+    TrainingBatches,
+    batch_bytes,
+    build_loader,
+    check_shared_memory,
+    open_training_source,
+    reading_advice,
+)
 from ..ssl import DINOv2Pretraining, SSLBatch, Students
+from .accelerator import describe_compute
 from .broken import BrokenLog
 from .checkpoint import (
     RunState,
@@ -97,6 +106,9 @@ class Pretrainer:
         advice = reading_advice(self.source, train.batch_size, config.data.num_workers, accelerator.num_processes)
         if advice and accelerator.is_main_process:
             logger.info(advice)
+        check_shared_memory(
+            batch_bytes(config), config.data.num_workers, train.num_steps * self.accumulation, "data.num_workers"
+        )
         self.augment = PhotometricAugmentation(config.colors)
 
         if resume == "never":
@@ -105,6 +117,11 @@ class Pretrainer:
         checkpoint, self._damaged = choose_checkpoint(self.checkpoints, resume)
         torch.manual_seed(train.seed)
         self.model = self._build_model()
+        if accelerator.is_main_process:
+            backbones = [networks["backbone"].config for networks in self.model.students.values()]
+            attention = ", ".join(sorted({backbone._attn_implementation for backbone in backbones}))
+            compiled = any(model.compile for model in (config.model, *getattr(config, "students", {}).values()))
+            logger.info(describe_compute(accelerator, attention, compiled))
         head_warmup_steps = 0
         if config.init.path and checkpoint is None and initialize(self.model, config.init):
             head_warmup_steps = round(config.init.head_warmup_epochs * train.epoch_length)
