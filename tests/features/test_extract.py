@@ -218,10 +218,12 @@ def test_copies_to_the_device_do_not_block():
 
 def test_weights_are_read_for_a_digest_once_and_only_for_a_cache(tmp_path, monkeypatch):
     digests = []
-    compute = fingerprint_of
-    monkeypatch.setattr(
-        "dinov2_hf.features.backbone.fingerprint_of", lambda module: digests.append(1) or compute(module)
-    )
+
+    def counted(module):
+        digests.append(fingerprint_of(module))
+        return digests[-1]
+
+    monkeypatch.setattr("dinov2_hf.features.backbone.fingerprint_of", counted)
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 8, "image_size": 16}
     network = VisionTransformer(Dinov2Model(Dinov2Config.preset("tiny", **shape)))
     backbone, images = Backbone.of(network, TRANSFORM), store(tmp_path / "images")

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from dinov2_hf.ssl.students import recompute_layers
+
 # 4 crops of 1 + 2 + 16 tokens, then 6 of 1 + 2 + 4: CLS, registers and patches of both, in no order, one of them twice
 POSITIONS = torch.tensor([57, 0, 21, 1, 38, 75, 76 + 7, 76, 76 + 41, 20, 19, 76 + 14, 0, 30])
 

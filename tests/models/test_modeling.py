@@ -9,6 +9,7 @@ import torch
 from dinov2_hf import Dinov2Backbone, Dinov2Config, Dinov2Model
 from dinov2_hf.models.attention import SelfAttentionProjections, eager_attention_forward
 from dinov2_hf.models.embeddings import interpolate_positions
+from dinov2_hf.ssl.students import recompute_layers
 
 
 def test_rectangular_image_size_needs_no_interpolation_at_its_own_size(tiny):

@@ -24,13 +24,18 @@ def test_a_run_says_in_one_line_what_it_computes_with(tiny_config, overrides, sa
     config = tiny_config(*overrides)
     with caplog.at_level(logging.INFO, "dinov2_hf"):
         Pretrainer(config, build_accelerator(config.train))
-    assert [record.getMessage() for record in caplog.records if "TF32" in record.getMessage()] == [
-        f"device cpu, {said}"
-    ]
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message for message in messages if "TF32" in message] == [f"device cpu, {said}"]
 
 
-def test_tf32_is_said_where_it_is_on(tiny_config, caplog, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+@pytest.fixture
+def tf32():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_tf32_is_said_where_it_is_on(tiny_config, caplog, tf32):
     config = tiny_config()
     with caplog.at_level(logging.INFO, "dinov2_hf"):
         Pretrainer(config, build_accelerator(config.train))
