@@ -20,10 +20,21 @@ def image_folder(tmp_path_factory):
     return write_photographs(tmp_path_factory.mktemp("images"))
 
 
+def tiny_run(images, folder):
+    """Dotted overrides of a run of six updates that takes a second or two."""
+    return [*TINY, f"data.train.path={images}", f"train.output_dir={folder}"]
+
+
 @pytest.fixture
 def tiny_overrides(image_folder, tmp_path):
-    """Dotted overrides of a run of six updates that takes a second or two."""
-    return [*TINY, f"data.train.path={image_folder}", f"train.output_dir={tmp_path / 'run'}"]
+    """Those of `tiny_run`."""
+    return tiny_run(image_folder, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def tiny_config_in(image_folder):
+    """The configuration of the tiny run in a folder, with further overrides; for fixtures of many tests."""
+    return lambda folder, *overrides: load_config(None, [*tiny_run(image_folder, folder), *overrides])
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import random
 from pathlib import Path
 
 
@@ -33,3 +34,20 @@ def sign(checkpoint: Path) -> None:
         if file != path
     }
     path.write_text(json.dumps(content))
+
+
+def flip(path: Path, count: int, seed: int) -> None:
+    """Flips a bit in each of `count` bytes of a file."""
+    rng, content = random.Random(seed), bytearray(path.read_bytes())
+    for place in rng.sample(range(len(content)), min(count, len(content))):
+        content[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def as_of_0_5(checkpoint: Path) -> None:
+    """Takes away what dinov2_hf 0.5 did not write."""
+    for name in ("manifest.json", "provenance.json"):
+        (checkpoint / name).unlink()
+    state = json.loads((checkpoint / "run.json").read_text())
+    names = ("step", "global_batch_size", "head_warmup_steps", "counters", "scaler")
+    (checkpoint / "run.json").write_text(json.dumps({name: state[name] for name in names}))
