@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from dinov2_hf.cli import main
 from dinov2_hf.train import Pretrainer, build_accelerator
@@ -22,20 +21,9 @@ from .damages import as_of_0_5, flip, sign
 from .running import train
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_config_in, tmp_path_factory):
-    """Folder of a run of six updates with its checkpoints after 2, 4 and 6."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dinov2_hf.train.accelerator._available_cores", lambda: 1)  # as in every test here
-        train(tiny_config_in(folder, "train.keep_checkpoints=3"))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return folder
-
-
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of that run after 4 updates."""
+    """A copy of the finished run as it was after 4 updates."""
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     shutil.rmtree(folder / "checkpoints" / "step-00000006")
     return folder
@@ -174,7 +162,7 @@ def test_damaged_newest_checkpoint_is_named_in_one_line_and_the_one_before_is_ta
     assert re.search(f"is damaged: {expected}", message)
 
 
-@pytest.mark.parametrize("name", [name for name in DAMAGES if name != "folder a file"])
+@pytest.mark.parametrize("name", ["tensors flipped", "metadata missing", "run.json of wrong type", "config odd"])
 def test_damaged_checkpoint_is_refused_by_name_with_the_name_of_a_good_one(newest, name):
     act, expected = DAMAGES[name]
     act(newest)
@@ -288,14 +276,15 @@ def test_flipped_numbers_of_a_checkpoint_of_0_5_are_found(newest):
     as_of_0_5(newest)
     whole = distcp(newest).read_bytes()
     tensors = read_model_tensors(newest)
-    for seed in range(8):
+    for seed in range(4):
         distcp(newest).write_bytes(whole)
         flip(distcp(newest), 4, seed)
-        if damage_of(newest) is None:
+        damage = damage_of(newest)
+        if damage is None:
             found = read_model_tensors(newest)
             assert [name for name in tensors if not torch.equal(found[name], tensors[name])] == []
         else:
-            assert damage_of(newest) == "__0_0.distcp differs from what was written"
+            assert damage == "__0_0.distcp differs from what was written"
 
 
 def test_recorded_digest_is_that_of_the_weights(finished, newest):

@@ -63,14 +63,15 @@ def _is_other(path: str) -> bool:
     if Path(path).is_file() or (Path(path).is_dir() and not (Path(path) / "config.json").is_file()):
         return False
     try:
-        return AutoConfig.from_pretrained(path).model_type not in _OURS
+        return AutoConfig.from_pretrained(path, trust_remote_code=False).model_type not in _OURS
     except (OSError, ValueError):  # what is wrong is said when it is read
         return False
 
 
 def _transform_of_other(path: str, network: VisionTransformer) -> EvalTransform:
     try:
-        return EvalTransform.of_preprocessor(AutoImageProcessor.from_pretrained(path).to_dict())
+        processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+        return EvalTransform.of_preprocessor(processor.to_dict())
     except (OSError, ValueError):
         size = getattr(network.config, "image_size", 224)
         size = size if isinstance(size, int) else size[0]

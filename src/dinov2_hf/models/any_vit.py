@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from .index import check_indices
 from .modeling import Dinov2Model
 
 _FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "layer_norm", "ln_post")
@@ -105,7 +106,8 @@ def load_vision_transformer(path: str, where: str) -> VisionTransformer:
         ValueError: no vision transformer.
     """
     try:
-        model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        check_indices(path)
+        model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"{where} is not a model that can be read: {_first(error)}") from None
     except ValueError as error:

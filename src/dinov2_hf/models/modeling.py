@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 from .attention import Dinov2Attention
 from .configuration import Dinov2Config
 from .embeddings import Dinov2Embeddings
+from .index import check_indices
 from .packing import Packing
 from .stochastic_depth import add_residual, add_residual_of_kept, draw_kept, rows_of_kept
 
@@ -149,7 +150,8 @@ class Dinov2PreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers, from safetensors alone: pickles of strangers are not opened."""
+        """As in transformers, but only from safetensors, and of a folder only from files in it."""
+        check_indices(pretrained_model_name_or_path, kwargs.get("subfolder"))
         return super().from_pretrained(pretrained_model_name_or_path, *args, **{"use_safetensors": True, **kwargs})
 
     @torch.no_grad()

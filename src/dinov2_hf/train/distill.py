@@ -65,7 +65,7 @@ def read_feature_teacher(path: str) -> FeatureTeacher:
         return FeatureTeacher(VisionTransformer(_build_backbone(source, path)), *_normalization_of(source, path))
     network = load_vision_transformer(path, f"distill.teacher={path}")
     try:
-        processor = AutoImageProcessor.from_pretrained(path)
+        processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):
         processor = None
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
