@@ -49,7 +49,7 @@ def main() -> None:
         while by_kind.total() < args.kills and len(failed) < 10:
             kind = kinds[number % len(kinds)]
             try:
-                planned, different = campaign.run(kind, number, interruptions=3)
+                planned, different = campaign.run(kind, number, interruptions=5)
             except Exception:
                 planned, different = [], [traceback.format_exc()]
             came.update(f"{item.name}, {item.moment}" for item in planned)
