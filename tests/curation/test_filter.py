@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_hf.config.curation import FilterConfig
-from dinov2_hf.curation.filter import Dropped, examine
+from dinov2_hf.config import SourceConfig
+from dinov2_hf.config.curation import CurationConfig, FilterConfig
+from dinov2_hf.curation.filter import Dropped, FilterStage, examine
 from dinov2_hf.curation.hooks import apply_hooks, load_hook
+from dinov2_hf.curation.sources import open_collections
+from dinov2_hf.curation.stage import Context
 
 from .made import disc
 
@@ -90,3 +93,21 @@ def test_deep_arrays_pass():
     file = io.BytesIO()
     np.save(file, values)
     assert examine(file.getvalue(), FilterConfig())["width"] == 64
+
+
+def test_broken_images_of_the_pool_are_listed_beside_the_curated_ones(tmp_path):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for number in range(5):
+        data = encoded(disc(number))
+        (pool / f"{number}.png").write_bytes(data[:2000] if number in (1, 3) else data)
+    config = CurationConfig(
+        pool={"web": SourceConfig(path=str(pool))}, output_dir=str(tmp_path / "out"), rows_per_shard=2
+    )
+    stage = FilterStage(Context(config, open_collections(config)))
+    for unit in range(stage.steps()["filter"]):
+        stage.do("filter", unit)
+    assert stage.summary() == {"images": 5, "kept": 3, "dropped": {"broken": 2}}
+    lines = [line.split("\t") for line in (tmp_path / "out" / "broken.txt").read_text().splitlines()]
+    assert [(kind, name) for kind, name, _ in lines] == [("image", str(pool / f"{number}.png")) for number in (1, 3)]
+    assert all("truncated" in reason for _, _, reason in lines)

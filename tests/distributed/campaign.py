@@ -155,7 +155,7 @@ class Campaign:
         whole, counts, seconds = self.uninterrupted(kind)
         folder, came = self._new_folder(), []
         while len(came) < interruptions:
-            planned = draw(rng, kind, counts, seconds, newest_step(folder))
+            planned = draw(rng, kind, counts, seconds, newest_step(folder), interruptions - len(came))
             if self._interrupt(self._launch(kind, folder, kind.workers, planned), planned):
                 came.append(planned)
         self._launch(kind, folder, kind.workers).finish_well()
@@ -228,27 +228,31 @@ class Campaign:
         return [f"the Hub's {name}" for name in compare_exports(first, second, (folder.name, whole.name))]
 
 
-def draw(rng: np.random.Generator, kind: Kind, counts: dict[str, int], seconds: float, step: int) -> Interruption:
+def draw(
+    rng: np.random.Generator, kind: Kind, counts: dict[str, int], seconds: float, step: int, remaining: int
+) -> Interruption:
     """A random interruption of a launch that begins after `step` updates.
 
     Args:
         counts: how often each moment came in the uninterrupted run.
         seconds: that it took.
+        remaining: interruptions of the run from this one on: each but the last leaves room for the others.
     """
     number = int(rng.choice([signal.SIGKILL, signal.SIGTERM], p=[0.7, 0.3]))
-    left = (UPDATES - step) / UPDATES
+    share = (UPDATES - step) / UPDATES / remaining
     rank = int(rng.integers(kind.processes))
     only_main = {"log", "rename", "prune", "push", "export", "the end"}
-    moments = ["any time", *(moment for moment in MOMENTS if counts[moment] or (moment == "start" and step))]
+    moments = [moment for moment in ("any time", *MOMENTS) if moment != "start" or step]
+    if remaining > 1:
+        moments.remove("the end")
     if number == signal.SIGTERM:  # at the end nothing looks for it
-        moments = ["any time", "start", "update", "log", "after log", "checkpoint", "evaluation", "push"]
-        moments = [moment for moment in moments if moment != "start" or step]
+        moments = [moment for moment in moments if moment not in ("rename", "prune", "export", "the end")]
     if step == UPDATES:
         number, moments = signal.SIGKILL, ["start", "rewriting the metrics", "export", "the end"]
     moment = str(rng.choice(moments))
     if moment == "any time":
-        return Interruption(number, moment, 0, float(rng.uniform(0, seconds * (0.3 + 0.7 * left))), rank)
-    call = 1 + int(rng.integers(max(round(counts[moment] * left), 1)))
+        return Interruption(number, moment, 0, float(rng.uniform(0, seconds * (0.2 + 0.6 * share))), rank)
+    call = 1 + int(rng.integers(max(round(counts[moment] * share), 1)))
     delay = float(rng.choice([0, rng.uniform(0, DELAYS.get(moment, 0))]))
     return Interruption(number, moment, call, delay, 0 if moment in only_main else rank)
 

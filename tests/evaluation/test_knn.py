@@ -1,4 +1,5 @@
 import io
+import json
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image as Pillow
 from dinov2_hf.config import SourceConfig
 from dinov2_hf.config.evaluations import KnnProtocol
 from dinov2_hf.data import LabeledImages
-from dinov2_hf.evaluation import Evaluation, evaluate_knn, weighted_knn
+from dinov2_hf.evaluation import Evaluation, evaluate_knn, run_protocol, weighted_knn
 from dinov2_hf.features import Backbone, EvalTransform
 
 REFERENCES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0], [-2.0, 0.0]])  # cosines to (1, 0): 1, 0, 0.6, -1
@@ -103,8 +104,11 @@ def images_of(names, truth, broken=()):
     return Dataset.from_dict({"image": values, "label": truth}, features=features)
 
 
-def figures(folder, reference, query, function=None, **options):
-    """What the protocol gives, by the key of each figure, with an evaluation over the mean colours of images."""
+def figures(folder, reference, query, function=None, run=None, **options):
+    """What the protocol gives, by the key of each figure, with an evaluation over the mean colours of images.
+
+    Or what `run` makes of it.
+    """
     DatasetDict(train=reference, validation=query).save_to_disk(folder)
     config = KnnProtocol(
         train=SourceConfig(path=str(folder)),
@@ -117,7 +121,10 @@ def figures(folder, reference, query, function=None, **options):
     )
     transform = EvalTransform(12, 8, [0.5] * 3, [0.25] * 3)
     backbone = Backbone(function or mean_color, transform, 3, 8, 1, torch.device("cpu"))
-    return {result.metric: result for result in evaluate_knn(Evaluation(backbone, config, Accelerator(cpu=True)))}
+    evaluation = Evaluation(backbone, config, Accelerator(cpu=True))
+    if run:
+        return run("knn", evaluate_knn, evaluation)
+    return {result.metric: result for result in evaluate_knn(evaluation)}
 
 
 def mean_color(images, count):
@@ -163,6 +170,22 @@ def test_broken_images_do_not_count(tmp_path):
     reference = images_of(list(COLORS) * 2, ["red", "green", "blue"] * 2, broken=(0,))
     query = images_of(["red", "green", "blue"], ["red", "red", "blue"], broken=(1,))  # the wrong one is broken
     assert figures(tmp_path, reference, query, k=[1])["accuracy_k1"].value == 100.0
+
+
+def test_broken_images_are_counted_and_listed_beside_the_figures(tmp_path):
+    """Of a second evaluation too, which finds the features of the others in the cache."""
+    reference, query = (images_of(list(COLORS) * 2, list(COLORS) * 2, broken=rows) for rows in ((0, 4), (2,)))
+    output, reports = tmp_path / "output", []
+    for _ in range(2):
+        report = figures(tmp_path / "set", reference, query, run=run_protocol, k=[1], cache_dir=str(tmp_path / "cache"))
+        report.save(output)
+        assert len(report.broken) == json.loads((output / "results.json").read_text())["broken"] == 3
+        reports.append((output / "broken.txt").read_text())
+    assert reports[0] == reports[1]
+    lines = [line.split("\t") for line in reports[0].splitlines()]
+    assert [(kind, name.split()[:2], reason) for kind, name, reason in lines] == [
+        ("image", ["row", row], "6 bytes that are not an image") for row in ("0", "2", "4")
+    ]
 
 
 def test_sets_without_a_readable_image_are_refused(tmp_path):

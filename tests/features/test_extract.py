@@ -79,7 +79,7 @@ def test_broken_images_are_left_out_with_their_labels_and_named(batch_size, tmp_
     assert torch.equal(values, expected_features(images, kept))
     assert found.index.tolist() == kept
     for index in BROKEN:
-        assert sum(f" {index}.png:" in record.getMessage() for record in caplog.records) == 1
+        assert sum(f" {index}.png of " in record.getMessage() for record in caplog.records) == 1
 
 
 def test_features_do_not_depend_on_the_workers(tmp_path):

@@ -84,6 +84,9 @@ def _run(args: argparse.Namespace, protocol) -> None:
         if output:
             report.save(output)
             print(f"Results:    {output / 'results.json'}, {output / 'results.md'}")
+        if report.broken:
+            listed = f", listed in {output / 'broken.txt'}" if output else ", named above"
+            print(f"Broken:     {len(report.broken):,} left out{listed}")
         if args.card:
             add_results(args.card, [output])
             print(f"Model card: {args.card / 'README.md'}")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from ..config.curation import FilterConfig
+from ..data import Broken, write_broken
 from ..data.decode import BrokenImage, open_image
 from .hashes import bytes_hash, perceptual_hash
 from .hooks import Hook, apply_hooks, load_hook
 from .stage import Context, Stage
-from .tables import image_ids, num_rows, read_column, write_table
+from .tables import image_ids, num_rows, read_column, read_table, write_table
 
 _HASHED_SIDE = 128
 """Pixels of the short side that are enough for hashes and blankness."""
@@ -31,11 +33,15 @@ _KEPT = pa.schema(
         "replacement": pa.binary(),
     }
 )
-_DROPPED = pa.schema({"id": pa.int64(), "name": pa.string(), "reason": pa.string()})
+_DROPPED = pa.schema({"id": pa.int64(), "name": pa.string(), "reason": pa.string(), "detail": pa.string()})
 
 
 class Dropped(Exception):
-    """An image that is left out, and why."""
+    """An image that is left out: a reason that is counted, and what the decoder says of one that is broken."""
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(reason)
+        self.detail = detail
 
 
 class FilterStage(Stage):
@@ -61,12 +67,17 @@ class FilterStage(Stage):
             try:
                 kept.append({"id": number, "source": shard.source, "name": name} | examine(data, config, hooks))
             except Dropped as reason:
-                dropped.append({"id": number, "name": name, "reason": str(reason)})
+                dropped.append({"id": number, "name": name, "reason": str(reason), "detail": reason.detail})
         write_table(self.dropped(unit), pa.Table.from_pylist(dropped, schema=_DROPPED))
         write_table(self.part(unit), pa.Table.from_pylist(kept, schema=_KEPT))
 
     def dropped(self, unit: int):
         return self.folder / "dropped" / f"{unit:05d}.parquet"
+
+    def _broken(self, unit: int) -> Iterator[Broken]:
+        rows = read_table(self.dropped(unit)).filter(pc.field("reason") == "broken")
+        for row in rows.to_pylist():
+            yield Broken("image", row["name"], row.get("detail") or "")
 
     def summary(self) -> dict:
         shards = range(len(self.context.pool))
@@ -74,6 +85,7 @@ class FilterStage(Stage):
         for unit in shards:
             reasons.update(read_column(self.dropped(unit), "reason").tolist())
         kept = sum(num_rows(self.part(unit)) for unit in shards)
+        write_broken(self.context.output, [item for unit in shards for item in self._broken(unit)])
         told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
         if not kept:
             raise ValueError(
@@ -97,8 +109,8 @@ def examine(data: bytes, config: FilterConfig, hooks: Sequence[Hook] = ()) -> di
         if max(width, height) > config.max_aspect * min(width, height):
             raise Dropped("elongated")
         pixels, _ = image.decode(1.0 if hooks else max(min(width, height) / _HASHED_SIDE, 1.0))
-    except BrokenImage:
-        raise Dropped("broken") from None
+    except BrokenImage as error:
+        raise Dropped("broken", str(error)) from None
     if not pixels.dtype.is_floating_point:
         picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     else:  # of arrays of more than 8 bits

@@ -20,6 +20,7 @@ from ..config import SourceConfig
 from .columns import find_images
 from .decode import open_image
 from .load import load
+from .paths import name_in
 
 IGNORED = -1
 """Label of pixels that belong to no class."""
@@ -67,7 +68,8 @@ class DenseImages(ABC):
 
     def read(self, index: int) -> tuple[bytes, str]:
         """Bytes and name of image `index`."""
-        return self._images.encoded(self._images.dataset[index][self._images.name], f"row {index}")
+        data, name = self._images.encoded(self._images.dataset[index][self._images.name], f"row {index}")
+        return data, name_in(self.where, name)
 
     def map(self, index: int) -> np.ndarray:
         """The map `[h, w]` of image `index`.

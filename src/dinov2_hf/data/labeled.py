@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, List, Value
 from ..config import SourceConfig
 from .columns import find_images
 from .load import load
+from .paths import name_in
 
 
 class LabeledImages:
@@ -35,7 +36,8 @@ class LabeledImages:
 
     def read(self, index: int) -> tuple[bytes, str]:
         """Bytes and name of image `index`."""
-        return self._images.encoded(self._images.dataset[index][self._images.name], f"row {index}")
+        data, name = self._images.encoded(self._images.dataset[index][self._images.name], f"row {index}")
+        return data, name_in(self.where, name)
 
     def title_of(self, index: int) -> str:
         """The class of image `index`, or its classes, for people."""

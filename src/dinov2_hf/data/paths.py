@@ -79,6 +79,11 @@ def shown(path: str) -> str:
     return "".join(character if character.isprintable() else _escape(character) for character in path)
 
 
+def name_in(where: str, name: str) -> str:
+    """The name of an image of the set `where`, which it names where it is neither a whole path nor a URL."""
+    return name if os.path.isabs(name) or "://" in name else f"{name} of {where}"
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python holds it in a text

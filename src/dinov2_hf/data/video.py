@@ -20,6 +20,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ..config import SourceConfig
+from .broken import leave_out
 from .columns import ImageColumn, find_images
 from .fetch import Missing, read_bytes
 from .formats import READABLE
@@ -247,7 +248,7 @@ class MaskedVideos:
             mask = Image.open(io.BytesIO(data))
             indices = np.array(mask)
         except Exception as error:
-            logger.warning("left out a mask that cannot be decoded: %s: %s", name, error)
+            leave_out("mask", name, error)
             return None
         if mask.mode not in _MASK_MODES:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -12,11 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import LabeledImages
+from ..data.broken import leave_out
 from ..data.crops import as_crop, draw_box, resample
 from ..data.decode import BrokenImage, open_image
 from .base import Evaluation
-
-logger = logging.getLogger(__name__)
 
 Draw = tuple[int, int]
 """A row of the source, -1 for padding, and the epoch that it is read in."""
@@ -53,7 +51,7 @@ class RandomCrops(Dataset):
             try:
                 return self._crop(data, np.random.default_rng((self._seed, epoch, row))), row
             except BrokenImage as error:
-                logger.warning("left out an image that cannot be decoded: %s: %s", name, error)
+                leave_out("image", name, error)
         return as_crop(torch.zeros(self._channels, self._size, self._size, dtype=torch.uint8)), -1
 
     def _crop(self, data: bytes, rng: np.random.Generator) -> Tensor:

@@ -5,7 +5,6 @@ Axes: `C` channels, `H` x `W` pixels, `K` scores of a pixel, `N` images.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.broken import leave_out
 from ..data.decode import BrokenImage
 from ..data.dense import DenseImages
 from ..data.photometric import as_unit
 from ..features import Backbone
 from .base import Evaluation
 from .dense_heads import DenseHead, Features, Inference
-
-logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -151,7 +149,7 @@ class _TestImages(Dataset):
         try:
             pixels, values = self._images.sample(row, self._num_channels)
         except BrokenImage as error:
-            logger.warning("left out an image that cannot be decoded: row %s: %s", row, error)
+            leave_out("image", f"row {row} of {self._images.where}", error)
             return nothing
         except ValueError as error:
             return error

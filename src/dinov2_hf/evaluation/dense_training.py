@@ -5,7 +5,6 @@ Axes: `B` crops, `C` channels, `H` x `W` pixels, `P` parameters of colours.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ..data.broken import leave_out
 from ..data.crops import as_crop, resample
 from ..data.decode import BrokenImage
 from ..data.dense import DenseImages, common_grid
@@ -24,8 +24,6 @@ from .augmented import Draw, Draws, Plan
 from .base import Evaluation
 from .dense import Size, block_features, scaled_size
 from .dense_heads import DenseHead
-
-logger = logging.getLogger(__name__)
 
 _TRIES = 10
 """Crops that are drawn before one of few classes is taken."""
@@ -75,7 +73,7 @@ class RandomMapCrops(Dataset):
             try:
                 pixels, values = self.cut(*self._images.sample(row, len(self._mean)), rng)
             except BrokenImage as error:
-                logger.warning("left out an image that cannot be decoded: row %s: %s", row, error)
+                leave_out("image", f"row {row} of {self._images.where}", error)
                 counts = False
             except ValueError as error:
                 return error

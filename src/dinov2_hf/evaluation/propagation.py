@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from ..config.evaluations import PropagationProtocol
+from ..data.broken import leave_out
 from ..data.crops import as_crop, resample
 from ..data.decode import BrokenImage, open_image
 from ..data.video import MaskedVideos
@@ -200,7 +201,7 @@ class _Reader(Dataset):
         try:
             size = self._size(video)
         except BrokenImage as error:
-            logger.warning("left out a video whose first frame cannot be decoded: %s: %s", self._name(video, 0), error)
+            leave_out("video", self._name(video, 0), f"its first frame: {error}")
             return as_crop(black).expand(stop - start, -1, -1, -1), [-1] * (stop - start)
         pixels, frames = [], []
         for frame in range(start, stop):
@@ -208,7 +209,7 @@ class _Reader(Dataset):
                 pixels.append(self._pixels(video, frame, size))
                 frames.append(frame)
             except BrokenImage as error:
-                logger.warning("left out a frame that cannot be decoded: %s: %s", self._name(video, frame), error)
+                leave_out("frame", self._name(video, frame), error)
                 pixels.append(as_crop(black.new_zeros(self._channels, *size)))
                 frames.append(-1)
         return torch.stack(pixels), frames

@@ -10,6 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
+
+from ..data.broken import Broken, recording, unique, write_broken
 from .base import Evaluation, Result
 
 RESULTS_FILE = "results.json"
@@ -26,6 +29,8 @@ class Report:
     results: list[Result]
     seconds: float
     versions: dict[str, str] = field(default_factory=dict)
+    broken: list[Broken] = field(default_factory=list)
+    """What was left out because it cannot be decoded."""
 
     def table(self) -> str:
         """Markdown, a row for each figure."""
@@ -44,21 +49,24 @@ class Report:
         return "\n".join(lines)
 
     def save(self, folder: Path) -> None:
-        """Leaves `results.json` and `results.md`.
+        """Leaves `results.json`, `results.md` and, where anything was broken, `broken.txt`.
 
         Raises:
             OSError: the folder cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        content = asdict(self) | {"broken": len(self.broken)}
+        (folder / RESULTS_FILE).write_text(json.dumps(content, indent=2) + "\n")
+        write_broken(folder, self.broken)
         (folder / "results.md").write_text(f"# {self.protocol}: {self.model}\n\n{self.table()}\n")
 
 
 def run_protocol(name: str, evaluate, evaluation: Evaluation) -> Report:
     """Runs an evaluator and says each figure as it comes. Collective."""
     started, results = time.perf_counter(), []
-    for result in evaluate(evaluation):
-        results.append(result)
+    with recording() as broken:
+        for result in evaluate(evaluation):
+            results.append(result)
     versions = {package: version(package) for package in ("dinov2_hf", "torch", "transformers", "datasets")}
     return Report(
         name,
@@ -67,4 +75,5 @@ def run_protocol(name: str, evaluate, evaluation: Evaluation) -> Report:
         results,
         round(time.perf_counter() - started, 1),
         {"python": platform.python_version()} | versions,
+        unique(gather_object(broken)),
     )

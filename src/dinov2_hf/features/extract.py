@@ -5,7 +5,6 @@ Axes: `N` images, `L` blocks (the last one last), `D` width, `h`, `w` rows and c
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,13 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..data.broken import leave_out
 from ..data.crops import as_crop
 from ..data.decode import BrokenImage
 from ..data.shared_memory import PREFETCH, check_shared_memory
 from .backbone import Backbone
 from .cache import FeatureCache
-
-logger = logging.getLogger(__name__)
 
 PARTS = ("cls", "mean", "gem", "patches")
 _BLOCK_BYTES = 256 << 20  # of features that are gathered, and written, at a time
@@ -150,6 +148,10 @@ def extract_features(
     if folder is not None:
         accelerator.wait_for_everyone()
         found = {number: folder.read(number) for number in range(len(blocks))}
+        if accelerator.is_main_process:
+            cached = sorted(set(range(len(blocks))) - set(missing))
+            for row in chain.from_iterable(sorted({*blocks[n]} - {*found[n]["index"].tolist()}) for n in cached):
+                reader[row]  # left out when its block was made; it is named every time
     names = ("index", *parts)
     whole = {name: torch.cat([found[n][name] for n in range(len(blocks))]).to(accelerator.device) for name in names}
     return FeatureSet(whole.pop("index"), whole)
@@ -191,7 +193,7 @@ class _Reader(Dataset):
             try:
                 return torch.from_numpy(np.ascontiguousarray(self._transform.pixels(data))), row
             except BrokenImage as error:
-                logger.warning("left out an image that cannot be decoded: %s: %s", name, error)
+                leave_out("image", name, error)
         size, channels = self._transform.crop_size, len(self._transform.mean)
         return as_crop(torch.zeros(channels, size, size, dtype=torch.uint8)), -1
 

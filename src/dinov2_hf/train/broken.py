@@ -65,10 +65,7 @@ class BrokenLog:
 
     def write(self) -> None:
         """Makes `broken.txt` the list as it is; without a broken file there is none. Main process only."""
-        if self._items:
-            write_broken(self._folder, self.items)
-        else:
-            (self._folder / FILE_NAME).unlink(missing_ok=True)
+        write_broken(self._folder, self.items)
 
     def add(self, batch: SSLBatch) -> None:
         """Takes in what this process met in its next batch."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..files import beside
+from ..files import beside, sync
 
 FILE_NAME = "metrics.jsonl"
 
@@ -94,8 +93,7 @@ class MetricLog:
     def sync(self) -> None:
         """Brings the lines to the disk, so that a power cut after the next checkpoint leaves them."""
         if self._accelerator.is_main_process:
-            with self._path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(self._path)
 
     def _track(self, step: int, values: Mapping[str, float | None]) -> None:
         self._accelerator.log({name: math.nan if value is None else value for name, value in values.items()}, step=step)
