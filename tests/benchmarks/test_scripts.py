@@ -33,7 +33,7 @@ SCRIPTS = {
     "step": ("--tiny --steps 1 --warmup 1 --profile", '"seconds_per_update": '),
 }
 """Arguments of the smallest run of each script, and a part of the last thing that it prints."""
-ELSEWHERE = {"cuda_acceptance", "cuda_model"}
+ELSEWHERE = {"cuda_acceptance", "cuda_model", "fuzz_folders", "kill_runs"}
 """Scripts with a file of tests of their own."""
 
 
