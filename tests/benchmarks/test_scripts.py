@@ -29,6 +29,8 @@ SCRIPTS = {
     "evaluation": ("--tiny", "52 heads of 1,000 classes"),
     "frozen_forward": ("--preset tiny --batch 1 --size 28 --pairs 2", "stock/ours"),
     "frozen_teacher": ("--tiny", "| bfloat16, sharded over 2 processes, each |"),
+    "fuzz_folders": ("--layouts 2", ": 0 layouts differ;"),
+    "kill_runs": ("--kills 1", "runs that differ: none"),
     "memory": ("--tiny", "| pruned last layer |"),
     "step": ("--tiny --steps 1 --warmup 1 --profile", '"seconds_per_update": '),
 }
