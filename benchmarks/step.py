@@ -38,16 +38,23 @@ TINY += [
 VIT_S = ["model.preset=small", "model.num_register_tokens=0", "model.drop_path_rate=0", "ibot.separate_head=true"]
 
 
-def make_batch(config: PretrainConfig) -> SSLBatch:
-    """Noise, and masks as the data would draw them: half of the crops, of evenly spread ratios."""
-    crops, batch = config.crops, config.train.batch_size
-    patches = (crops.global_size // config.model.patch_size) ** 2
+def draw_masks(config: PretrainConfig) -> torch.Tensor:
+    """Masks `[2B, N]` as the data would draw them: half of the crops, of evenly spread ratios."""
+    batch = config.train.batch_size
+    patches = (config.crops.global_size // config.model.patch_size) ** 2
     masks = torch.zeros(2 * batch, patches, dtype=torch.bool)
     masked = round(2 * batch * config.ibot.mask_probability)
     low, high = config.ibot.mask_ratio
     for index in range(masked):
         ratio = low + (high - low) * (index + 0.5) / masked
         masks[index, torch.randperm(patches)[: int(ratio * patches)]] = True
+    return masks
+
+
+def make_batch(config: PretrainConfig) -> SSLBatch:
+    """Noise, and masks as the data would draw them."""
+    crops, batch = config.crops, config.train.batch_size
+    masks = draw_masks(config)
     return SSLBatch(
         torch.randn(2 * batch, 3, crops.global_size, crops.global_size),
         torch.randn(crops.num_local * batch, 3, crops.local_size, crops.local_size),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -42,9 +43,9 @@ class FrozenTeacher(nn.Module):
         """Crops that were normalised with `mean` and `std` as this network wants them, untouched where they are so."""
         if (list(mean), list(std)) == (self.mean, self.std):
             return crops
-        scale = crops.new_tensor([ours / theirs for ours, theirs in zip(std, self.std, strict=True)])
-        shift = crops.new_tensor([(o - t) / s for o, t, s in zip(mean, self.mean, self.std, strict=True)])
-        return crops * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        factors = tuple(ours / theirs for ours, theirs in zip(std, self.std, strict=True))
+        offsets = tuple((o - t) / s for o, t, s in zip(mean, self.mean, self.std, strict=True))
+        return crops * _per_channel(factors, crops.device) + _per_channel(offsets, crops.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,3 +115,9 @@ class FeatureTeacher(FrozenTeacher):
         with torch.autocast(crops.device.type, enabled=False):
             ((cls, patches),) = self.network(crops)
         return cls, patches.float()
+
+
+@lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`values` as `[1, C, 1, 1]` on the device, kept there: a copy from the host waits for the device."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/cuda_model.py`: an update on fake CUDA tensors, and what it would cost on a card."""
