@@ -44,7 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", action="append", default=[], metavar="YAML", help="a run's file; may be repeated")
     parser.add_argument("--card", default="h100", help="h100 (default), h200 or a100")
-    parser.add_argument("--teacher", metavar="PRESET", help="architecture of the teacher of a distillation, such as giant")
+    parser.add_argument(
+        "--teacher", metavar="PRESET", help="architecture of the teacher of a distillation, such as giant"
+    )
     parser.add_argument("--whole", action="store_true", help="run all layers instead of two and three")
     parser.add_argument("--logged", action="store_true", help="an update that is logged, with the signs of health")
     parser.add_argument("--operations", type=int, default=0, metavar="N", help="also the N most expensive operations")

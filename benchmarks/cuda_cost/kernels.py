@@ -44,7 +44,16 @@ class Work:
     """Products in half precision."""
 
 
-_NO_KERNEL = {"_unsafe_view", "empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "set_", "resize_"}
+_NO_KERNEL = {
+    "_unsafe_view",
+    "empty",
+    "empty_strided",
+    "empty_like",
+    "new_empty",
+    "new_empty_strided",
+    "set_",
+    "resize_",
+}
 _KERNELS = {
     "randperm": 6,
     "native_layer_norm_backward": 2,
@@ -87,7 +96,11 @@ def work_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) ->
     if name in ("_to_copy", "copy_") and _devices(inputs, outputs) == {"cpu", "cuda"}:
         return Work(name, 1, sum(map(size, outputs)), Kind.HOST_COPY)
     product = _product(name, args, outputs)
-    kernels = _foreach_kernels(name, args) if name.startswith(("_foreach", "_amp_foreach", "_fused_adam")) else _KERNELS.get(name, 1)
+    kernels = (
+        _foreach_kernels(name, args)
+        if name.startswith(("_foreach", "_amp_foreach", "_fused_adam"))
+        else _KERNELS.get(name, 1)
+    )
     moved = _moved(func, name, args, kwargs, inputs, outputs)
     if product is None:
         return Work(name, kernels, moved)

@@ -30,7 +30,7 @@ class SoftmaxCentering(nn.Module):
         """
         assignments = Assignments(logits, temperature, self.center[0] / -temperature)
         total = self.center.new_zeros(logits.shape[1] + 1)
-        total[-1] = logits.shape[0]
+        total[-1].fill_(logits.shape[0])  # assigning a number to an element waits for the device
         for start, stop in chunks(*logits.shape):
             total[:-1] += logits[start:stop].float().sum(dim=0)
         count = global_sum_(total)[-1]

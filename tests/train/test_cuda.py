@@ -1,0 +1,133 @@
+"""What an update does on a CUDA device, judged without one.
+
+`benchmarks/cuda_model.py` runs the update on fake CUDA tensors and reports kernels and waits for the device. It needs a
+stub that g++ builds; without g++ those tests are skipped. Compilation is counted on the CPU. An objective is an entry of
+`OBJECTIVES`.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from dinov2_hf.config import DistillConfig, PretrainConfig, load_config, save_config
+from dinov2_hf.models import VisionTransformer
+from dinov2_hf.ssl import DINOv2Pretraining, Distillation, FeatureTeacher, PrototypeTeacher, SSLBatch
+from dinov2_hf.ssl.students import build_backbone, build_heads
+from dinov2_hf.train import TrainingStep, build_accelerator
+from dinov2_hf.train.schedules import StepValues
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Objective:
+    kind: type
+    kernels: int
+    """Bound on the kernels of an update of the tiny model that is not logged."""
+    overrides: tuple[str, ...] = ()
+
+
+DISTILLED = ("model.drop_path_rate=0", "distill.teacher=tiny", "colors.mean=[0.5,0.4,0.3]")
+OBJECTIVES = {
+    "pretraining": Objective(PretrainConfig, 1620),
+    "distillation_over_prototypes": Objective(DistillConfig, 1520, DISTILLED),
+    "distillation_over_features": Objective(
+        DistillConfig, 730, (*DISTILLED, "distill.objective=features", "crops.num_local=0")
+    ),
+}
+PRETRAINING = OBJECTIVES["pretraining"]
+VARIANTS = {
+    "fp16": replace(PRETRAINING, overrides=("train.precision=fp16",)),
+    "fp32": replace(PRETRAINING, overrides=("train.precision=fp32",)),
+    "centering": replace(PRETRAINING, overrides=("teacher.centering=softmax",)),
+    "accumulation": replace(PRETRAINING, overrides=("train.gradient_accumulation_steps=2",)),
+    "checkpointed": replace(PRETRAINING, overrides=("model.gradient_checkpointing=true",)),
+}
+TINY = (
+    *("model.preset=tiny", "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2"),
+    *("model.patch_size=8", "model.num_register_tokens=2", "model.drop_path_rate=0.3"),
+    *("crops.global_size=32", "crops.local_size=16", "crops.num_local=6"),
+    *("dino.num_prototypes=24", "dino.hidden_dim=16", "dino.bottleneck_dim=8"),
+    *("ibot.num_prototypes=20", "ibot.hidden_dim=16", "ibot.bottleneck_dim=8", "ibot.separate_head=true"),
+    *("data.train.path=noise", "train.batch_size=4", "train.precision=bf16"),
+)
+VALUES = StepValues(lr=1e-4, last_layer_lr=1e-4, weight_decay=0.04, teacher_momentum=0.99, teacher_temp=0.07)
+
+
+def configure(objective, *overrides):
+    return load_config(None, [*TINY, *objective.overrides, *overrides], objective.kind)
+
+
+@pytest.fixture(scope="module")
+def modelled(tmp_path_factory):
+    """What the model says of each objective and variant, by name."""
+    folder = tmp_path_factory.mktemp("configs")
+    command = [sys.executable, "benchmarks/cuda_model.py", "--whole", "--json", "--teacher=tiny"]
+    for name, objective in {**OBJECTIVES, **VARIANTS}.items():
+        save_config(configure(objective), folder / f"{name}.yaml")
+        command += ["--config", str(folder / f"{name}.yaml")]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if ran.returncode == 3:
+        pytest.skip(f"did not run: {ran.stderr.strip()}")
+    assert ran.returncode == 0, ran.stderr
+    results = [json.loads(line) for line in ran.stdout.splitlines()]
+    return {Path(result["case"]).stem: result for result in results}
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, *VARIANTS])
+def test_update_that_is_not_logged_waits_for_the_device_nowhere(modelled, name):
+    assert modelled[name]["synchronizations"] == []
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_update_launches_no_more_kernels_than_its_bound(modelled, name):
+    assert modelled[name]["kernels"] <= OBJECTIVES[name].kernels, modelled[name]["kernels_by_part"]
+
+
+@pytest.fixture
+def traced():
+    """Compiled layers run as they were traced, so that nothing is generated; graphs and guards are the same."""
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.compiler.set_stance("default", force_backend="eager"):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_changing_numbers_of_masked_patches_compile_nothing(traced, tmp_path, name):
+    overrides = ("model.compile=true", "train.precision=fp32", "crops.num_local=0", f"train.output_dir={tmp_path}")
+    config = configure(OBJECTIVES[name], *overrides)
+    step = TrainingStep(build(config), config, build_accelerator(config.train))
+    for index, masked in enumerate((30, 37)):  # at the second number the compiler sees that it changes
+        step(lambda: make_batch(masked), VALUES, index)  # noqa: B023 - called at once
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    for index, masked in enumerate((0, 1, 52)):
+        step(lambda: make_batch(masked), VALUES, index)  # noqa: B023
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def build(config):
+    if not isinstance(config, DistillConfig):
+        return DINOv2Pretraining(config)
+    backbone = build_backbone(config.model, config.crops.global_size, 0.0)
+    normalization = [0.2, 0.3, 0.4], [0.5, 0.5, 0.5]
+    if config.distill.objective == "features":
+        return Distillation(config, FeatureTeacher(VisionTransformer(backbone), *normalization))
+    heads = build_heads(config, backbone.config.hidden_size)
+    return Distillation(config, PrototypeTeacher(backbone, heads, *normalization))
+
+
+def make_batch(masked):
+    """4 images, of which so many patches are masked."""
+    masks = torch.zeros(8 * 16, dtype=torch.bool)
+    masks[torch.randperm(len(masks))[:masked]] = True
+    masks = masks.view(8, 16)
+    return SSLBatch(torch.randn(8, 3, 32, 32), torch.empty(0, 3, 16, 16), masks, *SSLBatch.flatten_masks(masks))
