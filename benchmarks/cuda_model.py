@@ -6,11 +6,11 @@
 
 The package's own training step runs on fake CUDA tensors, so torch takes the operations and the autocast rules of CUDA.
 Every operation is booked with its kernels, the bytes they move and the FLOPs of their products, and put on the roofline
-of the card. Updates of two and of three layers are run and extrapolated. What comes out is no measurement: the shares of
-the nominal figures that kernels achieve are constants (`cuda_cost/cards.py`), and caching, launch gaps and the memory
-allocator are left out. Take the times to 20 %.
+of the card. Updates of two and of three layers are run and extrapolated. Layers are not compiled. Nothing is measured:
+the shares of the nominal figures that kernels achieve are constants (`cuda_cost/cards.py`), and fragmented memory and
+gaps between kernels are left out. Expect times to be right within 20 %.
 
-An operation that makes the host wait for the device is named. Prints Markdown tables, or with `--json` a line a case.
+Names each operation that makes the host wait for the device. Prints Markdown tables, or with `--json` a line per case.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="run all layers instead of two and three")
     parser.add_argument("--logged", action="store_true", help="an update that is logged, with the signs of health")
     parser.add_argument("--operations", type=int, default=0, metavar="N", help="also the N most expensive operations")
-    parser.add_argument("--json", action="store_true", help="a line of JSON a case instead of tables")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON per case")
     parser.add_argument("cases", nargs="*", metavar="CASE or section.key=value", help=f"cases: {', '.join(CASES)}")
     args = parser.parse_intermixed_args()
     try:

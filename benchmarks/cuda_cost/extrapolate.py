@@ -118,13 +118,10 @@ def _check(config: PretrainConfig, case: Case, whole: bool) -> None:
         if config.students:
             raise ValueError(f"{case.name}: students of several depths are not extrapolated; use --whole")
         if case.teacher is None:
-            raise ValueError(
-                f"{case.name}: a teacher that is read is not extrapolated; use --whole or --teacher PRESET"
-            )
+            raise ValueError(f"{case.name}: a teacher on disk is not extrapolated; use --whole or --teacher PRESET")
     if config.model.attn_implementation not in ("auto", "sdpa", "eager"):
-        raise ValueError(
-            f"{case.name}: model.attn_implementation={config.model.attn_implementation} is not modelled; use sdpa or eager"
-        )
+        chosen = f"model.attn_implementation={config.model.attn_implementation}"
+        raise ValueError(f"{case.name}: {chosen} is not modelled; use sdpa or eager")
 
 
 def _is_distillation(path: str) -> bool:

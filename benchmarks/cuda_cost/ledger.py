@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .cards import Card
-from .kernels import Kind, Work, work_of
+from .kernels import Work, work_of
 
 DEVICE = torch.device("cuda:0")
 
@@ -56,7 +56,7 @@ class Ledger(TorchDispatchMode):
     Entered around all that touches the device. What is booked:
 
     `costs`: by part and operation; `synchronizations`: operations that make the host wait for the device, with the line
-    of the package that called them; `peak`: the most bytes that lived at a time. Nothing is booked before `start`.
+    of the package that called them; `peak`: the most bytes that lived at a time. Costs are booked after `start`.
     """
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -80,7 +80,7 @@ class Ledger(TorchDispatchMode):
         return fake
 
     def start(self) -> None:
-        """Books from here on; what lives stays counted."""
+        """Forgets what was booked, but not what lives, and books costs from here on."""
         self.costs.clear()
         self.synchronizations.clear()
         self.peak = self.live
@@ -116,7 +116,7 @@ class Ledger(TorchDispatchMode):
         on_device = any(isinstance(leaf, FakeTensor) for leaf in leaves) or _wants_device(kwargs)
         if not on_device:
             return func(*args, **kwargs)
-        if self._booking and (reason := self._wait(func, args, kwargs, leaves)):
+        if reason := self._wait(func, args, kwargs):
             self.synchronizations.append(f"{reason} at {_caller()}")
         if func._schema.name in _NEEDS_VALUE:
             raise Synchronization(f"{func._schema.name} needs a value from the device, at {_caller()}")
@@ -153,7 +153,7 @@ class Ledger(TorchDispatchMode):
 
         weakref.finalize(storage, freed).atexit = False
 
-    def _wait(self, func: Any, args: tuple, kwargs: dict[str, Any], leaves: list[Any]) -> str | None:
+    def _wait(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> str | None:
         """Why an operation makes the host wait for the device; None where it does not."""
         name = func._schema.name.partition("::")[2]
         if name in ("_to_copy", "copy_"):

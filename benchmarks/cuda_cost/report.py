@@ -12,17 +12,18 @@ from .update import PARTS
 def tables(results: Sequence[Result], operations: int = 0) -> str:
     """What an update takes, its time by part, what waits, and the `operations` most expensive operations of each."""
     card = results[0].card
+    modelled = [result for result in results if result.costs]
     lines = [f"Modelled for an {card.name}, not measured. Nominal figures: {card.source}.", ""]
     lines += _table(
         ("", "images/s", "ms", "share of peak, plain", "done", "TFLOP", "GB", "kernels", "host ms", "peak memory GB"),
-        [_summary(result) for result in results],
+        [_summary(result) for result in modelled],
     )
     lines += ["", "Milliseconds on the device:", ""]
     lines += _table(
         ("", *PARTS, "total"),
         [
             (result.name, *(_ms(result.of_part(part).seconds) for part in PARTS), _ms(result.total.seconds))
-            for result in results
+            for result in modelled
         ],
     )
     for result in results:

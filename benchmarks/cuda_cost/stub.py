@@ -54,9 +54,7 @@ def _cached(torch: Path) -> Path:
 def _build(torch: Path, stub: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
-        raise StubUnavailable(
-            "fake CUDA tensors need a small stub that g++ builds; install g++ (Debian: apt install g++)"
-        )
+        raise StubUnavailable("fake CUDA tensors need a small stub that g++ builds; install g++")
     print("building the CUDA stub, once", file=sys.stderr)
     stub.parent.mkdir(parents=True, exist_ok=True)
     include, libraries = torch / "include", torch / "lib"

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import torch
 from step import VALUES, draw_masks, plain_flops
-from torch import Tensor, nn
+from torch import nn
 
 from dinov2_hf.config import ColorsConfig, DistillConfig, PretrainConfig
 from dinov2_hf.data import PhotometricAugmentation
@@ -40,7 +40,7 @@ class Update:
     """What one update needs."""
 
     costs: dict[tuple[str, str], Cost]
-    """By part and operation."""
+    """By part and operation; empty where the update stopped because the host needs a value from the device."""
     synchronizations: list[str]
     peak: float
     """Bytes of memory, without the weights of a frozen teacher."""
@@ -85,12 +85,13 @@ def run_update(
                     return augment(host_batch.to(DEVICE, non_blocking=True))
 
             with ledger.part("optimiser"):  # what is left in a step when the other parts are taken out
-                step(next_batch, VALUES, 0)
-                ledger.start()
                 try:
+                    step(next_batch, VALUES, 0)
+                    ledger.start()
                     step(next_batch, VALUES, 1, diagnose=logged)
-                except Synchronization:  # is in the list
-                    pass
+                except Synchronization:  # the last of the list
+                    ledger.costs.clear()
+                    del ledger.synchronizations[:-1]
             plain = plain_flops(model, host_batch) if isinstance(model, DINOv2Pretraining) else None
     return Update(ledger.costs, ledger.synchronizations, ledger.peak - frozen, frozen, plain)
 

@@ -1,8 +1,9 @@
 """What an update does on a CUDA device, judged without one.
 
 `benchmarks/cuda_model.py` runs the update on fake CUDA tensors and reports kernels and waits for the device. It needs a
-stub that g++ builds; without g++ those tests are skipped. Compilation is counted on the CPU. An objective is an entry of
-`OBJECTIVES`.
+stub that g++ builds; without g++ those tests are skipped. Compilation is counted on the CPU.
+
+A new objective is one more entry of `OBJECTIVES`.
 """
 
 import json
@@ -92,10 +93,14 @@ def test_update_launches_no_more_kernels_than_its_bound(modelled, name):
 
 @pytest.fixture
 def traced():
-    """Compiled layers run as they were traced, so that nothing is generated; graphs and guards are the same."""
+    """Compiled layers run as they were traced: graphs and guards are the same, and no code is generated.
+
+    Every value of an integer gets a graph of its own, and the number of graphs has no limit that would hide some.
+    """
     torch._dynamo.reset()
     counters.clear()
-    with torch.compiler.set_stance("default", force_backend="eager"):
+    strict = torch._dynamo.config.patch(specialize_int=True, recompile_limit=1000)
+    with strict, torch.compiler.set_stance("default", force_backend="eager"):
         yield
     torch._dynamo.reset()
 
@@ -109,8 +114,9 @@ def test_changing_numbers_of_masked_patches_compile_nothing(traced, tmp_path, na
         step(lambda: make_batch(masked), VALUES, index)  # noqa: B023 - called at once
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 0
-    for index, masked in enumerate((0, 1, 52)):
-        step(lambda: make_batch(masked), VALUES, index)  # noqa: B023
+    with torch._dynamo.config.patch(error_on_recompile=True):  # names the guard
+        for index, masked in enumerate((0, 1, 52)):
+            step(lambda: make_batch(masked), VALUES, index)  # noqa: B023
     assert counters["stats"]["unique_graphs"] == graphs
 
 
