@@ -94,13 +94,6 @@ def test_tars_are_read_as_a_file_a_folder_or_a_pattern(name, streaming, tmp_path
 
 
 @both
-def test_tar_that_is_no_webdataset_is_refused_naming_it(streaming, tmp_path, files, write_tar):
-    write_tar(tmp_path / "odd.tar", {"0": {"png": files[0]}, "1": {"jpg": files[1]}})
-    message = refusal(path=str(tmp_path / "odd.tar"), streaming=streaming)
-    assert "odd.tar" in message and "WebDataset format" in message
-
-
-@both
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_of_paths_are_read_relative_to_their_folder(name, streaming, tmp_path, files, pictures, monkeypatch):
     monkeypatch.chdir("/")

@@ -140,6 +140,9 @@ class DataConfig:
     """Lanes into which the files of streaming sources are divided, see docs/data.md; 0 for automatic."""
     max_broken_share: float = 0.1
     """The run stops when more than this share of the images it has read cannot be decoded."""
+    max_broken_shards: float = 0.1
+    """The run stops when more than this share of the shards (files) of streams cannot be read to their end; one of
+    several always may be broken, unless it is 0."""
 
     def check(self) -> None:
         if not self.train.path:
@@ -150,6 +153,7 @@ class DataConfig:
         positive("data.shuffle_buffer", self.shuffle_buffer)
         at_least("data.lanes", self.lanes, 0)
         share("data.max_broken_share", self.max_broken_share)
+        share("data.max_broken_shards", self.max_broken_shards)
         positive("data.train.weight", self.train.weight)
         for name, source in self.mix.items():
             named("data.mix", name)

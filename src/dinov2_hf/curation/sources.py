@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from datasets import Dataset, IterableDataset
 from ..config import SourceConfig
 from ..config.curation import CurationConfig
 from ..data.columns import ImageColumn, open_images
+from ..data.shards import LOST, Shards
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,16 @@ class Shard:
                 value = images.dataset[self.first + int(position)][images.name]
                 yield int(position), *images.encoded(value, f"row {self.first + int(position)}")
             return
-        stream = images.dataset.shard(num_shards=images.dataset.num_shards, index=self.first)
-        # .iter() gives all rows in every data worker; plain iteration would share them out
-        values = (value for rows in stream.iter(batch_size=16) for value in rows[images.name])
+        shards = _shards(_key(self.config))
         wanted = None if positions is None else set(map(int, positions))
         stop = None if wanted is None else max(wanted, default=-1) + 1
-        for position, value in enumerate(islice(values, stop)):
-            if wanted is None or position in wanted:
+        for position, value in shards.values(self.first):
+            if stop is not None and position >= stop:
+                break
+            if value is not LOST and (wanted is None or position in wanted):
                 yield position, *images.encoded(value, f"row {position} of file {self.first}")
+        for item in shards.take_broken():
+            logger.warning("skipped what cannot be read of a broken shard: %s", item)
 
 
 @dataclass(frozen=True)
@@ -112,3 +117,8 @@ def _opened(key: str, name: str = "") -> ImageColumn:
     images = open_images(config, config.streaming, name)
     assert isinstance(images.dataset, (Dataset, IterableDataset))
     return images
+
+
+@lru_cache(maxsize=64)
+def _shards(key: str) -> Shards:
+    return Shards(_opened(key))

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, IterableDataset, Value
-from PIL import Image as Pillow
 
 from ..config import SourceConfig
 from .fetch import Missing, is_url, read_bytes
 from .load import FORMATS, Loaded, load
+from .names import few, name_images
 from .paths import name_of, state_of
+from .tars import is_place, read_member
 
 _PEEKED_ROWS = 16
 
@@ -40,6 +41,8 @@ class ImageColumn:
     """Rows of each shard of a stream, where they are known."""
     listed: bool = False
     """Whether the images are files that were listed here, by their stored names (`paths.py`)."""
+    tars: Sequence[str] = ()
+    """The archives of which the column has members, by their places."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -65,10 +68,12 @@ class ImageColumn:
             path = self._locate(value)
             return (read_bytes(path) if path else Missing("the path is empty")), path or position
         if not isinstance(value, dict):
-            return value or Missing("the value has 0 bytes"), position
+            return _given(value), position
+        if "offset" in value:
+            return read_member(value, self.tars)
         data, path = value.get("bytes"), value.get("path")
         if data is not None:
-            return data or Missing("the value has 0 bytes"), path or position
+            return _given(data), path or position
         if not path:
             return Missing("the value has neither bytes nor a path"), position
         path = self._locate(path)
@@ -76,6 +81,10 @@ class ImageColumn:
 
     def _locate(self, path: str) -> str:
         return path if not path or self.folder is None or is_url(path) else os.path.join(self.folder, path)
+
+
+def _given(data: bytes) -> bytes:
+    return data if data or isinstance(data, Missing) else Missing("the value has 0 bytes")
 
 
 def open_images(config: SourceConfig, streaming: bool, name: str = "") -> ImageColumn:
@@ -112,7 +121,7 @@ def find_images(loaded: Loaded, config: SourceConfig) -> ImageColumn:
     if kinds[name] is None:
         raise ValueError(
             f"column {name!r} of {config.path} is {features[name]}, not images, their bytes or their paths; its "
-            f"columns are {', '.join(kinds)}; name another with image_column=, or cast it with "
+            f"columns are {few(kinds)}; name another with image_column=, or cast it with "
             "datasets.Dataset.cast_column(name, datasets.Image()) and save it"
         )
     if kinds[name] == "text" and loaded.folder is None:
@@ -125,7 +134,7 @@ def find_images(loaded: Loaded, config: SourceConfig) -> ImageColumn:
     dataset = dataset.select_columns([name])
     if isinstance(features[name], Image):
         dataset = dataset.cast_column(name, Image(decode=False))
-    images = ImageColumn(dataset, name, loaded.folder, listed=loaded.listed)
+    images = ImageColumn(dataset, name, loaded.folder, listed=loaded.listed, tars=loaded.tars)
     if isinstance(dataset, Dataset):
         return images
     # a folder of images is a single shard of many files
@@ -144,17 +153,17 @@ def _choose_column(kinds: dict[str, str | None], rows: dict[str, list], config: 
     else:
         images = [name for name, kind in kinds.items() if kind == "image"]
         encoded = [name for name, kind in kinds.items() if kind == "bytes"]
-        found = images[:1] or encoded or [name for name, values in rows.items() if _name_images(values)]
+        found = images[:1] or encoded or [name for name, values in rows.items() if name_images(values)]
     where = f"{config.path} (split {config.split!r})"
     if not found:
         given = f"image_column={config.image_column!r}" if config.image_column else "a column of images"
         raise ValueError(
-            f"{where} lacks {given}; its columns are {', '.join(kinds) or 'none'}; "
+            f"{where} lacks {given}; its columns are {few(kinds) or 'none'}; "
             "name the one with the images with image_column="
         )
     if len(found) > 1:
         raise ValueError(
-            f"{where} has several columns that may hold the images: {', '.join(found)}; name one with image_column="
+            f"{where} has several columns that may hold the images: {few(found)}; name one with image_column="
         )
     return found[0]
 
@@ -162,6 +171,8 @@ def _choose_column(kinds: dict[str, str | None], rows: dict[str, list], config: 
 def _kind(feature: Any) -> str | None:
     """`image`, `bytes` or `text`, of which images can be read; None for others."""
     if isinstance(feature, Image):
+        return "image"
+    if is_place(feature):
         return "image"
     if isinstance(feature, dict):  # a struct, as images are stored in parquet that `datasets` has not written
         return "bytes" if _kind(feature.get("bytes")) == "bytes" else None
@@ -171,14 +182,22 @@ def _kind(feature: Any) -> str | None:
 
 
 def _peek(dataset: Dataset | IterableDataset) -> dict[str, list]:
-    """The first rows, by column."""
+    """The first rows, by column; of a stream those of its first shard that can be read and has any.
+
+    Raises:
+        ValueError: no shard can be read.
+    """
     if isinstance(dataset, Dataset):
         return dataset[:_PEEKED_ROWS]
-    return next(iter(dataset.iter(batch_size=_PEEKED_ROWS)), {name: [] for name in dataset.features or ()})
-
-
-def _name_images(values: list[str | None]) -> bool:
-    """Whether all of `values` end like the names of images."""
-    paths = [urlsplit(value).path if is_url(value) else value for value in values if isinstance(value, str)]
-    suffixes = {PurePosixPath(path).suffix.lower() for path in paths if path}
-    return bool(suffixes) and suffixes <= {*Pillow.registered_extensions(), ".npy"}
+    empty, problems = {name: [] for name in dataset.features or ()}, []
+    for shard in range(dataset.num_shards):
+        try:
+            rows = next(iter(dataset.shard(dataset.num_shards, shard).iter(batch_size=_PEEKED_ROWS)), None)
+        except Exception as error:  # of a malformed file, readers raise anything
+            problems.append(" ".join(str(error).split()) or type(error).__name__)
+            continue
+        if rows:
+            return rows
+    if len(problems) == dataset.num_shards:
+        raise ValueError(problems[0])
+    return empty

@@ -20,6 +20,7 @@ from ..config import SourceConfig
 from .columns import find_images
 from .decode import open_image
 from .load import load
+from .names import few
 from .paths import name_in
 
 IGNORED = -1
@@ -110,7 +111,7 @@ class DenseImages(ABC):
                 return (found or others)[0]
             given = f"a column of {self.kind}s"
         raise ValueError(
-            f"{self.where} lacks {given}; its columns are {', '.join(features)}; name the one with the {self.kind}s "
+            f"{self.where} lacks {given}; its columns are {few(features)}; name the one with the {self.kind}s "
             "with label_column="
         )
 

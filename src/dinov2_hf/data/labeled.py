@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, List, Value
 from ..config import SourceConfig
 from .columns import find_images
 from .load import load
+from .names import few
 from .paths import name_in
 
 
@@ -60,7 +61,7 @@ def read_labels(dataset: Dataset, config: SourceConfig) -> tuple[np.ndarray, lis
         given = f"label_column={config.label_column!r}" if config.label_column else "a column of the type ClassLabel"
         raise ValueError(
             f"{where} lacks {given}; its columns are "
-            f"{', '.join(dataset.column_names)}; name one with label_column=, or give each class a folder"
+            f"{few(dataset.column_names)}; name one with label_column=, or give each class a folder"
         )
     feature, values = features[label], dataset[label][:]
     several = isinstance(feature, List)
@@ -95,14 +96,10 @@ def same_classes(first: LabeledImages, second: LabeledImages) -> None:
         raise ValueError(f"one of {first.where} and {second.where} has lists of labels and the other has not")
     if first.names != second.names:
         raise ValueError(
-            f"the classes of {first.where} ({_some(first.names)}) and {second.where} ({_some(second.names)}) differ; "
+            f"the classes of {first.where} ({few(first.names)}) and {second.where} ({few(second.names)}) differ; "
             "give two splits of one set"
         )
 
 
 def _inner(feature):
     return feature.feature if isinstance(feature, List) else feature
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 10 else f"{len(names)}: {', '.join(names[:10])}, …"

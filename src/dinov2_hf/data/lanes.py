@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, cycle, islice
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
-from datasets import IterableDataset
-from datasets.utils.file_utils import xopen
-
-from .columns import ImageColumn
 from .permutation import Permutation
+from .shards import LOST, Shards
 
 RUN = 8
 """Samples in a row from one lane: few, so that those of a batch come from several lanes, but more than one, so that a
 batch does not need them all."""
 _MAX_LANES = 64
 _POWERS = [2**power for power in range(16)]
-_ROWS_AT_ONCE = 16
 # keep apart the orders that share a seed
 SHARDS, SAMPLES = 1, 2
 
@@ -42,6 +37,8 @@ class Entry(NamedTuple):
     row: int
     value: Any
     """As `ImageColumn.encoded` takes it."""
+    repeated: bool = False
+    """Whether another place of the epoch has the sample: it stands for one that cannot be read."""
 
 
 def locate(number: int, lanes: int) -> tuple[int, int]:
@@ -111,73 +108,12 @@ def advise(lanes: int, num_shards: int, batch_size: int, num_workers: int, num_p
     )
 
 
-class Shards:
-    """The shards of a stream of images, each of which can be read by itself from any row."""
-
-    def __init__(self, images: ImageColumn) -> None:
-        assert isinstance(images.dataset, IterableDataset)
-        self._images = images
-        self._lengths = dict(enumerate(images.lengths or ()))
-        self._row_groups: dict[int, list[int]] = {}
-
-    def __len__(self) -> int:
-        return self._images.dataset.num_shards
-
-    def length(self, shard: int) -> int | None:
-        """Rows of a shard, where that is known without reading them: parquet, saved sets, what was read before."""
-        if shard not in self._lengths and self._is_parquet(shard):
-            self._lengths[shard] = sum(self._rows_of_groups(shard))
-        return self._lengths.get(shard)
-
-    def encoded(self, entry: Entry) -> tuple[bytes, str]:
-        """Bytes and name of an image; the name says where it lies."""
-        files, lengths = self._images.shard_files, self._images.lengths
-        row = f"row {entry.row + (sum(lengths[: entry.shard]) if lengths else 0)}"
-        data, name = self._images.encoded(entry.value, row)
-        if files is not None and (self._images.embedded or name == row):
-            name = f"{name} of {files[entry.shard]}"
-        return data, name
-
-    def values(self, shard: int, start: int) -> Iterator[tuple[int, Any]]:
-        """Number and value of the rows of a shard from row `start` on.
-
-        Row groups of parquet before it are not read; of other files everything is, up to it.
-        """
-        whole = self._images.dataset.shard(num_shards=len(self), index=shard)
-        lengths: list[int | None] = [None]
-        if start and self._is_parquet(shard):
-            lengths, groups = self._rows_of_groups(shard), whole.reshard()
-            assert groups.num_shards == len(lengths), (groups.num_shards, lengths)
-        row = 0
-        for group, length in enumerate(lengths):
-            if length is not None and row + length <= start:
-                row += length
-                continue
-            part = whole if length is None else groups.shard(num_shards=len(lengths), index=group)
-            # .iter() gives all samples in every worker; plain iteration would share them out by worker
-            for rows in part.iter(batch_size=_ROWS_AT_ONCE):
-                for value in rows[self._images.name]:
-                    if row >= start:
-                        yield row, value
-                    row += 1
-        self._lengths[shard] = row
-
-    def _is_parquet(self, shard: int) -> bool:
-        return self._images.shard_files is not None and self._images.shard_files[shard].endswith(".parquet")
-
-    def _rows_of_groups(self, shard: int) -> list[int]:
-        if shard not in self._row_groups:
-            with xopen(self._images.shard_files[shard], "rb") as file:
-                footer = pq.read_metadata(file)
-            self._row_groups[shard] = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-        return self._row_groups[shard]
-
-
 class Lane:
     """One lane of a stream: its shards without end, in a new order every epoch, shuffled within blocks.
 
     Blocks of `block_size` samples are read whole and given in an order of their own. A block depends on nothing before
-    it, so that a restart begins with the block it needs.
+    it, so that a restart begins with the block it needs. Rows that are `LOST` are replaced by others of their block, or
+    of the blocks after it. A lane whose shards have no samples reads those of all lanes.
 
     Args:
         shards: of the stream.
@@ -195,6 +131,7 @@ class Lane:
         self._lane, self._lanes, self._key = lane, lanes, key
         self._block_size, self._shuffle = block_size, shuffle
         self._length: int | None = None
+        self._borrows = False
         self._rows: Iterator[tuple[int, int, Any]] | None = None
         # of the block that follows
         self._epoch = self._position = 0
@@ -242,9 +179,27 @@ class Lane:
             order = Permutation(
                 len(block), (*self._key, SAMPLES, self._epoch, self._lane, self._position // self._block_size)
             )
-        entries = [Entry(self._epoch, self._position + place, *block[source]) for place, source in enumerate(order)]
+        rows = [block[source] for source in order]
+        others = iter(())
+        if any(value is LOST for _, _, value in block):
+            others = cycle(self._readable(block))
+        entries = []
+        for place, row in enumerate(rows):
+            lost = row[2] is LOST
+            shard, number, value = next(others) if lost else row
+            entries.append(Entry(self._epoch, self._position + place, shard, number, value, lost or self._borrows))
         self._position += len(block)
         return entries
+
+    def _readable(self, block: list[tuple[int, int, Any]]) -> list[tuple[int, int, Any]]:
+        """The rows of a block that are not lost; if all are, as many of those that come after it in the epoch."""
+        rows = [row for row in block if row[2] is not LOST]
+        if not rows:
+            after = chain(self._read_epoch(self._epoch, self._position + len(block)), self._read_epoch(self._epoch, 0))
+            rows = list(islice((row for row in after if row[2] is not LOST), len(block)))
+        if not rows:
+            raise ValueError(self._without_samples())
+        return rows
 
     def _read_epoch(self, epoch: int, start: int) -> Iterator[tuple[int, int, Any]]:
         """Shard, row and value of the samples of an epoch from `start` on, in the order of the shards."""
@@ -262,8 +217,14 @@ class Lane:
                 length = self._shards.length(shard)
             passed += length
         if not passed:
-            raise ValueError(
-                f"lane {self._lane} of {self._lanes} of the streaming source has no samples; check its path and split"
-                + (", remove files without rows, or use data.lanes=1" if self._lanes > 1 else "")
-            )
+            if len(self._members) == len(self._shards):
+                raise ValueError(self._without_samples())
+            self._members, self._borrows = range(len(self._shards)), True
+            yield from self._read_epoch(epoch, start)
+            return
         self._length = passed
+
+    def _without_samples(self) -> str:
+        broken = self._shards.broken
+        why = f"{len(broken)} of {len(self._shards)} shards are broken, such as {broken[0]}" if broken else ""
+        return f"the streaming source has no samples; {why or 'check its path and split'}"

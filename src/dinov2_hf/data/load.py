@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset_builder, load_from_disk
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets import Dataset, DatasetBuilder, DatasetDict, IterableDataset, load_dataset_builder, load_from_disk
+from datasets.exceptions import DatasetNotFoundError
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..config import SourceConfig
 from .fetch import is_url
 from .folders import names_in
 from .local import LocalImages, LocalTables, open_local
 from .paths import shown
+from .tables import build_tables, open_stream, prepare, with_header
+from .tars import open_tars
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Loaded:
     """Whether its images are files that were listed here."""
     summary: str = ""
     """What was found, on one line."""
+    tars: Sequence[str] = ()
+    """The archives that its columns say places in."""
 
     def listing(self) -> dict[str, Any]:
         """What the source is made of, the same wherever it lies: `count` of `unit` (images or files), and a `digest`.
@@ -96,8 +100,6 @@ def load(config: SourceConfig, streaming: bool, name: str = "") -> Loaded:
         raise ValueError(f"{path} is neither a folder or file here nor a set on the Hub that can be read") from error
     except FileNotFoundError as error:  # the base of EmptyDatasetError and DataFilesNotFoundError
         raise ValueError(f"{path} has no images or tables that can be read: {error}") from error
-    except DatasetGenerationError as error:
-        raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
     except ValueError as error:
         if "Unknown split" in str(error) or "Bad split" in str(error):
             raise ValueError(f"split={config.split!r} is not in {path}: {error}") from None
@@ -147,28 +149,28 @@ def _load_files(path: str, config: SourceConfig, streaming: bool) -> Loaded:
         lengths, stream = [len(found.dataset)], found.dataset.to_iterable_dataset(1)
         return Loaded(stream, [], None, lengths, found.digest, listed=True, summary=found.summary)
     if isinstance(found, LocalTables):
-        files = {split: [glob.escape(file) for file in files] for split, files in found.files.items()}
-        builder = load_dataset_builder(FORMATS[found.suffix], data_files=files)
-    elif path.startswith(("/", "./", "../")) and not os.path.exists(path):
+        return _open(build_tables(FORMATS[found.suffix], found.files), config, streaming, found.summary)
+    if path.startswith(("/", "./", "../")) and not os.path.exists(path):
         raise ValueError(f"{path} does not exist; give a folder of images, parquet files or a set on the Hub")
-    else:
-        builder = load_dataset_builder(path, config.name)
-    if streaming:
-        dataset = builder.as_streaming_dataset(split=config.split)
-    else:
-        builder.download_and_prepare()
-        dataset = builder.as_dataset(split=config.split)
+    return _open(load_dataset_builder(path, config.name), config, streaming)
+
+
+def _open(builder: DatasetBuilder, config: SourceConfig, streaming: bool, summary: str | None = None) -> Loaded:
+    """What a builder has prepared or streams; of tars, an index or a stream of our own."""
     by_split = builder.config.data_files or {}
     folders = {os.path.dirname(file) for files in by_split.values() for file in files}
+    folder = folders.pop() if len(folders) == 1 else None
     files = [file for part in names_in(config.split) for file in by_split.get(part, ())]
-    if isinstance(found, LocalTables):
-        summary = found.summary
+    tars: Sequence[str] = ()
+    if isinstance(builder, WebDataset):
+        dataset, tars = open_tars(by_split, config, streaming)
     else:
+        dataset = (open_stream if streaming else prepare)(with_header(builder), config.split)
+    if summary is None:
         rows = "streamed" if streaming else f"{len(dataset):,} rows"
-        summary = _summary(
-            f"{len(files):,} files, {rows}" if files else rows, config.split, builder.info.splits or by_split
-        )
-    return Loaded(dataset, files, folders.pop() if len(folders) == 1 else None, summary=summary)
+        what = f"{len(files):,} files, {rows}" if files else rows
+        summary = _summary(what, config.split, builder.info.splits or by_split)
+    return Loaded(dataset, files, folder, summary=summary, tars=tars)
 
 
 def _summary(what: str, split: str, splits: Iterable[str]) -> str:

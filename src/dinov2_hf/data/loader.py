@@ -114,6 +114,7 @@ class TrainingBatches(IterableDataset):
         for attempt in range(_MAX_BROKEN_IN_A_ROW):
             if attempt:
                 sample = self._source.replacement(number, attempt)
+            broken += sample.broken
             rng = np.random.default_rng(key)
             try:
                 crops = self._crop(sample.data, rng)

@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from datasets import Dataset
 
 from ..config import DataConfig
+from .broken import Broken
 from .columns import ImageColumn, find_images
-from .lanes import Lane, Shards, advise, automatic_lanes, locate
+from .lanes import Lane, advise, automatic_lanes, locate
 from .load import load
 from .permutation import Permutation
+from .shards import Shards
 
 _PERIOD = 1024
 # keep apart the random streams that share a seed with each other and with those of the loader
@@ -40,6 +42,10 @@ class Sample:
     """Row in the source (map-style), or a number that no other sample of the epoch has (streaming)."""
     source: int = 0
     """Which source of a mixture: 0 for `data.train`, then those of `data.mix` by name."""
+    repeated: bool = False
+    """Whether it stands for one that cannot be read, and has a place of its own in the epoch as well."""
+    broken: tuple[Broken, ...] = field(default=(), compare=False)
+    """The broken shards that were found on the way to it."""
 
 
 class TrainingSource(Protocol):
@@ -74,6 +80,11 @@ class LanedSource(ABC):
 
     def replacement(self, number: int, attempt: int) -> Sample:
         return self.at(*locate(number, self.lanes), attempt)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of all that is streamed."""
+        return 0
 
     @abstractmethod
     def at(self, lane: int, position: int, ahead: int = 0) -> Sample:
@@ -137,7 +148,9 @@ class StreamSource(LanedSource):
         if lane not in self._opened:
             self._opened[lane] = Lane(self._shards, lane, self.lanes, self._key, self._block_size, self._shuffle)
         entry = self._opened[lane].read(position, ahead)
-        return Sample(*self._shards.encoded(entry), entry.epoch, entry.position * self.lanes + lane, self._source)
+        data, name = self._shards.encoded(entry.value, entry.shard, entry.row)
+        index, broken = entry.position * self.lanes + lane, tuple(self._shards.take_broken())
+        return Sample(data, name, entry.epoch, index, self._source, entry.repeated, broken)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_opened": {}}
@@ -181,7 +194,13 @@ class MixedSource(LanedSource):
         choice = int(choices[place])
         own = turn * self._counts[choice] + int(before[place])
         sample = self.sources[choice].at(lane, own, ahead)
-        return replace(sample, name=f"{self._names[choice]}: {sample.name}")
+        name = self._names[choice]
+        broken = tuple(item._replace(name=f"{name}: {item.name}") for item in sample.broken)
+        return replace(sample, name=f"{name}: {sample.name}", broken=broken)
+
+    @property
+    def num_shards(self) -> int:
+        return sum(source.num_shards for source in self.sources)
 
     def _pattern(self, lane: int) -> tuple[np.ndarray, np.ndarray]:
         """Of each place `[1024]`: its source, and how many places before it have the same."""

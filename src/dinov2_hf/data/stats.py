@@ -28,6 +28,10 @@ class SourceStatistics:
     """Read without an error."""
     broken: list[Broken] = field(default_factory=list)
     """Names and reasons of the others."""
+    num_shards: int = 0
+    """Of streams."""
+    broken_shards: list[Broken] = field(default_factory=list)
+    """Those that cannot be read to their end."""
     complete: bool = False
     """Whether these are all images of the source."""
     num_bytes: list[int] = field(default_factory=list)
@@ -50,6 +54,8 @@ class _Part:
     broken: list[Broken]
     repeated: int
     """Samples that are no longer of the first pass."""
+    stand_ins: int
+    """Samples of the first pass in the place of others, which broken shards have lost."""
     num_bytes: list[int]
     sizes: list[tuple[int, int]]
     moments: list[np.ndarray]
@@ -67,13 +73,17 @@ class _Parts(Dataset):
     def __getitem__(self, index: int) -> _Part:
         config, channels = self._config, self._config.model.num_channels
         crop = MultiCrop(config.crops, channels)
-        part = _Part([], 0, [], [], [], 0.0, 0.0)
+        part = _Part([], 0, 0, [], [], [], 0.0, 0.0)
         for number in range(index * _PART, min((index + 1) * _PART, self._num_images)):
             start = time.perf_counter()
             sample = self._source.read(number)
             part.read_seconds += time.perf_counter() - start
+            part.broken += sample.broken
             if sample.epoch > 0:
                 part.repeated += 1
+                continue
+            if sample.repeated:
+                part.stand_ins += 1
                 continue
             rng = np.random.default_rng([config.train.seed, number])
             start = time.perf_counter()
@@ -102,24 +112,26 @@ def measure_source(config: PretrainConfig, num_images: int, num_workers: int) ->
     source = open_training_source(config.data, config.train.seed)
     parts = _Parts(source, config, num_images)
     loader = DataLoader(parts, batch_size=None, num_workers=num_workers)
-    found, moments, repeated = SourceStatistics(), [], 0
+    found, moments, repeated = SourceStatistics(num_shards=source.num_shards), [], 0
+    shards: dict[str, Broken] = {}
     enough = 2 * RUN * source.lanes  # lanes of unequal length end one after the other
     start = time.perf_counter()
     with tqdm(total=num_images, desc="Reading", unit="img") as progress:
         for part in loader:
-            found.broken += part.broken
+            found.broken += [item for item in part.broken if item.kind == "image"]
+            shards |= {item.name: item for item in part.broken if item.kind == "shard"}  # a worker each may find it
             found.num_bytes += part.num_bytes
             found.sizes += part.sizes
             found.read_seconds += part.read_seconds
             found.crop_seconds += part.crop_seconds
             moments += part.moments
             progress.update(len(part.sizes) + len(part.broken))
-            repeated = 0 if part.sizes or part.broken else repeated + part.repeated
+            repeated = 0 if part.sizes or part.broken or part.stand_ins else repeated + part.repeated
             if repeated > enough:
                 found.complete = True
                 break
     found.seconds = time.perf_counter() - start
-    found.num_images = len(found.sizes)
+    found.num_images, found.broken_shards = len(found.sizes), list(shards.values())
     if not found.num_images:
         raise ValueError(f"none of {len(found.broken)} images can be decoded; the last: {found.broken[-1]}")
     mean, square = np.mean(moments, axis=0)
@@ -137,9 +149,9 @@ def describe(found: SourceStatistics, config: PretrainConfig, num_workers: int) 
         + (", all there are" if found.complete else ", drawn at random; --images reads more"),
         f"broken       {len(found.broken)} ({len(found.broken) / total:.1%})",
     ]
-    lines += [f"             {message}" for message in found.broken[:10]]
-    if len(found.broken) > 10:
-        lines.append(f"             and {len(found.broken) - 10} more")
+    lines += _some(found.broken)
+    if found.num_shards:
+        lines += [f"broken files {len(found.broken_shards)} of {found.num_shards}", *_some(found.broken_shards)]
 
     def spread(values: np.ndarray) -> str:
         return ", ".join(
@@ -168,3 +180,9 @@ def describe(found: SourceStatistics, config: PretrainConfig, num_workers: int) 
         for name, values in (("mean", found.mean), ("std", found.std))
     ]
     return "\n".join(lines)
+
+
+def _some(items: list[Broken]) -> list[str]:
+    """Lines of a report."""
+    more = [f"{' ' * 13}and {len(items) - 10} more"] if len(items) > 10 else []
+    return [f"{' ' * 13}{item}" for item in items[:10]] + more

@@ -26,6 +26,7 @@ from .fetch import Missing, read_bytes
 from .formats import READABLE
 from .labeled import read_labels
 from .load import Loaded, load
+from .names import few
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +222,7 @@ class MaskedVideos:
             if column is None:
                 raise ValueError(
                     f"{self.where} has no list of masks called {' or '.join(named)}; its columns are "
-                    f"{', '.join(features)}; name that of the masks with label_column="
+                    f"{few(features)}; name that of the masks with label_column="
                 )
             self.masks = ListedFrames(loaded.dataset, column, loaded.folder)
             self.names = [f"{row:05}" for row in range(len(self.frames))]

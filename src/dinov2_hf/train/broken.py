@@ -107,3 +107,18 @@ class BrokenLog:
                 f"{broken} of {read} images cannot be decoded, more than data.max_broken_share={max_share}; "
                 f"the last: {last}; all are listed in {self._folder / FILE_NAME}; repair the data or raise the share"
             )
+
+    def check_shards(self, max_share: float, num_shards: int) -> None:
+        """Refuses to go on where too many of the shards of streams are broken.
+
+        Raises:
+            ValueError: more than `max_share` of the `num_shards` that there are, and more than one of several.
+        """
+        broken = [item for item in self.items if item.kind == "shard"]
+        some_may_be = max_share > 0 and num_shards > 1
+        if len(broken) > max(max_share * num_shards, some_may_be):
+            raise ValueError(
+                f"{len(broken)} of {num_shards} shards (files) of streams are broken, more than "
+                f"data.max_broken_shards={max_share} allows; the last: {broken[-1]}; all are listed in "
+                f"{self._folder / FILE_NAME}; repair or remove them, or raise the share"
+            )

@@ -225,6 +225,7 @@ class Pretrainer:
             if logged or accelerator.num_processes == 1:
                 self.broken.merge()
                 self.broken.check(self.config.data.max_broken_share)
+                self.broken.check_shards(self.config.data.max_broken_shards, self.source.num_shards)
                 self.stopped = self._on_any_process(self._terminated.is_set()) and state.step < total
             if logged:
                 scalars = means.read(accelerator)

@@ -1,0 +1,26 @@
+"""Names of images, and lists of names in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from .fetch import is_url
+from .formats import NEEDS_PACKAGE, READABLE
+
+_MOST = 10
+
+
+def few(names: Iterable[object], most: int = _MOST) -> str:
+    """`names` separated by commas: the first `most` of them, and how many more there are."""
+    names = [str(name) for name in names]
+    more = len(names) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more:,} more"
+
+
+def name_images(values: Iterable[object]) -> bool:
+    """Whether all texts among `values` end like the names of images, and there are any."""
+    paths = [urlsplit(value).path if is_url(value) else value for value in values if isinstance(value, str)]
+    suffixes = {PurePosixPath(path).suffix.lower() for path in paths if path}
+    return bool(suffixes) and suffixes <= {*READABLE, *NEEDS_PACKAGE}
