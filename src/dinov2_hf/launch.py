@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,20 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .config import DistillConfig, PretrainConfig, load_config
+from .config import (
+    DistillConfig,
+    PretrainConfig,
+    images_of,
+    load_config,
+    masked,
+    models_of,
+    refuse_tokens_in_arguments,
+)
 from .config.evaluations import EvaluationConfig, KnnProtocol
 from .data import LabeledImages, same_classes
 from .evaluation import PROTOCOLS, Evaluation, Result, evaluate_knn, open_labeled
 from .features import Backbone, EvalTransform, evaluation_transform
+from .files import Output, check_outputs, made_anything, made_run
 from .hub import Publisher, RunFacts, export_folder
 from .models import Dinov2Config
 from .train import PeriodicEvaluation, Pretrainer, Results, build_accelerator, plot_metrics, read_metrics
@@ -40,6 +50,10 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
         "never: refuse a folder that has one; or the path of a checkpoint",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    try:
+        refuse_tokens_in_arguments(sys.argv[1:])
+    except ValueError as error:
+        parser.error(str(error))
     args = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("dinov2_hf").setLevel(logging.INFO)
@@ -53,6 +67,7 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
 
     try:
         config = load_config(args.config, args.overrides, kind)
+        check_paths(config)
         accelerator = build_accelerator(config.train)
         transform = evaluation_transform(config)
         evaluations = running_evaluations(config, accelerator)
@@ -66,12 +81,12 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
             resume=args.resume,
             publish=publish if config.hub.repo_id else None,
         )
-    except (ValueError, FileNotFoundError) as error:  # what a user can mend
-        parser.error(str(error))
+    except (ValueError, FileNotFoundError) as error:  # what a user can fix
+        parser.error(masked(str(error)))
     try:
         results = trainer.run()
     except (OSError, FloatingPointError, ValueError) as error:  # a full disk, a run that diverges, broken images
-        raise SystemExit(f"{parser.prog}: error: {error}") from None
+        raise SystemExit(f"{parser.prog}: error: {masked(str(error))}") from None
     if trainer.stopped:
         raise SystemExit(128 + signal.SIGTERM)  # as a shell reports it, so that a job script can tell it from the end
     if accelerator.is_main_process:
@@ -80,6 +95,40 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
             publisher.finish(exported)
     accelerator.wait_for_everyone()  # a process that ends earlier can take the others with it
     accelerator.end_training()
+
+
+def load_evaluations(config: PretrainConfig) -> dict[str, EvaluationConfig]:
+    """The configuration of every evaluation of the section `evaluations`, by its name there.
+
+    Raises:
+        ValueError, FileNotFoundError: an unknown protocol, a file that cannot be read.
+    """
+    found = {}
+    for name, item in config.evaluations.items():
+        if item.protocol not in PROTOCOLS:
+            raise ValueError(
+                f"evaluations.{name}.protocol={item.protocol!r} is none of {', '.join(PROTOCOLS)}; name one"
+            )
+        found[name] = load_config(item.config, kind=PROTOCOLS[item.protocol].config)
+    return found
+
+
+def check_paths(config: PretrainConfig) -> None:
+    """Refuses a run, and features of its evaluations, in the place of what it reads.
+
+    Raises:
+        ValueError: naming the output and what it would change.
+        FileNotFoundError: the file of an evaluation is missing.
+    """
+    images, outputs = list(images_of(config)), []
+    outputs.append(Output("train.output_dir", Path(config.train.output_dir), made_run, folder=True))
+    for name, evaluation in load_evaluations(config).items():
+        images += images_of(evaluation, f"evaluations.{name}: ")
+        if cache := evaluation.cache_dir:
+            outputs.append(
+                Output(f"evaluations.{name}: cache_dir", Path(cache).expanduser(), made_anything, folder=True)
+            )
+    check_outputs(outputs, images, models_of(config))
 
 
 def running_evaluations(config: PretrainConfig, accelerator: Accelerator) -> list[PeriodicEvaluation]:
@@ -102,14 +151,10 @@ def running_evaluations(config: PretrainConfig, accelerator: Accelerator) -> lis
         sets: dict[str, LabeledImages] = {}
         same_classes(*(open_labeled(source, sets) for source in (knn.reference, knn.query)))  # before the run starts
         found.append(_periodic(evaluate_knn, protocol, knn.epochs, "knn_accuracy", config, accelerator, sets))
-    for name, item in config.evaluations.items():
-        if item.protocol not in PROTOCOLS:
-            raise ValueError(
-                f"evaluations.{name}.protocol={item.protocol!r} is none of {', '.join(PROTOCOLS)}; name one"
-            )
-        protocol = PROTOCOLS[item.protocol]
-        loaded = load_config(item.config, kind=protocol.config)
-        found.append(_periodic(protocol.evaluate, loaded, item.epochs, f"{name}.{{metric}}", config, accelerator, {}))
+    for name, settings in load_evaluations(config).items():
+        item = config.evaluations[name]
+        evaluate, metric = PROTOCOLS[item.protocol].evaluate, f"{name}.{{metric}}"
+        found.append(_periodic(evaluate, settings, item.epochs, metric, config, accelerator, {}))
     return found
 
 

@@ -116,10 +116,12 @@ def test_sheet_shows_the_crops_and_tints_masked_patches_alone(folder, tmp_path, 
 
 def test_sheet_of_one_channel_is_grey(tmp_path, capsys):
     ramp = np.linspace(0, 65535, 60 * 70).reshape(60, 70).astype(np.uint16)
-    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(ramp).save(tmp_path / "images" / "ramp.png")
     output = tmp_path / "batch.png"
     options = ["model.num_channels=1", "ibot.loss_weight=0", "colors.jitter_probability=0"]
-    main(["data", "show", f"data.train.path={tmp_path}", "--images", "1", "--output", str(output), *options, *TINY])
+    source = f"data.train.path={tmp_path / 'images'}"
+    main(["data", "show", source, "--images", "1", "--output", str(output), *options, *TINY])
     crop = np.asarray(Image.open(output))[22:78, 6:62].astype(int)
     assert (crop == crop[:, :, :1]).all() and crop.std() > 10
 

@@ -109,7 +109,7 @@ def test_every_protocol_is_listed_and_tells_what_it_can_be_told(capsys):
         ),
         (["evaluate", "knn", "kk=[1]"], "kk in the command line is not a config key; did you mean k?"),
         (["evaluate", "knn", "k=[0]"], "k=0 is below 1; use 1 or more"),
-        (["evaluate", "knn", "--model", "x", "--card", "y"], "--card takes its figures from --output; give both"),
+        (["evaluate", "knn", "--model", "x", "--card", "y"], "--card takes its metrics from --output; give both"),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_one_line(capsys, arguments, message):

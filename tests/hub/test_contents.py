@@ -43,7 +43,7 @@ def test_what_is_not_on_the_list_is_left_out(export):
 def test_pickles_are_refused(export, name):
     (export / name).parent.mkdir(exist_ok=True)
     (export / name).write_bytes(pickle.dumps({}))
-    with pytest.raises(ValueError, match=f"is not pushed: {name} is a pickle, which runs code .*; mend or remove"):
+    with pytest.raises(ValueError, match=f"is not pushed: {name} is a pickle, which runs code .*; fix or remove"):
         read_contents(export)
 
 
@@ -161,7 +161,7 @@ def test_access_tokens_are_refused_and_not_repeated(export):
 def test_all_reasons_are_told_together(export):
     for name in "abcdefg":
         (export / f"{name}.pt").write_text("")
-    with pytest.raises(ValueError, match="a.pt is a pickle.*; e.pt is a pickle[^;]*; and 2 more; mend or remove"):
+    with pytest.raises(ValueError, match="a.pt is a pickle.*; e.pt is a pickle[^;]*; and 2 more; fix or remove"):
         read_contents(export)
 
 

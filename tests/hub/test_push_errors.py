@@ -123,6 +123,6 @@ def test_token_is_in_no_output_log_or_exception(hub_login, export, capfd, caplog
         main(["push", str(export), "tester/tiny", "--token", hub.token])
     printed = capfd.readouterr()
     everything = "\n".join([*told, printed.out, printed.err, caplog.text])
-    assert "you sent: Bearer [token]" in everything  # or the Hub was not heard
+    assert "you sent: Bearer hf_***" in everything  # or the Hub was not heard
     assert hub.token not in everything and hub.read_token not in everything
     assert all(hub.token.encode() not in data for data in hub.files("tester/tiny").values())

@@ -6,7 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from ..config import PretrainConfig, load_config
+from ..config import PretrainConfig, images_of, load_config
+from ..files import Output, check_outputs, made_picture
 from .arguments import positive
 
 
@@ -35,9 +36,13 @@ def data_stats(args: argparse.Namespace) -> None:
 
 
 def data_show(args: argparse.Namespace) -> None:
+    config = _config(args)
+    read = [("--config", args.config)] if args.config else []
+    check_outputs([Output("--output", args.output, made_picture)], images_of(config), files=read)
+
     from ..data.sheet import draw_sheet
 
-    for item in draw_sheet(_config(args), args.images, args.output):
+    for item in draw_sheet(config, args.images, args.output):
         print(f"skipped a broken {item.kind}: {item}")
     print(f"{args.output}: {args.images} images, masked patches in red")
 

@@ -6,6 +6,9 @@ import argparse
 import textwrap
 from pathlib import Path
 
+from ..config import images_of
+from ..config.evaluations import EvaluationConfig
+from ..files import Output, check_outputs, made_anything, made_classifier, made_evaluation
 from .arguments import SOURCES, without_bars
 
 
@@ -60,7 +63,7 @@ def _run(args: argparse.Namespace, protocol) -> None:
     from ..config import TrainConfig, load_config
     from ..evaluation import Evaluation, run_protocol
     from ..exchange import open_backbone
-    from ..hub import add_results
+    from ..hub import add_results, card_of
     from ..train import build_accelerator
     from ..train.accelerator import compute_dtype
 
@@ -71,7 +74,10 @@ def _run(args: argparse.Namespace, protocol) -> None:
     if args.model is None:
         raise ValueError("--model is missing; give a run, an export, a model on the Hub or a file")
     if args.card and not config.output_dir:
-        raise ValueError("--card takes its figures from --output; give both")
+        raise ValueError("--card takes its metrics from --output; give both")
+    if args.card:
+        card_of(args.card)
+    _check_paths(args, config)
     without_bars()
     accelerator = build_accelerator(TrainConfig(precision=config.precision))
     dtype = compute_dtype(accelerator)
@@ -92,6 +98,20 @@ def _run(args: argparse.Namespace, protocol) -> None:
             print(f"Model card: {args.card / 'README.md'}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _check_paths(args: argparse.Namespace, config: EvaluationConfig) -> None:
+    """Refuses results and features in the place of what is read."""
+    outputs = []
+    if config.output_dir:
+        output = Path(config.output_dir)
+        outputs.append(Output("output_dir", output, made_evaluation, folder=True))
+        if args.protocol == "finetune":
+            outputs.append(Output("output_dir", output / "model", made_classifier, folder=True))
+    if config.cache_dir:
+        outputs.append(Output("cache_dir", Path(config.cache_dir).expanduser(), made_anything, folder=True))
+    files = [("--config", args.config)] if args.config else []
+    check_outputs(outputs, images_of(config), [("--model", args.model)], files)
 
 
 def _describe(config: type) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..files import Output, check_outputs, made_anything, made_picture
 from .arguments import SOURCES, positive, without_bars
 
 _THUMBNAIL, _OVERLAY = 224, 518
@@ -161,6 +162,22 @@ def _predict(args: argparse.Namespace):
     return backbone, pictures, [predict_map(backbone, head, picture.pixels).cpu().numpy() for picture in pictures], head
 
 
+def draw(args: argparse.Namespace) -> None:
+    """Checks the paths of an action and runs it."""
+    outputs = [Output("--output", args.output, made_picture)]
+    images = [("--images", path) for path in args.images]
+    models = [("--model", args.model)] if args.model else []
+    files: list[tuple[str, Path]] = []
+    if args.action == "neighbours":
+        images.append(("--collection", args.collection))
+        outputs += [Output("--cache", args.cache, made_anything, folder=True)] if args.cache else []
+    if args.action == "overlay":
+        files += [("--maps", path) for path in args.maps or ()]
+        files += [(key, path) for key, path in (("--head", args.head), ("--classes", args.classes)) if path]
+    check_outputs(outputs, images, models, files)
+    args.draw(args)
+
+
 def serve(args: argparse.Namespace) -> None:
     from ..visualize.page import serve_page
 
@@ -183,7 +200,7 @@ def _action(actions, name: str, run, description: str) -> argparse.ArgumentParse
     parser.add_argument(
         "--output", type=Path, default=Path(f"{name}.png"), metavar="FILE", help=f"PNG to write (default: {name}.png)"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=draw, draw=run)
     return parser
 
 

@@ -6,6 +6,7 @@ Everything a user can get wrong is refused here, before anything heavy is import
 
 from .data import ColorsConfig, CropsConfig, DataConfig, SourceConfig, TrainingSourceConfig
 from .describe import describe_keys
+from .inputs import images_of, models_of
 from .loading import dotted_keys, load_config, load_saved_config, save_config, value_at
 from .model import (
     DinoConfig,
@@ -19,6 +20,7 @@ from .model import (
 )
 from .run import HubConfig, KnnConfig, OptimConfig, RunEvaluationConfig, TrainConfig
 from .runs import DistillConfig, PretrainConfig
+from .secrets import find_tokens, masked, refuse_tokens_in_arguments
 
 __all__ = [
     "ColorsConfig",
@@ -43,8 +45,13 @@ __all__ = [
     "TrainingSourceConfig",
     "describe_keys",
     "dotted_keys",
+    "find_tokens",
+    "images_of",
     "load_config",
     "load_saved_config",
+    "masked",
+    "models_of",
+    "refuse_tokens_in_arguments",
     "save_config",
     "value_at",
 ]

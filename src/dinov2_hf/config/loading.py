@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .runs import DistillConfig, PretrainConfig
+from .secrets import masked, refuse_tokens, strings_in
 
 Kind = TypeVar("Kind")
+
+SIGNATURE = "# Written by dinov2_hf"
+"""First line of the configurations that commands leave."""
+_SAVED = ("config.yaml", "curation.yaml")
+_BESIDE_SAVED = ("metrics.jsonl", "checkpoints/step-*", "run.json", ".metadata", "config.json", "stages")
 
 
 def load_config(
@@ -24,39 +30,44 @@ def load_config(
 ) -> Kind:
     """The checked configuration: defaults, then the YAML file at `path`, then dotted `key=value` overrides.
 
+    Interpolations such as `${oc.env:DATA}` are resolved, but not those of a file in a run's folder or in an export,
+    which may be someone else's.
+
     Args:
         kind: of run (`PretrainConfig` or `DistillConfig`), of evaluation, of curation: a dataclass with `check`.
 
     Raises:
         ValueError: a key that does not exist (with the nearest that does), a value of the wrong type, an impossible
-            value or combination.
+            value or combination, an access token, an interpolation that is not resolved.
         FileNotFoundError: no file at `path`.
     """
     merged = OmegaConf.structured(kind)
     layers: list[tuple[str, Any]] = []
     if path is not None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"config file {str(path)!r} does not exist")
-        try:
-            layers.append((str(path), OmegaConf.load(path)))
-        except (yaml.YAMLError, OSError, OmegaConfBaseException) as error:
-            raise ValueError(f"{path} is not a YAML file of sections and keys: {error}") from None
+        layers.append((masked(str(path)), _read(Path(path))))
     for override in overrides:
         if not re.match(r"[A-Za-z_][\w.]*=", override):
-            raise ValueError(f"{override!r} is not an override; write section.key=value, such as optim.base_lr=1e-3")
+            raise ValueError(
+                f"{masked(override)!r} is not an override; write section.key=value, such as optim.base_lr=1e-3"
+            )
     layers.append(("the command line", OmegaConf.from_dotlist(list(overrides))))
     for origin, layer in layers:
         given = OmegaConf.to_container(layer)
-        if not isinstance(given, dict):
-            raise ValueError(f"{origin} does not hold sections of keys; see configs/pretrain/quickstart.yaml")
+        refuse_tokens(given, origin)
         _refuse_unknown(given, _known_keys(given, kind), origin)
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
             reason, key = str(error).splitlines()[0], error.full_key or "config"
             value = OmegaConf.select(layer, key, default=None) if error.full_key else None
-            raise ValueError(f"{key} in {origin}: {reason} (given: {value!r})") from None
-    return OmegaConf.to_object(merged).check()
+            raise ValueError(masked(f"{key} in {origin}: {reason} (given: {value!r})")) from None
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        reason = str(error).splitlines()[0]
+        raise ValueError(masked(f"{error.full_key or 'config'}: {reason}; set it, or write the value itself")) from None
+    _refuse_unsavable(config)
+    return config.check()
 
 
 def dotted_keys(config: Any, prefix: str = "") -> Iterable[str]:
@@ -78,15 +89,68 @@ def value_at(config: Any, key: str) -> Any:
     return config
 
 
-def save_config(config: PretrainConfig, path: str | PathLike) -> None:
-    """Writes every value as YAML that `load_config` reads back."""
-    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+def save_config(config: Any, path: str | PathLike) -> None:
+    """Writes every value as YAML that `load_config` reads back.
+
+    Raises:
+        ValueError: a value is an access token, or would be read back as an interpolation.
+    """
+    _refuse_unsavable(config)
+    Path(path).write_text(f"{SIGNATURE}\n{OmegaConf.to_yaml(OmegaConf.structured(config))}")
 
 
 def load_saved_config(path: str | PathLike) -> PretrainConfig:
-    """The configuration that a run saved, of pretraining or of distillation, which has a section `distill`."""
-    saved = OmegaConf.load(path)
+    """The configuration that a run saved, of pretraining or of distillation, which has a section `distill`.
+
+    Raises:
+        ValueError: not such a file, or one with an interpolation: a run saves the values themselves.
+        FileNotFoundError: no file at `path`.
+    """
+    saved = _read(Path(path))
+    _refuse_interpolations(saved, path)
     return load_config(path, kind=DistillConfig if "distill" in saved else PretrainConfig)
+
+
+def _read(path: Path) -> DictConfig:
+    """A YAML file of sections and keys; the loader makes plain values, never objects of Python."""
+    if not path.is_file():
+        raise FileNotFoundError(masked(f"config file {str(path)!r} does not exist"))
+    try:
+        layer = OmegaConf.load(path)
+    except (yaml.YAMLError, OSError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(masked(f"{path} is not a YAML file of sections and keys: {reason}")) from None
+    if not isinstance(layer, DictConfig):
+        raise ValueError(f"{path} does not hold sections of keys; see configs/pretrain/quickstart.yaml")
+    if _is_saved(path):
+        _refuse_interpolations(layer, path)
+    return layer
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a file was left by a command, in a folder that may be someone else's."""
+    if any(any(path.parent.glob(name)) for name in _BESIDE_SAVED):
+        return True
+    return path.name in _SAVED and path.read_text().startswith(SIGNATURE)
+
+
+def _refuse_interpolations(layer: DictConfig, path: str | PathLike) -> None:
+    """Refuses what would read something outside of the file, such as a variable of the environment."""
+    for key, value in strings_in(OmegaConf.to_container(layer)):
+        if "${" in value or "${" in key:
+            raise ValueError(
+                f"{key} in {path} is an interpolation, which could read the environment; it is not resolved in the "
+                "folder of a run or of an export; write the value there, or copy the file elsewhere if it is yours"
+            )
+
+
+def _refuse_unsavable(config: Any) -> None:
+    refuse_tokens(config, "the configuration")
+    for key, value in strings_in(config):
+        if "${" in value:
+            raise ValueError(
+                f"{key}={value!r} has '${{' in it, which would be read back as an interpolation; rename it"
+            )
 
 
 def _known_keys(given: dict, kind: type) -> list[str]:

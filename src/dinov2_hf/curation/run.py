@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from ..config import save_config
+from ..config import images_of, models_of, save_config
 from ..config.curation import CurationConfig
+from ..files import Output, beside, check_outputs, made_curation
 from .assemble import AssembleStage
 from .balance import BalanceStage
 from .card import describe
@@ -38,6 +40,8 @@ def curate(config: CurationConfig, open_model: OpenModel, only: str | None = Non
     Raises:
         ValueError: anything that the configuration or the sources cause, with the remedy.
     """
+    outputs = [Output("output_dir", Path(config.output_dir), made_curation, folder=True)]
+    check_outputs(outputs, images_of(config), models_of(config))
     _require_packages()
     for hook in config.filter.hooks:
         load_hook(hook)
@@ -64,7 +68,8 @@ def curate(config: CurationConfig, open_model: OpenModel, only: str | None = Non
     if world_size > 1:
         _embed_together(wanted, context, tell)
         return
-    save_config(config, context.output / "curation.yaml")
+    with beside(context.output / "curation.yaml") as temporary:
+        save_config(config, temporary)
     if config.executor.kind == "local":
         for stage in wanted:
             if isinstance(stage, EmbedStage) and stage.counts is None:

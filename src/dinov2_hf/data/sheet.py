@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..config import PretrainConfig
+from ..files import SOFTWARE, beside
 from .broken import Broken
 from .loader import TrainingBatches
 from .photometric import PhotometricAugmentation
@@ -54,8 +56,10 @@ def draw_sheet(config: PretrainConfig, num_images: int, path: Path) -> list[Brok
             column, place = divmod(view, stacked)
             corner = (local_left + column * (local_size + _GAP), top + place * (local_size + _GAP))
             sheet.paste(Image.fromarray(pixels[row]), corner)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    about = PngInfo()
+    about.add_text("Software", SOFTWARE)
+    with beside(path) as temporary:
+        sheet.save(temporary, format="PNG", pnginfo=about)
     return batch.broken
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..files import Output, check_outputs, made_nothing
 from ..hub import export_folder
 from ..hub.formats import (
     FILES,
@@ -61,6 +62,7 @@ def export_source(
     """
     if format == "hf" and output.suffix in {kind.suffix for kind in FILES.values()}:
         raise ValueError(f"OUTPUT={output} looks like a file, and the format hf is a folder; leave {output.suffix} out")
+    check_outputs([Output("OUTPUT", place, made_nothing) for place in (output, Path(f"{output}.data"))])
     source = open_source(path, network, student, num_attention_heads)
     weights = source.weights
     _require_num_attention_heads(weights)

@@ -5,13 +5,14 @@ from .export import export_folder, preprocessor_config
 from .facts import RunFacts
 from .publish import Publisher
 from .push import PushResult, push_folder
-from .results import add_results, read_results
+from .results import add_results, card_of, read_results
 
 __all__ = [
     "Publisher",
     "PushResult",
     "RunFacts",
     "add_results",
+    "card_of",
     "export_folder",
     "model_card",
     "preprocessor_config",

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..config import find_tokens
+
 _WEIGHTS = r"model\.safetensors|model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json|heads\.safetensors"
 _GRAPHS = r"(onnx/)?[\w.-]+\.onnx([._]data)?"
 _TEXTS = r"config\.json|preprocessor_config\.json|README\.md|LICENSE(\.md|\.txt)?"
@@ -31,7 +33,6 @@ _EVERYWHERE = ("/bin/", "/dev/", "/etc/", "/lib/", "/proc/", "/sbin/", "/sys/", 
 _PATH = re.compile(
     r"(?<![\w.:/\\~>-])(?:file://)?(/[^\s/\"'`<>()\[\]{},;|*]+/[^\s\"'`<>()\[\]{},;|*]*|[A-Za-z]:\\+[^\s\"'`]+)"
 )
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
 @dataclass
@@ -55,15 +56,22 @@ class Contents:
 def read_contents(folder: Path) -> Contents:
     """Looks through an exported folder, or the output folder of a run that has one in `export/`.
 
+    Links that stay in the folder are followed, others refused, also those of a snapshot in the cache of the Hub.
+
     Raises:
         FileNotFoundError: there is no folder, or no model in it.
-        ValueError: it holds what must not leave: optimizer states, pickles, paths of this machine, access tokens.
+        ValueError: it holds what must not leave: links out of it, optimizer states, pickles, paths of this machine,
+            access tokens.
     """
     contents = Contents(_export_in(folder))
     refused = []
     for path in sorted(_files_in(contents.folder)):
         name = path.relative_to(contents.folder).as_posix()
-        if path.suffix.lower() in _PICKLES:
+        if path.is_symlink() and not path.resolve().is_relative_to(contents.folder.resolve()):
+            refused.append(f"{name} is a link out of the folder")
+        elif path.is_dir():  # a link to a folder here, whose files go under their own names
+            contents.left_out.append(name)
+        elif path.suffix.lower() in _PICKLES:
             refused.append(f"{name} is a pickle, which runs code where it is opened")
         elif _OPTIMIZER_FILE.fullmatch(path.name):
             refused.append(f"{name} holds the state of an optimizer")
@@ -76,7 +84,7 @@ def read_contents(folder: Path) -> Contents:
         refused += _problems(contents, name)
     if refused:
         shown = "; ".join(refused[:5]) + (f"; and {len(refused) - 5} more" if len(refused) > 5 else "")
-        raise ValueError(f"{contents.folder} is not pushed: {shown}; mend or remove that and push again")
+        raise ValueError(f"{contents.folder} is not pushed: {shown}; fix or remove that and push again")
     return contents
 
 
@@ -89,6 +97,8 @@ def _export_in(folder: Path) -> Path:
         )
     for candidate in (folder, folder / "export"):
         if (candidate / "config.json").is_file():
+            if not candidate.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{candidate} is a link out of {folder}; push {candidate.resolve()} by its own name")
             return candidate
     if several := sorted(path.parent.name for path in folder.glob("export-*/config.json")):
         raise FileNotFoundError(f"{folder} has several exports; push them one by one: {', '.join(several)}")
@@ -102,6 +112,7 @@ def _files_in(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]  # caches and repositories of other tools
         yield from (Path(parent, name) for name in names)
+        yield from (path for name in folders if (path := Path(parent, name)).is_symlink())  # which walk leaves out
 
 
 def _require_whole_model(contents: Contents) -> None:
@@ -142,7 +153,7 @@ def _problems(contents: Contents, name: str) -> list[str]:
         whole = [value] if data is not None and _is_path(value) else []
         for item in whole or _paths_of_this_machine(value):
             found[item] = f"{name}:{_line_of(text, item)} has {item!r}, a path of a machine"
-        for token in _TOKEN.findall(value):
+        for token in find_tokens(value):
             found[token] = f"{name}:{_line_of(text, token)} has what looks like an access token"
     return list(found.values())
 
@@ -160,7 +171,7 @@ def _problems_of_tensors(name: str, path: Path) -> list[str]:
     for value in _strings(metadata):
         for item in _paths_of_this_machine(value):
             return [f"{name} has {item!r} in its header, a path of a machine"]
-        if _TOKEN.search(value):
+        if find_tokens(value):
             return [f"{name} has what looks like an access token in its header"]
     return []
 

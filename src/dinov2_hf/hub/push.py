@@ -22,6 +22,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
+from ..config import find_tokens, masked
 from .contents import REPLACED, Contents, read_contents
 
 Answer = TypeVar("Answer")
@@ -117,7 +118,7 @@ def push_folder(
         ConnectionError: the Hub cannot be reached or does not answer properly.
         OSError: a file cannot be read.
     """
-    _check_names(repo_id, revision, tag)
+    _check_names(repo_id, revision, tag, message)
     contents = read_contents(Path(folder))
     api = HfApi(endpoint=endpoint)
     if dry_run:
@@ -220,9 +221,9 @@ class _Patient:
         raise AssertionError
 
 
-def _check_names(repo_id: str, revision: str, tag: str | None) -> None:
+def _check_names(repo_id: str, revision: str, tag: str | None, message: str | None) -> None:
     """Refuses names before anything is read; what may be a token by mistake is not repeated."""
-    if re.search(r"hf_[A-Za-z0-9]{20,}", f"{repo_id} {revision} {tag}"):
+    if find_tokens(f"{repo_id} {revision} {tag} {message}"):
         raise ValueError("an access token was given as a name; give namespace/name, and the token in HF_TOKEN")
     try:
         validate_repo_id(repo_id)
@@ -284,7 +285,7 @@ def _errors_in_one_line(api: HfApi, repo_id: str) -> Iterator[None]:
         error = _explain(caught, urlsplit(api.endpoint).hostname or api.endpoint, repo_id)
         if error is None:
             raise
-        line = " ".join(str(error).replace(api.token, "[token]").split())
+        line = " ".join(masked(str(error).replace(api.token, "hf_***")).split())
         raise type(error)(line) from None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard
 
 from ..config import SourceConfig
+from ..files import beside
 from .facts import hub_name, name_of_source
 
 _TASKS = {"segmentation": "image-segmentation", "depth": "depth-estimation", "video": "video-classification"}
@@ -22,19 +23,33 @@ def add_results(export: Path, folders: Sequence[Path]) -> ModelCard:
 
     Raises:
         FileNotFoundError: the export has no card.
-        ValueError: a folder without a report.
+        ValueError: a card that is a link, or a folder without a report.
     """
-    path = export / "README.md"
-    if not path.is_file():
-        raise FileNotFoundError(f"{export} has no model card README.md; give an export of a run")
+    path = card_of(export)
     card = ModelCard.load(path)
     found = [entry for folder in folders for entry in read_results(folder)]
     new = {_key(entry) for entry in found}
     kept = [entry for entry in card.data.eval_results or [] if _key(entry) not in new]
     card.data.eval_results = kept + found
     card.data.model_name = card.data.model_name or export.resolve().name
-    card.save(path)
+    with beside(path) as temporary:
+        card.save(temporary)
     return card
+
+
+def card_of(export: Path) -> Path:
+    """The model card of an export.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is a link, as in the cache of the Hub, where others read the same file.
+    """
+    path = export / "README.md"
+    if not path.is_file():
+        raise FileNotFoundError(f"{export} has no model card README.md; give an export of a run")
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, and the file that it leads to is not changed; give a copy of the folder")
+    return path
 
 
 def read_results(folder: Path) -> list[EvalResult]:

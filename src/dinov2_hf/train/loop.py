@@ -27,6 +27,7 @@ from ..data import (
     open_training_source,
     reading_advice,
 )
+from ..files import beside
 from ..ssl import DINOv2Pretraining, SSLBatch, Students
 from .accelerator import describe_compute
 from .broken import BrokenLog
@@ -166,8 +167,8 @@ class Pretrainer:
         total = train.num_steps
         if accelerator.is_main_process:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                save_config(config, self.folder / "config.yaml")
+                with beside(self.folder / "config.yaml") as temporary:
+                    save_config(config, temporary)
             except OSError as error:
                 raise OSError(
                     f"train.output_dir={self.folder} cannot be written: {error}; mend that or give another folder"

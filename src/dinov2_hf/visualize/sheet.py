@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import SOFTWARE, beside
 from .pictures import Picture
 
 CELL, DPI = 1.9, 100
@@ -77,8 +78,8 @@ class Sheet:
 
     def save(self, path: Path) -> Path:
         """Writes the PNG file, making its folder where there is none."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.figure.savefig(path, format="png")
+        with beside(path) as temporary:
+            self.figure.savefig(temporary, format="png", metadata={"Software": SOFTWARE})
         return path
 
 
