@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import struct
 import tempfile
 from pathlib import Path
@@ -156,6 +157,62 @@ def test_access_tokens_are_refused_and_not_repeated(export):
     assert "README.md:2 has what looks like an access token" in str(caught.value)
     assert "config.json:4 has what looks like an access token" in str(caught.value)
     assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md", "model.safetensors", "LICENSE", "notes.txt", "onnx"])
+@pytest.mark.parametrize("target", ["{outside}", "../../outside/file", "../export-other/file", "hop", "/nowhere"])
+def test_links_out_of_the_folder_are_refused_by_name(export, tmp_path, name, target):
+    """Files and folders, also by way of another link, or to nothing; what they lead to is not read."""
+    for folder in (tmp_path / "outside", export.parent / "export-other"):
+        folder.mkdir()
+        (folder / "file").write_text("private")
+    path = export / name
+    path.unlink(missing_ok=True)
+    if target == "hop":
+        (export / "hop").symlink_to(tmp_path / "outside" / "file")
+    outside = tmp_path / "outside" if name == "onnx" else tmp_path / "outside" / "file"
+    path.symlink_to(target.format(outside=outside))
+    if name == "config.json" and target == "/nowhere":  # no config.json then
+        with pytest.raises(FileNotFoundError, match="has no config.json"):
+            read_contents(export)
+        return
+    with pytest.raises(ValueError) as caught:
+        read_contents(export)
+    assert f"{name} is a link out of the folder" in str(caught.value) and "private" not in str(caught.value)
+
+
+def test_links_that_stay_in_the_folder_are_followed(export):
+    (export / "weights").mkdir()
+    (export / "model.safetensors").rename(export / "weights" / "a.safetensors")
+    (export / "model.safetensors").symlink_to("weights/a.safetensors")
+    (export / "onnx").symlink_to("weights")
+    latest = export.parent.with_name("latest")
+    latest.symlink_to(export.parent)
+    for folder in (export, latest / "export", latest):
+        contents = read_contents(folder)
+        assert sorted(contents.files) == NAMES and contents.left_out == ["onnx", "weights/a.safetensors"]
+
+
+def test_an_export_that_is_a_link_out_of_the_run_is_refused(export):
+    export.rename(export.parents[1] / "private")
+    export.symlink_to("../private")
+    with pytest.raises(ValueError, match=r"run/export is a link out of .*run; push .*/private by its own name"):
+        read_contents(export.parent)
+    assert sorted(read_contents(export.parents[1] / "private").files) == NAMES
+
+
+def test_a_snapshot_in_the_cache_of_the_hub_is_refused(export, tmp_path):
+    """It consists of links to `blobs`; a copy of it has files."""
+    snapshot, blobs = tmp_path / "models--me--x" / "snapshots" / "0123", tmp_path / "models--me--x" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, name in enumerate(NAMES):
+        (export / name).rename(blobs / str(number))
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    with pytest.raises(ValueError, match="README.md is a link out of the folder; .*fix or remove that"):
+        read_contents(snapshot)
+    shutil.copytree(snapshot, tmp_path / "copy")
+    assert sorted(read_contents(tmp_path / "copy").files) == NAMES
 
 
 def test_all_reasons_are_told_together(export):

@@ -64,7 +64,7 @@ def load_config(
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        reason = str(error).splitlines()[0]
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
         raise ValueError(masked(f"{error.full_key or 'config'}: {reason}; set it, or write the value itself")) from None
     _refuse_unsavable(config)
     return config.check()

@@ -79,7 +79,8 @@ def read_contents(folder: Path) -> Contents:
             contents.files[name] = path
         else:
             contents.left_out.append(name)
-    _require_whole_model(contents)
+    if not refused:
+        _require_whole_model(contents)
     for name in contents.files:
         refused += _problems(contents, name)
     if refused:
