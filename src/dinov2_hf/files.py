@@ -1,5 +1,4 @@
-"""Files: each is written whole or not at all, none of the user's own is replaced, and one that is named in a folder lies in
-it."""
+"""Files: each is written whole or not at all, replaces only what the same command wrote, and lies where it is named."""
 
 from __future__ import annotations
 
