@@ -64,10 +64,10 @@ def test_an_evaluation_in_the_run_gives_what_the_command_gives_for_its_export(
             "--model",
             str(trainer.folder),
             *sizes,
-            f"output_dir={tmp_path}",
+            f"output_dir={tmp_path / 'probe'}",
         ]
     )
-    report = json.loads((tmp_path / "results.json").read_text())
+    report = json.loads((tmp_path / "probe" / "results.json").read_text())
     for result in report["results"]:
         assert last[f"probe.{result['metric']}"] == pytest.approx(result["value"])
 
