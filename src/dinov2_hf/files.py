@@ -16,7 +16,7 @@ SOFTWARE = "dinov2_hf"
 SIGNATURE = f"# Written by {SOFTWARE}"
 """The first line of the configurations that commands leave."""
 
-_LISTS = (".txt", ".lst", ".list")
+_LIST = ".txt"
 _LOGS = (".log", ".out", ".err")
 _PICTURES = ("loss.png", "features.png", "picture.jpg")  # names that a pattern of a source is compared with
 
@@ -129,7 +129,7 @@ def _images_at(source: str) -> _Inputs:
         _add_folder(path, found)
     elif os.path.isfile(path):
         found.files.append(path)
-        if path.lower().endswith(_LISTS):
+        if path.lower().endswith(_LIST):
             _add_listed(path, found)
     elif glob.has_magic(path):
         parts = Path(path).parts
