@@ -95,8 +95,8 @@ class SourceConfig:
     """Where images come from: anything that `datasets` reads."""
 
     path: str | None = None
-    """A folder of images or of tables, a file (.parquet, .arrow, .tar, .csv, .json, .jsonl), a pattern of files such
-    as `/data/*.parquet`, a set saved with `save_to_disk`, or the name of a set on the Hub."""
+    """A folder of images or of tables, a file (.parquet, .arrow, .tar, .csv, .json, .jsonl, .zip, an image, or a .txt
+    of paths), a pattern such as `/data/**/*.jpg`, a set saved with `save_to_disk`, or the name of a set on the Hub."""
     split: str = "train"
     """Split of the set; files named by themselves are `train`."""
     split_folders: bool | None = None
