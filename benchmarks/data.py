@@ -2,6 +2,7 @@
 
     python benchmarks/data.py
     python benchmarks/data.py --sizes 375 --quality 75 --rounds 20
+    python benchmarks/data.py --listing 100000   # the start of a run on so many files, see listing.py
 
 Both make 2 crops of 224 and 8 of 98 pixels with the published augmentation, on one core. The plain path is what the
 published code does with torchvision, operation by operation: Pillow decodes the whole file, cuts, resizes, jitters
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from datasets import Image as ImageColumn
 from datasets import load_dataset
+from listing import measure_listing
 from PIL import Image, ImageEnhance, ImageOps
 
 from dinov2_hf.config import PretrainConfig
@@ -235,7 +237,11 @@ def main() -> None:
     parser.add_argument("--quality", type=int, default=85, help="of the JPEG files (default: 85)")
     parser.add_argument("--images", type=int, default=16, help="images a round (default: 16)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds that are timed (default: 10)")
+    parser.add_argument("--listing", type=int, metavar="FILES", help="measure the listing of so many files instead")
     args = parser.parse_args()
+    if args.listing:
+        measure_listing(args.listing)
+        return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """The command line, as a person meets it."""
 
 import io
+import logging
 
 import numpy as np
 import pytest
@@ -56,6 +57,15 @@ def test_stats_measure_what_the_images_hold(folder, capsys, workers):
     colors = config_lines(report)["colors"]
     assert colors["mean"] == [0.5, 0.2, 0.5]
     assert colors["std"] == [0.5, 0, 0.5]
+
+
+@pytest.mark.parametrize("action", [["stats", "--workers", "0"], ["show", "--images", "2"]], ids=["stats", "show"])
+def test_what_was_found_is_said_once(action, folder, tmp_path, caplog):
+    (folder / "notes.txt").write_text("")
+    options = ["--output", str(tmp_path / "batch.png")] if action[0] == "show" else []
+    with caplog.at_level(logging.INFO, "dinov2_hf"):
+        main(["data", *action, f"data.train.path={folder}", *options, *TINY])
+    assert caplog.messages.count(f"data.train: {folder}: 21 images; ignored 1 .txt") == 1
 
 
 def test_stats_of_a_part_say_so(folder, capsys):

@@ -1,6 +1,7 @@
 """`dinov2-hf evaluate`, as a person meets it."""
 
 import json
+import logging
 import re
 
 import pytest
@@ -48,8 +49,11 @@ def fails(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_figures_are_printed_as_a_table_and_left_in_the_output_folder(knn, image_folder, tmp_path, capsys):
-    main([*knn, "--output", str(tmp_path / "results")])
+def test_figures_are_printed_as_a_table_and_left_in_the_output_folder(knn, image_folder, tmp_path, capsys, caplog):
+    (tmp_path / "copy").symlink_to(image_folder)
+    with caplog.at_level(logging.INFO, "dinov2_hf"):
+        main([*knn, "--output", str(tmp_path / "results"), "--test", str(tmp_path / "copy")])
+    assert f"{tmp_path / 'copy'}: 24 images, 2 classes" in caplog.messages
     printed = capsys.readouterr().out
     # each image is its own nearest neighbour
     assert re.search(r"\| k-NN accuracy \(%\), k = 1 \| +100 \| +86\.\d+ to 100 \|", printed), printed

@@ -1,5 +1,6 @@
 """Configurations of curation, and what is said of bad ones."""
 
+import logging
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from dinov2_hf.cli import main
 from dinov2_hf.config import load_config
 from dinov2_hf.config.curation import CurationConfig
+from dinov2_hf.curation.sources import open_collections
 
 from .made import ROOT
 
@@ -93,6 +95,29 @@ def test_a_source_without_images_is_told(refused, tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "table.csv").write_text("a,b\n1,2\n")
     assert "lacks a column of images; its columns are a, b" in refused(f"seeds.discs.path={tmp_path / 'texts'}")
+
+
+def test_pool_is_read_as_training_reads_it(config_of, collections, tmp_path, caplog):
+    """A pattern, a list, and a folder of which only one split is wanted; the log says what each holds."""
+    for name in ("train/a.png", "val/b.png", "val/c.png", "d/e.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "list.txt").write_text("d/e.jpg\nval/c.png\n")
+    pool = [f"pool.list.path={tmp_path / 'list.txt'}", f"pool.pattern.path={tmp_path}/*/?.png"]
+    pool += [f"pool.split.path={tmp_path}", "pool.split.split=validation", "pool.split.split_folders=true"]
+    with caplog.at_level(logging.INFO, "dinov2_hf"):
+        shards = open_collections(config_of(*pool))["pool"].shards
+    read = {name: [] for name in ("list", "pattern", "split", "pile")}
+    for shard in shards:
+        read[shard.source] += [data.decode(errors="replace") for _, data, _ in shard.read()]
+    assert read["list"] == ["d/e.jpg", "val/c.png"]
+    assert read["pattern"] == ["train/a.png", "val/b.png", "val/c.png"]
+    assert read["split"] == ["val/b.png", "val/c.png"]
+    assert f"pool.list: {tmp_path / 'list.txt'}: 2 images" in caplog.messages
+    assert any(
+        message.startswith(f"pool.split: {tmp_path}: 2 images; split validation (also: 1 in train)")
+        for message in caplog.messages
+    )
 
 
 def test_a_pool_of_which_nothing_passes_is_told(refused, tmp_path):

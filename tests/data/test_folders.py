@@ -454,6 +454,13 @@ def test_one_image_is_a_source(tmp_path):
     assert "is a .dcm file (convert to .png, .tif or .npy with the package pydicom)" in refusal(tmp_path / "scan.dcm")
 
 
+def test_what_was_found_is_said_on_the_main_process_only(tmp_path, log, monkeypatch):
+    make(tmp_path, "a.jpg")
+    monkeypatch.setenv("RANK", "1")
+    read(tmp_path)
+    assert log.messages == []
+
+
 def test_folder_with_a_file_called_state_json_is_not_a_saved_set(tmp_path):
     assert read(make(tmp_path, "a.jpg", "state.json")) == ["a.jpg"]
 

@@ -1,5 +1,7 @@
 """`dinov2-hf visualize`, as a person meets it."""
 
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,9 +68,12 @@ def test_pca_of_a_set_takes_evenly_spaced_images_of_its_split(command, capsys):
     assert "3 images" in capsys.readouterr().out
 
 
-def test_attention_of_a_folder(command, photographs, capsys):
-    drawn = command("attention", "--images", photographs[0].parent, "--count", 2)
+def test_attention_of_a_folder(command, photographs, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO, "dinov2_hf")
+    (tmp_path / "linked").symlink_to(photographs[0].parent)
+    drawn = command("attention", "--images", tmp_path / "linked", "--count", 2)
     assert "2 images" in capsys.readouterr().out
+    assert any(message.startswith(f"{tmp_path / 'linked'}: ") for message in caplog.messages)
     assert drawn.shape[1] == 4 * 190 and colors(drawn) > 100  # image, mean, two heads
 
 

@@ -124,6 +124,21 @@ def test_a_file_that_is_named_has_to_be_an_image(folder):
         open_pictures([str(folder / "notes.doc")], 8)
 
 
+def test_patterns_lists_and_splits_are_those_of_training(tmp_path):
+    for number, name in enumerate(["train/a.png", "val/b.png", "val/c.png"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encode(np.full((8, 8, 3), number, np.uint8)))
+    (tmp_path / "list.txt").write_text("val/c.png\ntrain/a.png\n")
+
+    def names(path, split="train"):
+        return [picture.name for picture in open_pictures([str(path)], 8, split=split)]
+
+    assert names(tmp_path) == ["a.png"]
+    assert names(tmp_path, "validation") == ["b.png", "c.png"]
+    assert names(tmp_path / "**/*.png") == ["a.png", "b.png", "c.png"]
+    assert names(tmp_path / "list.txt") == ["c.png", "a.png"]
+
+
 def test_a_folder_of_nothing_but_broken_images_is_refused(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.jpg").write_bytes(b"broken")

@@ -13,6 +13,7 @@ import datasets
 import pyarrow as pa
 import yaml
 from datasets import Dataset, Features, Image
+from datasets.table import InMemoryTable
 
 from ..config import SourceConfig
 from .fetch import is_url
@@ -83,8 +84,11 @@ def open_local(path: str, config: SourceConfig) -> LocalImages | LocalTables | N
         return None if not local.is_file() else LocalTables(suffix, {"train": [path]}, "1 file")
     if suffix == ".txt":
         return _choose(path, config.split, *_kept(["list", root], lambda: read_list(root)))
-    if suffix in READABLE or suffix == ".zip":
+    if suffix == ".zip":
         return _choose(path, config.split, *_kept(["file", root], lambda: read_file(root)))
+    if suffix in READABLE:
+        table, facts, _ = read_file(root)
+        return _choose(path, config.split, Dataset(InMemoryTable(table)), facts)
     help = f" ({remedy(suffix)})" if remedy(suffix) else ""
     raise ValueError(
         f"{shown(path)} is a {suffix or 'nameless'} file{help}; give a folder of images, an image, a .txt file of "
