@@ -1,4 +1,4 @@
-"""CPU seconds until a folder of many files is open: `python benchmarks/data.py --listing 100000`.
+"""CPU seconds until a folder of many files is open: `python benchmarks/listing.py 100000`, or `data.py --listing 100000`.
 
 Makes a tree of folders of 100 files each in a temporary folder, opens it as a run does, without the kept listing and
 with it, then with one file more in the deepest folder, and at last as `datasets`' own folder loader opens it, twice.
@@ -7,6 +7,7 @@ The files are empty: nothing decodes them here. CPU seconds are those of the pro
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -66,3 +67,7 @@ def report(name: str, open_source: Callable[[], datasets.Dataset]) -> None:
         f"| {name} | {images:,} | {time.process_time() - cpu:.2f} | {time.perf_counter() - wall:.2f} |",
         flush=True,
     )
+
+
+if __name__ == "__main__":
+    measure_listing(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
