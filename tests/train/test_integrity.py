@@ -319,3 +319,24 @@ def test_files_and_folders_are_on_the_disk_before_a_checkpoint_has_its_name(tiny
     assert files | {"writing-00000002"} <= set(events[:named])
     assert events[events.index("manifest.json") :].index("writing-00000002") > 0  # the folder after its last file
     assert ".metadata.tmp" in events[:named] and "checkpoints" in events[named:]
+
+
+def test_files_that_changed_between_stop_and_resume_are_named(run, tiny_config_in, image_folder, tmp_path, caplog):
+    images = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    where, folder = f"data.train.path={images}", tmp_path / "other"
+    train(tiny_config_in(folder, where), until=3)
+
+    def warnings_of_resume():
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="dinov2_hf"):
+            config = tiny_config_in(folder, where)
+            Pretrainer(config, build_accelerator(config.train))
+        return [record.getMessage() for record in caplog.records]
+
+    assert warnings_of_resume() == []
+    shutil.copy(images / "blobs" / "01.jpg", images / "blobs" / "zz.jpg")
+    (message,) = warnings_of_resume()
+    assert re.search(r"the files of data.train changed: 24 images .* when .* was written, 25 images .* now", message)
+    (images / "blobs" / "01.jpg").unlink()  # as many as before, but others
+    (message,) = warnings_of_resume()
+    assert re.search(r"24 images \(digest (\w+)\) when the checkpoint was written, 24 images \(digest (?!\1)", message)

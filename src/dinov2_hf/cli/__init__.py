@@ -13,6 +13,7 @@ from .data import add_data
 from .evaluate import add_evaluate
 from .exchange import add_export, add_inspect
 from .hub import add_push
+from .verify import add_verify
 from .visualize import add_visualize
 
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="dinov2-hf", description="Tools around training DINOv2 on your images.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for add in (add_data, add_export, add_inspect, add_push, add_evaluate, add_visualize, add_curate):
+    for add in (add_data, add_export, add_inspect, add_push, add_evaluate, add_visualize, add_curate, add_verify):
         add(commands)
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")

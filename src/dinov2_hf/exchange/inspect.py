@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..models import Dinov2Config, tensors_of
 from ..models.convert import ModelWeights, kind_of_names, preset_of, read_tensors
-from ..train.checkpoint import find_checkpoints
+from ..train.checkpoint import find_checkpoints, read_state
+from ..train.manifest import NAME, read_manifest
 from ..train.metrics import read_metrics
+from ..train.provenance import Provenance, describe_listing
 from .source import OpenSource, RunPart, dtype_of, open_source, run_folder
 
 _TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
@@ -49,6 +51,7 @@ def _describe_run(path: Path, run: RunPart) -> Rows:
     step, train, folder = run.step, run.config.train, run_folder(run.checkpoint)
     rows = [("checkpoint", f"{run.checkpoint.name}, epoch {step / train.epoch_length:.4g} of {train.epochs:g}")]
     rows += [("updates", f"{step:,} of {train.num_steps:,}")]
+    rows += _describe_provenance(run.checkpoint)
     if path.resolve() != run.checkpoint.resolve():
         names = [checkpoint.name for checkpoint in find_checkpoints(path / "checkpoints")]
         rows.append(("all checkpoints", ", ".join(names)))
@@ -62,6 +65,27 @@ def _describe_run(path: Path, run: RunPart) -> Rows:
     if further:
         rows.append(("further students", f"{', '.join(further)} (--student NAME)"))
     return rows
+
+
+def _describe_provenance(checkpoint: Path) -> Rows:
+    """What a checkpoint records of its files, weights, data, code and environment."""
+    listing = read_state(checkpoint)[0].listing or {}
+    data = "; ".join(f"{name}: {describe_listing(source)}" for name, source in listing.items())
+    try:
+        files, origin = read_manifest(checkpoint), Provenance.read(checkpoint)
+    except FileNotFoundError:
+        return [("files", "without checksums: from dinov2_hf 0.5")]
+    size = sum(entry.size for entry in files.values()) / 1e6
+    return [
+        (
+            "files",
+            f"{len(files)}, {size:,.1f} MB, of the sizes in {NAME}; contents are compared where weights are read",
+        ),
+        ("weights", f"SHA-256 {origin.weights}"),
+        ("data", data or "not recorded"),
+        ("code", ", ".join(f"{name} {value}" for name, value in origin.code.items())),
+        ("environment", ", ".join(f"{name} {value}" for name, value in origin.environment.items())),
+    ]
 
 
 def _describe_backbone(weights: ModelWeights) -> Rows:

@@ -43,7 +43,8 @@ from .health import CollapseWatch
 from .initialize import initialize
 from .integrity import choose_checkpoint, prune_checkpoints, set_aside
 from .metrics import MeanMetrics, MetricLog, read_metrics
-from .schedules import build_schedules, values_at
+from .provenance import listing_changes
+from .schedules import StepValues, build_schedules, values_at
 from .step import TrainingStep
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class Pretrainer:
         if config.init.path and checkpoint is None and initialize(self.model, config.init):
             head_warmup_steps = round(config.init.head_warmup_epochs * train.epoch_length)
         self.training_step = TrainingStep(self.model, config, accelerator)
-        self.state = RunState(0, self.global_batch_size, head_warmup_steps)
+        self.state = RunState(0, self.global_batch_size, head_warmup_steps, listing=self.source.listing())
         if checkpoint is not None:
             self._load(checkpoint)
         self.schedules = build_schedules(config, self.global_batch_size, self.state.head_warmup_steps)
@@ -182,16 +183,7 @@ class Pretrainer:
             for line in read_metrics(self.folder):
                 self._collapse.look(line)  # what was said before the run was interrupted
 
-        batches = TrainingBatches(
-            self.source,
-            config,
-            start=state.step * self.accumulation,
-            stop=total * self.accumulation,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        )
-        pin_memory = accelerator.device.type == "cuda"
-        loader = iter(build_loader(batches, config.data.num_workers, pin_memory, config.data.start_method))
+        loader = self.open_loader(total)
         progress = tqdm(
             total=total * self.global_batch_size,
             initial=state.step * self.global_batch_size,
@@ -207,6 +199,26 @@ class Pretrainer:
             tracker.finish()
         return results
 
+    def open_loader(self, stop: int) -> Iterator[SSLBatch]:
+        """The batches of this process from the next update to update `stop`."""
+        batches = TrainingBatches(
+            self.source,
+            self.config,
+            start=self.step * self.accumulation,
+            stop=stop * self.accumulation,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        data, pin_memory = self.config.data, self.accelerator.device.type == "cuda"
+        return iter(build_loader(batches, data.num_workers, pin_memory, data.start_method))
+
+    def update(self, loader: Iterator[SSLBatch], diagnose: bool = False) -> tuple[dict[str, Tensor], StepValues]:
+        """Makes one update. Returns its scalars and the values of the schedules. Collective."""
+        values = values_at(self.schedules, self.step)
+        scalars = self.training_step(lambda: self._next_batch(loader), values, self.step, diagnose=diagnose)
+        self.state.step += 1
+        return scalars, values
+
     def _train(self, loader: Iterator[SSLBatch], log: MetricLog, progress: tqdm) -> None:
         accelerator, state, train = self.accelerator, self.state, self.config.train
         total = train.num_steps
@@ -218,10 +230,9 @@ class Pretrainer:
         self._publish()
         since, since_step = time.perf_counter(), state.step
         while state.step < total and not self.stopped:
-            values = values_at(self.schedules, state.step)
             logged = (state.step + 1) % train.log_every == 0 or state.step + 1 == total
-            means.add(self.training_step(lambda: self._next_batch(loader), values, state.step, diagnose=logged))
-            state.step += 1
+            scalars, values = self.update(loader, diagnose=logged)
+            means.add(scalars)
             progress.update(self.global_batch_size)
             if logged or accelerator.num_processes == 1:
                 self.broken.merge()
@@ -353,5 +364,9 @@ class Pretrainer:
         step.counters = torch.tensor(self.state.counters, device=accelerator.device)
         if accelerator.scaler and self.state.scaler:
             accelerator.scaler.load_state_dict(self.state.scaler)
+        now = self.source.listing()
         if accelerator.is_main_process:
             logger.info("continuing from %s", path)
+            for change in listing_changes(self.state.listing, now):
+                logger.warning("%s; what follows is not what it would have been with the same files", change)
+        self.state.listing = now

@@ -77,21 +77,47 @@ class Provenance:
         ]
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes of tensors, in the order of their names. Collective where sharded.
+def listing_changes(before: Mapping[str, dict] | None, now: Mapping[str, dict]) -> list[str]:
+    """What changed in the sources of images between two `LanedSource.listing`s, a line each."""
+    return [
+        f"the files of {name} changed: {describe_listing(before.get(name))} when the checkpoint was written, "
+        f"{describe_listing(now.get(name))} now"
+        for name in dict.fromkeys([*(before or {}), *now])
+        if before is not None and before.get(name) != now.get(name)
+    ]
 
-    Sharded tensors are gathered one at a time, so that the digest is the same on any number of processes; each process
-    hashes its share of the tensors.
+
+def describe_listing(source: Mapping | None) -> str:
+    """What a source of images is made of, in a few words."""
+    if source is None:
+        return "none"
+    return f"{source.get('count')} {source.get('unit')} (digest {str(source.get('digest'))[:8]})"
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes of tensors, in the order of their names.
+
+    Collective: the processes hold the same tensors and hash a share each. Sharded tensors are gathered one at a time,
+    so that the digest is the same on any number of processes.
     """
-    rank, world = rank_and_world()
-    own = {}
+    parts = on_all(lambda: digests_of(tensors, *rank_and_world()))
+    return combined({name: digest for part in parts for name, digest in part.items()})
+
+
+def digests_of(tensors: Mapping[str, Tensor], rank: int = 0, world: int = 1) -> dict[str, str]:
+    """SHA-256 of one of `world` shares of the tensors, each by itself. Collective where they are sharded."""
+    found = {}
     for number, name in enumerate(sorted(tensors)):
         tensor = tensors[name].detach()
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
         if number % world == rank:
-            own[name] = _digest_of_tensor(tensor)
-    digests = {name: digest for part in on_all(lambda: own) for name, digest in part.items()}
+            found[name] = _digest_of_tensor(tensor)
+    return found
+
+
+def combined(digests: Mapping[str, str]) -> str:
+    """The digest of all tensors out of those of each."""
     return hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode()).hexdigest()
 
 
@@ -130,7 +156,7 @@ def environment_of(accelerator: Accelerator) -> dict[str, str | int]:
         "cpu": _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": accelerator.device.type,
-        "precision": accelerator.mixed_precision,
+        "precision": accelerator.mixed_precision.replace("no", "fp32"),
         "processes": accelerator.num_processes,
         "parallel": str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type)),
         "threads": torch.get_num_threads(),
