@@ -1,4 +1,6 @@
-"""CPU seconds until a folder of many files is open: `python benchmarks/listing.py 100000`, or `data.py --listing 100000`.
+"""CPU seconds until a folder of many files is open.
+
+    python benchmarks/listing.py 100000     # or: python benchmarks/data.py --listing 100000
 
 Makes a tree of folders of 100 files each in a temporary folder, opens it as a run does, without the kept listing and
 with it, then with one file more in the deepest folder, and at last as `datasets`' own folder loader opens it, twice.

@@ -31,13 +31,12 @@ SCRIPTS = {
     "frozen_teacher": ("--tiny", "| bfloat16, sharded over 2 processes, each |"),
     "fuzz_folders": ("--layouts 2", ": 0 layouts differ;"),
     "kill_runs": ("--kills 1", "runs that differ: none"),
-    "fuzz_folders": ("--layouts 3", ": 0 layouts differ; "),
     "listing": ("100", "| `datasets`, second start | 101 | "),
     "memory": ("--tiny", "| pruned last layer |"),
     "step": ("--tiny --steps 1 --warmup 1 --profile", '"seconds_per_update": '),
 }
 """Arguments of the smallest run of each script, and a part of the last thing that it prints."""
-ELSEWHERE = {"cuda_acceptance", "cuda_model", "fuzz_folders", "kill_runs"}
+ELSEWHERE = {"cuda_acceptance", "cuda_model"}
 """Scripts with a file of tests of their own."""
 
 
