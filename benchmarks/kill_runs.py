@@ -1,6 +1,6 @@
 """Kills and stops runs of many kinds at random moments, and compares what they leave with undisturbed runs.
 
-    python benchmarks/kill_runs.py                        # 100 interruptions, half an hour on two cores
+    nice python benchmarks/kill_runs.py                   # 100 interruptions, ten minutes on two cores
     python benchmarks/kill_runs.py --kills 20 --seed 7
     python benchmarks/kill_runs.py --kills 5 --first 7    # run 7 again
 
@@ -12,7 +12,6 @@ differs, at once where ten runs do.
 
 import argparse
 import logging
-import os
 import sys
 import tempfile
 import time
@@ -63,7 +62,6 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    os.nice(10)
     folder = Path(tempfile.mkdtemp(prefix="kill_runs-"))
     print(f"seed {args.seed}, folder {folder}", flush=True)
     with Campaign(folder, args.seed) as campaign:
