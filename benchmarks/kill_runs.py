@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.distributed.campaign import KINDS, Campaign  # noqa: E402
 
 INTERRUPTIONS = 5
-"""Of a run."""
+"""Of a run, at most."""
 MOST_FAILURES = 10
 
 
@@ -37,7 +37,7 @@ def interrupt_runs(campaign: Campaign, kills: int, first: int) -> list[int]:
     while by_kind.total() < kills and len(failed) < MOST_FAILURES:
         kind = KINDS[number % len(KINDS)]
         try:
-            planned, different = campaign.run(kind, number, INTERRUPTIONS)
+            planned, different = campaign.run(kind, number, min(INTERRUPTIONS, kills - by_kind.total()))
         except Exception:
             planned, different = [], [traceback.format_exc()]
         came.update(f"{item.name}, {item.moment}" for item in planned)

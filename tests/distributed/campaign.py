@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from datasets import Dataset, Features, Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ..hub.server import LoopbackHub
@@ -253,6 +254,9 @@ def draw(
     return Interruption(number, moment, call, delay, 0 if moment in only_main else rank)
 
 
+_SHARDS = 8
+
+
 def write_sources(folder: Path) -> dict[str, list[str]]:
     """Writes a source of every kind; overrides that name it, and those of the evaluations."""
     photographs = write_photographs(_made(folder / "folder"))
@@ -260,21 +264,28 @@ def write_sources(folder: Path) -> dict[str, list[str]]:
     broken = write_photographs(_made(folder / "broken"))
     for path in sorted(broken.rglob("*.jpg"))[::4]:
         path.write_bytes(path.read_bytes()[:300])
-    for shard in range(4):
-        rows = [{"image": {"bytes": data, "path": None}} for data in files[shard::4]]
-        table = Dataset.from_list(rows, features=Features({"image": Image(decode=False)}))
-        table.cast_column("image", Image()).to_parquet(_made(folder / "parquet") / f"train-{shard}.parquet")
-        with tarfile.open(_made(folder / "tar") / f"train-{shard}.tar", "w") as archive:
-            for number, data in enumerate(files[shard::4]):
+    for shard in range(_SHARDS):
+        path = _made(folder / "parquet") / f"train-{shard}.parquet"
+        table = pa.table({"image": files[shard::_SHARDS]})
+        pq.write_table(table, path, row_group_size=1, compression="none", use_dictionary=False)
+        if shard == 5:  # its second row group is damaged
+            start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+            data = path.read_bytes()
+            path.write_bytes(data[:start] + bytes(64) + data[start + 64 :])
+        path = _made(folder / "tar") / f"train-{shard}.tar"
+        with tarfile.open(path, "w") as archive:
+            for number, data in enumerate(files[shard::_SHARDS]):
                 entry = tarfile.TarInfo(f"{number:02}.jpg")
-                entry.size = len(data) if number != 2 else 200  # a broken one a shard
+                entry.size = len(data) if number != 2 else 200  # a broken image a shard
                 archive.addfile(entry, io.BytesIO(data[: entry.size]))
+        if shard == 2:  # it ends within its second member
+            path.write_bytes(path.read_bytes()[:2500])
     probe = folder / "probe.yaml"
     probe.write_text(
         f"train: {{path: {photographs}}}\ntest: {{path: {photographs}, split: train}}\n"
         "learning_rates: [0.1]\nblocks: [1]\niterations: 3\nglobal_batch: 8\nnum_workers: 0\n"
     )
-    streamed = ["data.train.streaming=true", "data.shuffle_buffer=8"]
+    streamed = ["data.train.streaming=true", "data.shuffle_buffer=16"]
     return {
         "folder": [f"data.train.path={photographs}"],
         "broken": [f"data.train.path={broken}", "data.max_broken_share=0.5"],
@@ -285,7 +296,7 @@ def write_sources(folder: Path) -> dict[str, list[str]]:
             f"data.mix.tars.path={folder / 'tar'}",
             "data.mix.tars.streaming=true",
             "data.mix.tars.weight=2",
-            "data.shuffle_buffer=8",
+            "data.shuffle_buffer=16",
             "data.max_broken_share=0.5",
         ],
         "evaluations": [
