@@ -17,7 +17,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Value
 from ..config import SourceConfig
 from .fetch import Missing, is_url, read_bytes
 from .load import FORMATS, Loaded, load
-from .names import few, name_images
+from .names import few, name_images, one_line
 from .paths import name_of, state_of
 from .tars import is_place, read_member
 
@@ -194,7 +194,7 @@ def _peek(dataset: Dataset | IterableDataset) -> dict[str, list]:
         try:
             rows = next(iter(dataset.shard(dataset.num_shards, shard).iter(batch_size=_PEEKED_ROWS)), None)
         except Exception as error:  # of a malformed file, readers raise anything
-            problems.append(" ".join(str(error).split()) or type(error).__name__)
+            problems.append(one_line(error))
             continue
         if rows:
             return rows

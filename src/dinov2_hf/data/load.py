@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetBuilder, DatasetDict, IterableDataset, load_dataset_builder, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..config import SourceConfig
 from .fetch import is_url
 from .folders import names_in
 from .local import LocalImages, LocalTables, open_local
+from .names import one_line
 from .paths import shown
+from .remote import build_from_hub
 from .tables import build_tables, open_stream, prepare, with_header
 from .tars import open_tars
 
@@ -96,14 +97,13 @@ def load(config: SourceConfig, streaming: bool, name: str = "") -> Loaded:
             loaded = _load_saved(path, config.split, streaming)
         else:
             loaded = _load_files(path, config, streaming)
-    except DatasetNotFoundError as error:
-        raise ValueError(f"{path} is neither a folder or file here nor a set on the Hub that can be read") from error
     except FileNotFoundError as error:  # the base of EmptyDatasetError and DataFilesNotFoundError
-        raise ValueError(f"{path} has no images or tables that can be read: {error}") from error
-    except ValueError as error:
-        if "Unknown split" in str(error) or "Bad split" in str(error):
-            raise ValueError(f"split={config.split!r} is not in {path}: {error}") from None
-        raise error if shown(path) in str(error) else ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} has no images or tables that can be read: {one_line(error)}") from error
+    except (OSError, ValueError) as error:
+        text = one_line(error, 2000)
+        if "Unknown split" in text or "Bad split" in text:
+            raise ValueError(f"split={config.split!r} is not in {path}: {text}") from None
+        raise ValueError(text if shown(path) in text else f"{path} cannot be read: {text}") from error
     if isinstance(loaded.dataset, Dataset) and len(loaded.dataset) == 0:
         raise ValueError(f"{path} (split {config.split!r}) has no rows")
     _say(f"{name}: " * bool(name) + f"{shown(path)}: {loaded.summary}")
@@ -150,9 +150,9 @@ def _load_files(path: str, config: SourceConfig, streaming: bool) -> Loaded:
         return Loaded(stream, [], None, lengths, found.digest, listed=True, summary=found.summary)
     if isinstance(found, LocalTables):
         return _open(build_tables(FORMATS[found.suffix], found.files), config, streaming, found.summary)
-    if path.startswith(("/", "./", "../")) and not os.path.exists(path):
-        raise ValueError(f"{path} does not exist; give a folder of images, parquet files or a set on the Hub")
-    return _open(load_dataset_builder(path, config.name), config, streaming)
+    here = os.path.exists(path)  # a clone of a set
+    builder = load_dataset_builder(path, config.name) if here else build_from_hub(path, config.name)
+    return _open(builder, config, streaming)
 
 
 def _open(builder: DatasetBuilder, config: SourceConfig, streaming: bool, summary: str | None = None) -> Loaded:

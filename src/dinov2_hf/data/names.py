@@ -1,4 +1,4 @@
-"""Names of images, and lists of names in messages."""
+"""Names of images; lists of names and errors of others in messages."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def name_images(values: Iterable[object]) -> bool:
     paths = [urlsplit(value).path if is_url(value) else value for value in values if isinstance(value, str)]
     suffixes = {PurePosixPath(path).suffix.lower() for path in paths if path}
     return bool(suffixes) and suffixes <= {*READABLE, *NEEDS_PACKAGE}
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """What an error says, on one line of up to `longest` characters; its type where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else f"{text[:longest]}…"

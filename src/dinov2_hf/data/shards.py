@@ -20,13 +20,13 @@ from datasets.utils.file_utils import xopen
 from .broken import Broken
 from .columns import ImageColumn
 from .fetch import is_url
-from .names import few
+from .names import few, one_line
 from .tars import read_images
 
 _ROWS_AT_ONCE = 16
 LOST: Any = object()
 """Stands for the value of a row whose row group cannot be read."""
-_OF_CONNECTIONS = {"aiohttp", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3"}
+_OF_CONNECTIONS = {"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
 # they log what they raise
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
 
@@ -147,9 +147,11 @@ class Shards:
         except Exception as error:  # of a malformed file, readers raise anything
             module = type(error).__module__.partition(".")[0]
             if isinstance(error, (ConnectionError, TimeoutError)) or module in _OF_CONNECTIONS:
-                raise ValueError(f"{self.name(shard)} cannot be reached: {_line(error)}; resume when it can") from error
+                raise ValueError(
+                    f"{self.name(shard)} cannot be reached: {one_line(error)}; resume when it can"
+                ) from error
             errors.append(error)
-            self._broken.setdefault(shard, Broken("shard", self.name(shard), f"{what}: {_line(error)}"))
+            self._broken.setdefault(shard, Broken("shard", self.name(shard), f"{what}: {one_line(error)}"))
 
     def _is(self, shard: int, suffix: str) -> bool:
         return self._images.shard_files is not None and self._images.shard_files[shard].endswith(suffix)
@@ -170,8 +172,3 @@ class Shards:
 def _open(file: str):
     """A file opened to be read by pyarrow."""
     return xopen(file, "rb") if is_url(file) else pa.OSFile(file)
-
-
-def _line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.utils.file_utils import xopen
 
 from .fetch import is_url
-from .names import few, name_images
+from .names import few, name_images, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def prepare(builder: DatasetBuilder, split: str) -> Dataset:
     try:
         builder.download_and_prepare()
     except DatasetGenerationError as error:
-        raise ValueError(_diagnose(builder) or " ".join(str(error.__cause__ or error).split())) from error
+        raise ValueError(_diagnose(builder) or one_line(error.__cause__ or error)) from error
     return builder.as_dataset(split=split)
 
 
@@ -127,7 +127,7 @@ def _diagnose(builder: DatasetBuilder) -> str | None:
                 if difference:
                     return difference
         except Exception as error:  # of a malformed file, readers raise anything
-            return f"{file} cannot be read: {' '.join(str(error).split())}"
+            return f"{file} cannot be read: {one_line(error)}"
     return None
 
 
