@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, Image, IterableDataset, Value
+from datasets import Dataset, Features, Image, IterableDataset, Value, Video
 
 from ..config import SourceConfig
 from .fetch import Missing, is_url, read_bytes
@@ -65,8 +65,7 @@ class ImageColumn:
         if value is None:
             return Missing("there is no value (null)"), position
         if isinstance(value, str):
-            path = self._locate(value)
-            return (read_bytes(path) if path else Missing("the path is empty")), path or position
+            return self._read(value, position)
         if not isinstance(value, dict):
             return _given(value), position
         if "offset" in value:
@@ -74,13 +73,18 @@ class ImageColumn:
         data, path = value.get("bytes"), value.get("path")
         if data is not None:
             return _given(data), path or position
-        if not path:
+        if path is None:
             return Missing("the value has neither bytes nor a path"), position
-        path = self._locate(path)
-        return read_bytes(path), name_of(path)
+        return self._read(path, position)
 
-    def _locate(self, path: str) -> str:
-        return path if not path or self.folder is None or is_url(path) else os.path.join(self.folder, path)
+    def _read(self, path: str, position: str) -> tuple[bytes, str]:
+        if not path:
+            return Missing("the path is empty"), position
+        if not is_url(path) and not os.path.isabs(path) and not path.startswith("\0"):  # nor a stored name
+            if self.folder is None:
+                return Missing("a relative path, and its table does not say where it lies"), path
+            path = os.path.join(self.folder, path)
+        return read_bytes(path), name_of(path)
 
 
 def _given(data: bytes) -> bytes:
@@ -118,7 +122,7 @@ def find_images(loaded: Loaded, config: SourceConfig) -> ImageColumn:
         may_be_text = config.image_column in texts or not {"image", "bytes"} & set(kinds.values())
         rows = _peek(dataset.select_columns(texts)) if texts and may_be_text else {}
     name = _choose_column(kinds, rows, config)
-    if kinds[name] is None:
+    if kinds[name] in (None, "video"):
         raise ValueError(
             f"column {name!r} of {config.path} is {features[name]}, not images, their bytes or their paths; its "
             f"columns are {few(kinds)}; name another with image_column=, or cast it with "
@@ -157,10 +161,13 @@ def _choose_column(kinds: dict[str, str | None], rows: dict[str, list], config: 
     where = f"{config.path} (split {config.split!r})"
     if not found:
         given = f"image_column={config.image_column!r}" if config.image_column else "a column of images"
-        raise ValueError(
-            f"{where} lacks {given}; its columns are {few(kinds) or 'none'}; "
-            "name the one with the images with image_column="
-        )
+        videos = [name for name, kind in kinds.items() if kind == "video"]
+        help = "name the one with the images with image_column="
+        if videos:
+            help = (
+                f"{few(videos)} has videos: extract the frames, such as with ffmpeg, and give their folder; or {help}"
+            )
+        raise ValueError(f"{where} lacks {given}; its columns are {few(kinds) or 'none'}; {help}")
     if len(found) > 1:
         raise ValueError(
             f"{where} has several columns that may hold the images: {few(found)}; name one with image_column="
@@ -169,11 +176,13 @@ def _choose_column(kinds: dict[str, str | None], rows: dict[str, list], config: 
 
 
 def _kind(feature: Any) -> str | None:
-    """`image`, `bytes` or `text`, of which images can be read; None for others."""
+    """`image`, `bytes` or `text`, of which images can be read; `video`, of which they cannot; None for others."""
     if isinstance(feature, Image):
         return "image"
     if is_place(feature):
         return "image"
+    if isinstance(feature, Video):
+        return "video"
     if isinstance(feature, dict):  # a struct, as images are stored in parquet that `datasets` has not written
         return "bytes" if _kind(feature.get("bytes")) == "bytes" else None
     if isinstance(feature, Value):

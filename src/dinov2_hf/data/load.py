@@ -21,7 +21,7 @@ from .local import LocalImages, LocalTables, open_local
 from .names import one_line
 from .paths import shown
 from .remote import build_from_hub
-from .tables import build_tables, open_stream, prepare, with_header
+from .tables import build_tables, fitted, open_stream, prepare
 from .tars import open_tars
 
 logger = logging.getLogger(__name__)
@@ -157,6 +157,7 @@ def _load_files(path: str, config: SourceConfig, streaming: bool) -> Loaded:
 
 def _open(builder: DatasetBuilder, config: SourceConfig, streaming: bool, summary: str | None = None) -> Loaded:
     """What a builder has prepared or streams; of tars, an index or a stream of our own."""
+    builder = fitted(builder)
     by_split = builder.config.data_files or {}
     folders = {os.path.dirname(file) for files in by_split.values() for file in files}
     folder = folders.pop() if len(folders) == 1 else None
@@ -165,7 +166,7 @@ def _open(builder: DatasetBuilder, config: SourceConfig, streaming: bool, summar
     if isinstance(builder, WebDataset):
         dataset, tars = open_tars(by_split, config, streaming)
     else:
-        dataset = (open_stream if streaming else prepare)(with_header(builder), config.split)
+        dataset = (open_stream if streaming else prepare)(builder, config.split)
     if summary is None:
         rows = "streamed" if streaming else f"{len(dataset):,} rows"
         what = f"{len(files):,} files, {rows}" if files else rows

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,27 +34,26 @@ def build_tables(kind: str, files: Mapping[str, Sequence[str]]) -> DatasetBuilde
     return load_dataset_builder(kind, data_files=data_files)
 
 
-def with_header(builder: DatasetBuilder) -> DatasetBuilder:
-    """A builder of CSV files of which the first row is none of the images; any other builder is given back.
+def fitted(builder: DatasetBuilder) -> DatasetBuilder:
+    """A builder that reads local CSV and JSON files as they are.
+
+    Those without rows are left out, because their columns would have no type. Of CSV files without a header the first
+    row is kept, and bytes that are not UTF-8 are escaped: paths that have them are of images that are missing.
 
     Raises:
-        ValueError: some files have a header and others do not.
+        ValueError: some CSV files have a header and others do not.
     """
-    if builder.name != "csv":
-        return builder
     by_split = builder.config.data_files
-    files = [file for split in by_split for file in by_split[split] if not is_url(file)]
-    rows = {file: _first_row(file) for file in files}
-    without = [file for file, row in rows.items() if any(name_images([value]) for value in row)]
-    if not without:
+    if builder.name not in ("csv", "json") or any(is_url(file) for split in by_split for file in by_split[split]):
         return builder
-    others = [file for file, row in rows.items() if row and file not in without]
-    if others:
-        raise ValueError(f"{without[0]} has no header and {others[0]} has one; give all of them a header")
-    names = [f"column_{number}" for number in range(len(rows[without[0]]))]
-    logger.info("%s has no header: its columns are read as %s", without[0], few(names))
-    data_files = {split: [glob.escape(file) for file in by_split[split]] for split in by_split}
-    return load_dataset_builder("csv", data_files=data_files, header=None, names=names)
+    options = {}
+    kept = {split: [file for file in by_split[split] if _has_rows(file, builder.name)] for split in by_split}
+    if builder.name == "csv":
+        options = _csv_options([file for split in kept for file in kept[split]])
+    if not options and kept == dict(by_split) or not any(kept.values()):
+        return builder
+    data_files = {split: [glob.escape(file) for file in kept[split]] for split in kept if kept[split]}
+    return load_dataset_builder(builder.name, data_files=data_files, **options)
 
 
 def open_stream(builder: DatasetBuilder, split: str) -> IterableDataset:
@@ -89,9 +90,48 @@ def _is_utf8(file: str) -> bool:
     return True
 
 
-def _first_row(file: str) -> list[str]:
-    with open(file, encoding="utf-8-sig", errors="replace", newline="") as stream:
-        return next(csv.reader(stream), [])
+def _has_rows(file: str, kind: str) -> bool:
+    """Whether a file may have rows, by its first lines."""
+    with open(file, "rb") as stream:
+        if kind == "json":
+            return stream.read(64).strip() not in (b"", b"[]")
+        rows = (line for line in stream if line.strip())
+        first = next(rows, None)
+        return first is not None and (next(rows, None) is not None or _names_images(first))
+
+
+def _names_images(line: bytes) -> bool:
+    """Whether a line of CSV has the name of an image in it, as no header has."""
+    text = line.decode("utf-8-sig", errors="replace")
+    return any(name_images([value.strip()]) for value in next(csv.reader([text]), []))
+
+
+def _csv_options(files: list[str]) -> dict[str, Any]:
+    """How files are read of which some are not UTF-8, or all have no header."""
+    options: dict[str, Any] = {}
+    without, others = [], []
+    for file in files:
+        with open(file, "rb") as stream:
+            first = next(line for line in stream if line.strip())
+            (without if _names_images(first) else others).append(file)
+            stream.seek(0)
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            try:
+                while part := stream.read(1 << 24):
+                    decoder.decode(part)
+                decoder.decode(b"", final=True)
+            except UnicodeDecodeError:
+                logger.warning("%s has bytes that are not UTF-8; they are read as escapes such as \\xe9", file)
+                options["encoding_errors"] = "backslashreplace"
+    if without and others:
+        raise ValueError(f"{without[0]} has no header and {others[0]} has one; give all of them a header")
+    if without:
+        with open(without[0], encoding="utf-8-sig", errors="replace", newline="") as stream:
+            width = len(next(row for row in csv.reader(stream) if row))
+        names = [f"column_{number}" for number in range(width)]
+        logger.info("%s has no header: its columns are read as %s", without[0], few(names))
+        options |= {"header": None, "names": names}
+    return options
 
 
 def _features(builder: DatasetBuilder) -> Features:
@@ -132,7 +172,9 @@ def _diagnose(builder: DatasetBuilder) -> str | None:
 
 
 def _tables_of(builder: DatasetBuilder, file: str) -> Iterator[pa.Table]:
-    options = {"header": None, "names": builder.config.names} if getattr(builder.config, "names", None) else {}
+    options = {}
+    if builder.name == "csv":
+        options = {name: getattr(builder.config, name) for name in ("header", "names", "encoding_errors")}
     files = [file if is_url(file) else glob.escape(file)]
     alone = load_dataset_builder(builder.name, data_files=files, **options)
     if builder.name == "parquet":
@@ -145,12 +187,9 @@ def _difference(first: str, schema: pa.Schema, second: str, other: pa.Schema) ->
     remedy = "give them as sources of their own with data.mix, or make them alike"
     here, there = set(schema.names), set(other.names)
     if here != there:
-        parts = [
-            f"{few(sorted(names))} only in {file}"
-            for names, file in ((here - there, first), (there - here, second))
-            if names
-        ]
-        return f"{first} and {second} have different columns: {', and '.join(parts)}; {remedy}"
+        sides = ((here - there, "the first"), (there - here, "the second"))
+        only = ", ".join(f"{few(sorted(names))} only in {side}" for names, side in sides if names)
+        return f"{first} and {second} have different columns: {only}; {remedy}"
     for name in schema.names:
         kinds = schema.field(name).type, other.field(name).type
         if kinds[0] != kinds[1] and not any(pa.types.is_null(kind) for kind in kinds):
