@@ -61,6 +61,13 @@ class Kind:
         return 1 if self.parallel == "one process" else 2
 
     @property
+    def environment(self) -> dict[str, str]:
+        if self.parallel != "FSDP2":
+            return {}
+        wrapped = "Dinov2Layer" if self.objective == "features" else "Dinov2Layer,DINOHead"  # that the run has
+        return FSDP2 | {"FSDP_TRANSFORMER_CLS_TO_WRAP": wrapped}
+
+    @property
     def name(self) -> str:
         accumulated = ", 2 forwards an update" if self.accumulation > 1 else ""
         return f"{self.source}, {self.workers} workers, {self.parallel}, {self.objective}{accumulated}"
@@ -198,7 +205,7 @@ class Campaign:
         return self.server.launch(
             kind.processes,
             overrides,
-            FSDP2 if kind.parallel == "FSDP2" else None,
+            kind.environment,
             example="pretrain" if kind.objective == "pretrain" else "distill",
             signals=marked,
         )
@@ -325,8 +332,9 @@ def differences(folder: Path, whole: Path) -> Iterator[str]:
     if first.keys() != second.keys():
         yield f"names of tensors: {first.keys() ^ second.keys()}"
     yield from (f"tensor {name}" for name in first.keys() & second.keys() if not torch.equal(first[name], second[name]))
-    first, second = (json.loads((run / "checkpoints" / last / "run.json").read_text()) for run in (folder, whole))
-    yield from (f"run.json: {key}" for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+    for file in ("run.json", "provenance.json"):
+        first, second = (json.loads((run / "checkpoints" / last / file).read_text()) for run in (folder, whole))
+        yield from (f"{file}: {key}" for key in first.keys() | second.keys() if first.get(key) != second.get(key))
     first, second = ([list(line.items()) for line in read_log(run)] for run in (folder, whole))
     if [line[0] for line in first] != [line[0] for line in second]:
         yield f"lines of metrics.jsonl: {[line[0][1] for line in first]}, not {[line[0][1] for line in second]}"
