@@ -11,6 +11,7 @@ import json
 import re
 import secrets
 import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ class LoopbackHub:
         self._faults: list[Fault] = []
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.handle_error = self._keep_error
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> LoopbackHub:
@@ -99,6 +101,12 @@ class LoopbackHub:
             fault.release.set()
         self._server.shutdown()
         self._server.server_close()
+
+    def _keep_error(self, *_) -> None:
+        """Keeps what failed outside a request; clients may be killed."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError):
+            self.errors.append(error)
 
     def create(self, repo_id: str, kind: str = "models", private: bool = False) -> Repository:
         repository = self.repositories[kind, repo_id] = Repository(kind, repo_id, private)
