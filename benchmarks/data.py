@@ -6,11 +6,12 @@
 
 Both make 2 crops of 224 and 8 of 98 pixels with the published augmentation, on one core. The plain path is what the
 published code does with torchvision, operation by operation: Pillow decodes the whole file, cuts, resizes, jitters
-colours; a 9 x 9 convolution blurs; then a normalised tensor. Where torchvision can be imported it runs too. Ours is
-what a data worker does (bytes to a batch of uint8 crops, colour parameters and masks); "with colours" adds what the
-training process does on its device, here on the same core. Sources are mosaics of the bundled photographs, by their
-short side, 4:3. Each round times every path on the same images; ratios are medians over the rounds. Prints tables in
-Markdown.
+colours; a 9 x 9 convolution blurs; then a normalised tensor. Ours is what a data worker does (bytes to a batch of uint8
+crops, colour parameters and masks; no colours are changed); "with colours" adds what the training process does on its
+device, here on the same core. Where torchvision can be imported, its v2 transforms run too, like for like: geometry
+only (bytes to uint8 crops) against the worker, and with colours (bytes to normalised floats) against ours with colours.
+Sources are mosaics of the bundled photographs, by their short side, 4:3. Each round times every path on the same
+images; ratios are medians over the rounds. Prints tables in Markdown.
 """
 
 import argparse
@@ -129,33 +130,63 @@ def plain_path(files: list[bytes]) -> None:
             plain_colors(ImageOps.mirror(crop) if random.random() < 0.5 else crop, blur, solarize)
 
 
-def torchvision_path():
-    """The same with torchvision's own transforms, or None where it cannot be imported."""
+def torchvision_paths():
+    """The same with torchvision's v2 transforms: geometry only, and with colours; none where it cannot be imported.
+
+    Each in both ways that its documentation shows: Pillow images until the end, and tensors from its own JPEG decoder.
+    """
     try:
-        from torchvision import transforms
+        from torchvision.io import ImageReadMode, decode_jpeg
+        from torchvision.transforms import v2
     except (ImportError, RuntimeError, OSError):
-        return None
-    views = []
-    for size, scale, blur, solarize in VIEWS:
-        steps = [
-            transforms.RandomResizedCrop(size, scale=scale, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
-            transforms.RandomGrayscale(0.2),
-            transforms.RandomApply([transforms.GaussianBlur(9, sigma=(0.1, 2.0))], p=blur),
-            transforms.RandomSolarize(128, p=solarize),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
+        return {}
+
+    def from_pillow(data: bytes):
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+    def from_torchvision(data: bytes):
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+
+    def geometry(size, scale):
+        bicubic = v2.InterpolationMode.BICUBIC
+        return [
+            v2.RandomResizedCrop(size, scale=scale, interpolation=bicubic, antialias=True),
+            v2.RandomHorizontalFlip(),
         ]
-        views.append(transforms.Compose(steps))
 
-    def run(files: list[bytes]) -> None:
-        for data in files:
-            image = Image.open(io.BytesIO(data)).convert("RGB")
-            for view in views:
-                view(image)
+    def colors(blur, solarize):
+        return [
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(9, sigma=(0.1, 2.0))], p=blur),
+            v2.RandomSolarize(128, p=solarize),
+        ]
 
-    return run
+    normalized = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+
+    def path(decode, whole: bool):
+        views = [
+            v2.Compose(
+                [
+                    *geometry(size, scale),
+                    *(colors(blur, solarize) if whole else []),
+                    v2.ToImage(),
+                    *(normalized if whole else []),
+                ]
+            )
+            for size, scale, blur, solarize in VIEWS
+        ]
+
+        def run(files: list[bytes]) -> None:
+            for data in files:
+                image = decode(data)
+                for view in views:
+                    view(image)
+
+        return run
+
+    ways = {"Pillow": from_pillow, "tensors": from_torchvision}
+    return {(name, whole): path(decode, whole) for name, decode in ways.items() for whole in (False, True)}
 
 
 # ---- ours
@@ -246,36 +277,52 @@ def main() -> None:
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})
     torch.set_num_threads(1)
     keep_freed_memory()
-    reference = torchvision_path()
+    others = torchvision_paths()
 
-    print("images/s on one core (ratio to plain)\n")
-    print("| short side | bits a pixel | plain | torchvision | ours, worker | ours, with colours |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
-    stages = {}
+    def row(size: int, times: dict, base, names) -> str:
+        """Images per second of each, and the median of the ratios to `base`; no ratio of `base` itself."""
+
+        def shown(name) -> str:
+            ratio = statistics.median(slow / mine for slow, mine in zip(times[base], times[name]))
+            return f"{1 / statistics.median(times[name]):.0f}" + (f" ({ratio:.1f})" if name != base else "")
+
+        return f"| {size} | {' | '.join(shown(name) for name in names)} |"
+
+    stages, measured, bits = {}, {}, {}
     for size in args.sizes:
         files = make_images(size, args.images, args.quality)
         worker, with_colors = our_paths(files)
         paths = {"plain": lambda files=files: plain_path(files), "worker": worker, "colors": with_colors}
-        if reference:
-            paths["torchvision"] = lambda files=files: reference(files)
-        times = {name: [] for name in paths}
+        paths |= {name: (lambda run=run, files=files: run(files)) for name, run in others.items()}
+        times = measured[size] = {name: [] for name in paths}
         for index in range(args.rounds + 1):
             for name, path in paths.items():
                 start = time.perf_counter()
                 path()
                 if index:
                     times[name].append((time.perf_counter() - start) / len(files))
-
-        def shown(name: str, times=times) -> str:
-            if name not in times:
-                return "-"
-            ratio = statistics.median(plain / mine for plain, mine in zip(times["plain"], times[name]))
-            return f"{1 / statistics.median(times[name]):.0f} ({ratio:.1f})"
-
-        bits = statistics.mean(len(data) for data in files) * 8 / (size * (size * 4 // 3))
-        columns = [shown(name) for name in ("plain", "torchvision", "worker", "colors")]
-        print(f"| {size} | {bits:.2f} | {' | '.join(columns)} |", flush=True)
+        bits[size] = statistics.mean(len(data) for data in files) * 8 / (size * (size * 4 // 3))
         stages[size] = stage_times(files, args.rounds)
+
+    print("images/s on one core (ratio to plain)\n")
+    print("| short side | plain | ours, worker, without colours | ours, with colours |")
+    print("| ---: | ---: | ---: | ---: |")
+    for size, times in measured.items():
+        print(row(size, times, "plain", ("plain", "worker", "colors")))
+    print(f"\nbits a pixel: {', '.join(f'{size}: {value:.2f}' for size, value in bits.items())}")
+    for whole, ours in ((False, "worker"), (True, "colors")) if others else ():
+        print(
+            f"\n{'with colours' if whole else 'geometry only'}, images/s on one core (ratio to torchvision, Pillow)\n"
+        )
+        print(
+            "| short side | torchvision v2, Pillow | torchvision v2, tensors | ours | ours / the faster torchvision |"
+        )
+        print("| ---: | ---: | ---: | ---: | ---: |")
+        for size, times in measured.items():
+            names = [("Pillow", whole), ("tensors", whole)]
+            faster = min(names, key=lambda name: statistics.median(times[name]))
+            ratio = statistics.median(theirs / mine for theirs, mine in zip(times[faster], times[ours]))
+            print(f"{row(size, times, names[0], (*names, ours))} {ratio:.1f} |")
 
     print("\nmilliseconds an image of each stage\n")
     print("| stage | " + " | ".join(f"{size}" for size in stages) + " |")

@@ -155,7 +155,7 @@ class Striped:
     def __len__(self):
         return 1
 
-    def sample(self, row, num_channels):
+    def sample(self, row, num_channels, decoding):
         return torch.from_numpy(self.labels.astype(np.uint8) * 50)[None].repeat(3, 1, 1), self.labels
 
 

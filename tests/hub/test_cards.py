@@ -269,3 +269,13 @@ def test_rendered_card_may_be_pushed(config, export):
     facts = RunFacts(results=[KNN], losses={"loss": 1.0}, license="mit")
     model_card(backbone(), TRANSFORM, config, facts).save(export / "README.md")
     assert read_contents(export).files["README.md"] == export / "README.md"
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_card_says_how_pictures_of_sixteen_bits_are_opened(bits, config):
+    config.data.bits = bits
+    _, text = render(config, RunFacts())
+    given = ", bits=12" if bits == 12 else ""
+    assert f'`dinov2_hf.data.load_image("image.png"{given})` opens them as training did' in " ".join(text.split())
+    _, text = render(config, RunFacts(), backbone(num_register_tokens=4, num_channels=1))
+    assert "load_image" not in text

@@ -43,7 +43,7 @@ def data_show(args: argparse.Namespace) -> None:
     from ..data.sheet import draw_sheet
 
     for item in draw_sheet(config, args.images, args.output):
-        print(f"skipped a broken {item.kind}: {item}")
+        print(item.message)
     print(f"{args.output}: {args.images} images, masked patches in red")
 
 

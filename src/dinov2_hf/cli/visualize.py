@@ -104,9 +104,10 @@ def draw_neighbours(args: argparse.Namespace) -> None:
     backbone = _backbone(args)
 
     def open(data: bytes, name: str):
-        return data, visualize.open_picture(data, name, _THUMBNAIL, num_channels=channels)
+        return data, visualize.open_picture(data, name, _THUMBNAIL, num_channels=channels, decoding=transform.decoding)
 
-    channels = len(backbone.transform.mean)
+    transform = backbone.transform
+    channels = len(transform.mean)
     queries = visualize.read_images(args.images, open, args.split, args.count)
     collection = visualize.open_collection(args.collection, args.collection_split)
     asked = [(data, picture.name) for data, picture in queries]
@@ -241,8 +242,11 @@ def _open(args: argparse.Namespace, features: bool = True):
 
     backbone = _backbone(args)
     image_size = args.image_size or visualize.PATCHES_A_SIDE * backbone.patch_size
-    channels = len(backbone.transform.mean)
-    pictures = visualize.open_pictures(args.images, image_size, backbone.patch_size, channels, args.split, args.count)
+    transform = backbone.transform
+    channels = len(transform.mean)
+    pictures = visualize.open_pictures(
+        args.images, image_size, backbone.patch_size, channels, args.split, args.count, transform.decoding
+    )
     found = [visualize.patch_features(backbone, picture) for picture in pictures] if features else []
     return backbone, pictures, found
 

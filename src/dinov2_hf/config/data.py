@@ -143,6 +143,16 @@ class DataConfig:
     max_broken_shards: float = 0.1
     """The run stops when more than this share of the shards (files) of streams cannot be read to their end; one of
     several always may be broken, unless it is 0."""
+    bits: int = 16
+    """Bits that 16-bit pictures and arrays use, 8 to 16: for 12, the value 4,095 is white. `dinov2-hf data stats` says
+    where fewer than 16 are used."""
+    truncated_jpegs: bool = False
+    """Read JPEG files that lack their last bytes, where 7/8 of the rows are complete; libjpeg fills the rest."""
+    max_pixels: int = 178_956_970
+    """Images of more pixels count as broken. Of arrays, each three values of a pixel count as one pixel."""
+    pixel_budget: int = 400_000_000
+    """Pixels of large images (above 4 million decoded pixels) that all data workers on a machine decode at the same
+    time; a pixel takes about 7 bytes. Others wait. It changes no sample."""
 
     def check(self) -> None:
         if not self.train.path:
@@ -154,6 +164,12 @@ class DataConfig:
         at_least("data.lanes", self.lanes, 0)
         share("data.max_broken_share", self.max_broken_share)
         share("data.max_broken_shards", self.max_broken_shards)
+        if not 8 <= self.bits <= 16:
+            raise ValueError(
+                f"data.bits={self.bits} is not in [8, 16]; use the bits of the camera or scanner, such as 12"
+            )
+        positive("data.max_pixels", self.max_pixels)
+        positive("data.pixel_budget", self.pixel_budget)
         positive("data.train.weight", self.train.weight)
         for name, source in self.mix.items():
             named("data.mix", name)

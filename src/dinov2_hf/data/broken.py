@@ -17,6 +17,8 @@ from .paths import shown
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "broken.txt"
+TRUNCATED = "truncated"
+"""Kind of images that lack their last bytes and were read all the same (`data.truncated_jpegs`)."""
 _RECORD = "DINOV2_HF_BROKEN_RECORD"
 """Variable with the file of `recording`."""
 
@@ -25,13 +27,28 @@ class Broken(NamedTuple):
     """Something of a source that cannot be read."""
 
     kind: str
-    """`image`, a larger part of a source such as `shard`, or a part of a video."""
+    """`image`, a larger part of a source such as `shard`, a part of a video, or `TRUNCATED`."""
     name: str
     """How a person finds it: a path, or the row in its source."""
     reason: str
 
     def __str__(self) -> str:
         return f"{shown(self.name)}: {shown(self.reason)}"
+
+    @classmethod
+    def of_truncated(cls, name: str) -> Broken:
+        """An image that was read though it lacks its last bytes."""
+        return cls(TRUNCATED, name, "lacks its last bytes and was read all the same")
+
+    @property
+    def message(self) -> str:
+        """What a log says."""
+        return f"truncated image: {self}" if self.kind == TRUNCATED else f"skipped a broken {self.kind}: {self}"
+
+    @property
+    def metric(self) -> str:
+        """The number of its kind in `metrics.jsonl`."""
+        return f"{TRUNCATED}_images" if self.kind == TRUNCATED else f"broken_{self.kind}s"
 
     @property
     def line(self) -> str:

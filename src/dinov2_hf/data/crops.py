@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import CropsConfig
-from .decode import open_image
+from .decode import DEFAULT_DECODING, Decoding, EncodedImage, decoded, open_image
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the upright image."""
@@ -62,21 +62,37 @@ def as_crop(pixels: Tensor) -> Tensor:
 class MultiCrop:
     """Cuts the two global and the local crops of an image, flips included."""
 
-    def __init__(self, config: CropsConfig, num_channels: int = 3) -> None:
+    def __init__(self, config: CropsConfig, num_channels: int = 3, decoding: Decoding = DEFAULT_DECODING) -> None:
         self.config = config
         self.num_channels = num_channels
+        self.decoding = decoding
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> list[np.ndarray]:
-        """The crops of an encoded image, each `[C, size, size]`: two global ones, then the local ones.
+        """The crops of an encoded image, see `cut`.
+
+        Raises:
+            BrokenImage: the bytes cannot be decoded.
+        """
+        return self.cut(self.open(data), rng)
+
+    def open(self, data: bytes) -> EncodedImage:
+        """An encoded image, not decoded.
+
+        Raises:
+            BrokenImage: not an image.
+        """
+        return open_image(data, self.num_channels, self.decoding)
+
+    def cut(self, image: EncodedImage, rng: np.random.Generator) -> list[np.ndarray]:
+        """The crops of an image, each `[C, size, size]`: two global ones, then the local ones.
 
         The image is decoded once, at the smallest scale at which no crop has to be enlarged, and every crop is
         resampled straight from it. For the type see `as_crop`.
 
         Raises:
-            BrokenImage: the bytes cannot be decoded.
+            BrokenImage: the pixels cannot be decoded.
         """
         config = self.config
-        image = open_image(data, self.num_channels)
         plan = [(config.global_size, config.global_scale)] * 2
         plan += [(config.local_size, config.local_scale)] * config.num_local
         boxes = [draw_box(rng, image.width, image.height, tuple(scale)) for _, scale in plan]
@@ -85,9 +101,9 @@ class MultiCrop:
         reduction = min(
             min(right - left, bottom - top) / size for (left, top, right, bottom), (size, _) in zip(boxes, plan)
         )
-        pixels, scale = image.decode(reduction)
         crops = []
-        for box, (size, _), flip in zip(boxes, plan, flips):
-            crop = as_crop(resample(pixels, tuple(side * scale for side in box), (size, size))).numpy()
-            crops.append(crop[:, :, ::-1] if flip else crop)
+        with decoded(image, reduction, self.decoding) as (pixels, scale):
+            for box, (size, _), flip in zip(boxes, plan, flips):
+                crop = as_crop(resample(pixels, tuple(side * scale for side in box), (size, size))).numpy()
+                crops.append(crop[:, :, ::-1] if flip else crop)
         return crops

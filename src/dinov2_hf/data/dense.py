@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 from datasets import Array2D, Features, Image, List, Value
-from PIL import Image as Pillow
 from torch import Tensor
 
 from ..config import SourceConfig
 from .columns import find_images
-from .decode import open_image
+from .decode import DEFAULT_DECODING, Decoding, decoded, open_image
 from .load import load
 from .names import few
+from .opening import open_with_pillow
 from .paths import name_in
 
 IGNORED = -1
@@ -80,7 +80,9 @@ class DenseImages(ABC):
         """
         return self._convert(self._stored(index), f"the {self.kind} of row {index} of {self.where}")
 
-    def sample(self, index: int, num_channels: int = 3) -> tuple[Tensor, np.ndarray]:
+    def sample(
+        self, index: int, num_channels: int = 3, decoding: Decoding = DEFAULT_DECODING
+    ) -> tuple[Tensor, np.ndarray]:
         """Pixels `[C, H, W]` as `EncodedImage.decode` gives them, and the map `[h, w]`, a whole multiple or fraction.
 
         Raises:
@@ -88,7 +90,8 @@ class DenseImages(ABC):
             ValueError: a map that cannot be read, or of another shape than the image.
         """
         data, _ = self.read(index)
-        pixels, _ = open_image(data, num_channels).decode()
+        with decoded(open_image(data, num_channels, decoding), 1.0, decoding) as (pixels, _):
+            pass  # the map is read when the budget is free again
         values = self.map(index)
         if common_grid(tuple(pixels.shape[1:]), values.shape) is None:
             (height, width), (rows, columns) = pixels.shape[1:], values.shape
@@ -136,7 +139,7 @@ class DenseImages(ABC):
         data, _ = self._maps.encoded(self._maps.dataset[index][self._map_column], f"row {index}")
         if data.startswith(b"\x93NUMPY"):
             return np.load(io.BytesIO(data), allow_pickle=False)
-        with Pillow.open(io.BytesIO(data)) as image:
+        with open_with_pillow(io.BytesIO(data)) as image:
             return np.asarray(image)  # of a palette: its indices
 
     @abstractmethod

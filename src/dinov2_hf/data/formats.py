@@ -93,3 +93,27 @@ def remedy(suffix: str) -> str | None:
     if package in _CONVERTERS:
         return f"convert to .png, .tif or .npy with the package {package}"
     return f"`pip install {package}` and they are read"
+
+
+_MAGIC: tuple[tuple[int, bytes, str, str | None], ...] = (
+    *((4, b"ftyp" + brand, "a HEIF picture", ".heic") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    (0, b"\xff\x0a", "a JPEG XL picture", ".jxl"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL picture", ".jxl"),
+    (128, b"DICM", "a DICOM file", ".dcm"),
+    (0, b"SIMPLE  =", "a FITS file", ".fits"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", ".h5"),
+    (0, b"8BPS", "a Photoshop file", ".psd"),
+    (0, b"\x76\x2f\x31\x01", "an OpenEXR file", ".exr"),
+    (0, b"%!PS", "a PostScript file, which is never opened", None),
+    (0, b"\xc5\xd0\xd3\xc6", "a PostScript file, which is never opened", None),
+    (0, b"%PDF", "a PDF file", None),
+)
+
+
+def what_it_is(data: bytes) -> str | None:
+    """What bytes that are not read hold, and what to do; None where it is not known."""
+    for offset, magic, name, suffix in _MAGIC:
+        if data.startswith(magic, offset):
+            advice = remedy(suffix) if suffix else "convert it to .png or .jpg"
+            return f"{name}; {advice}" if advice else name
+    return None

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from ..config import PretrainConfig
 from ..ssl.batch import SSLBatch
 from .broken import Broken
 from .crops import MultiCrop
-from .decode import BrokenImage
+from .decode import BrokenImage, Decoding, is_shallow
 from .masking import draw_batch_masks
 from .photometric import Parameter, draw_view_parameters
 from .shared_memory import PREFETCH
@@ -30,6 +31,14 @@ _MAX_BROKEN_IN_A_ROW = 100
 # keep apart the random streams that share a seed
 _CROPS, _MASKS = 1, 2
 _CAN_WAIT = hasattr(signal, "sigwaitinfo")  # not on macOS
+
+
+@dataclass
+class _Notes:
+    """What was found while a batch was read, see `SSLBatch`."""
+
+    broken: list[Broken] = field(default_factory=list)
+    shallow: list[str] = field(default_factory=list)
 
 
 class TrainingBatches(IterableDataset):
@@ -52,7 +61,7 @@ class TrainingBatches(IterableDataset):
         self._config = config
         self._start, self._stop = start, stop
         self._rank, self._world_size = rank, world_size
-        self._crop = MultiCrop(config.crops, config.model.num_channels)
+        self._crop = MultiCrop(config.crops, config.model.num_channels, Decoding.of(config.data))
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -81,10 +90,10 @@ class TrainingBatches(IterableDataset):
         global_crops = np.empty((2, images, channels, crops.global_size, crops.global_size), dtype=dtype)
         local_crops = np.empty((crops.num_local, images, channels, crops.local_size, crops.local_size), dtype=dtype)
         colors = np.empty((2 + crops.num_local, images, len(Parameter)), dtype=np.float32)
-        broken: list[Broken] = []
+        notes = _Notes()
         first = (number * self._world_size + self._rank) * images
         for slot in range(images):
-            views, colors[:, slot] = self._views(first + slot, broken)
+            views, colors[:, slot] = self._views(first + slot, notes)
             for view, pixels in enumerate(views):
                 target = global_crops[view] if view < 2 else local_crops[view - 2]
                 target[slot] = pixels
@@ -102,10 +111,10 @@ class TrainingBatches(IterableDataset):
             mask_weights=weights,
             global_colors=torch.from_numpy(colors[:2]).flatten(0, 1),
             local_colors=torch.from_numpy(colors[2:]).flatten(0, 1),
-            broken=broken,
+            **vars(notes),
         )
 
-    def _views(self, number: int, broken: list[Broken]) -> tuple[list[np.ndarray], np.ndarray]:
+    def _views(self, number: int, notes: _Notes) -> tuple[list[np.ndarray], np.ndarray]:
         """Crops and colours of sample `number`, or of the first readable one after it."""
         config = self._config
         sample = slot = self._source.read(number)
@@ -117,12 +126,17 @@ class TrainingBatches(IterableDataset):
             broken += sample.broken
             rng = np.random.default_rng(key)
             try:
-                crops = self._crop(sample.data, rng)
+                image = self._crop.open(sample.data)
+                crops = self._crop.cut(image, rng)
             except BrokenImage as error:
-                broken.append(Broken("image", sample.name, str(error)))
+                notes.broken.append(Broken("image", sample.name, str(error)))
                 continue
+            if image.truncated:
+                notes.broken.append(Broken.of_truncated(sample.name))
+            if is_shallow(image, self._crop.decoding):
+                notes.shallow.append(sample.name)
             return crops, draw_view_parameters(rng, config.colors, config.crops.num_local)
-        last = "; ".join(map(str, broken[-3:]))
+        last = "; ".join(map(str, notes.broken[-3:]))
         raise ValueError(
             f"{_MAX_BROKEN_IN_A_ROW} images in a row cannot be decoded, the last ones: {last}; "
             "check data.train.path and data.train.image_column"

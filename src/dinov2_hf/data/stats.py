@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..config import PretrainConfig
 from .broken import Broken
 from .crops import MultiCrop, as_crop
-from .decode import BrokenImage, open_image
+from .decode import SHALLOW_BITS, BrokenImage, Decoding, decoded, is_shallow
 from .lanes import RUN
 from .photometric import as_unit, draw_view_parameters
 from .sources import TrainingSource, open_training_source
@@ -32,6 +33,14 @@ class SourceStatistics:
     """Of streams."""
     broken_shards: list[Broken] = field(default_factory=list)
     """Those that cannot be read to their end."""
+    truncated: list[Broken] = field(default_factory=list)
+    """Those that were read though they lack their last bytes."""
+    deep: int = 0
+    """Images of 16 bits."""
+    shallow: int = 0
+    """Images of 16 bits that use 12 or fewer."""
+    largest: int = 0
+    """The largest value in an image of 16 bits."""
     complete: bool = False
     """Whether these are all images of the source."""
     num_bytes: list[int] = field(default_factory=list)
@@ -58,6 +67,10 @@ class _Part:
     """Samples of the first pass in the place of others, which broken shards have lost."""
     num_bytes: list[int]
     sizes: list[tuple[int, int]]
+    truncated: list[Broken]
+    largest: list[int | None]
+    """Of each image of 16 bits the largest value, where it is known."""
+    shallow: int
     moments: list[np.ndarray]
     read_seconds: float
     crop_seconds: float
@@ -72,8 +85,9 @@ class _Parts(Dataset):
 
     def __getitem__(self, index: int) -> _Part:
         config, channels = self._config, self._config.model.num_channels
-        crop = MultiCrop(config.crops, channels)
-        part = _Part([], 0, 0, [], [], [], 0.0, 0.0)
+        decoding = Decoding.of(config.data)
+        crop = MultiCrop(config.crops, channels, decoding)
+        part = _Part([], 0, 0, [], [], [], [], 0, [], 0.0, 0.0)
         for number in range(index * _PART, min((index + 1) * _PART, self._num_images)):
             start = time.perf_counter()
             sample = self._source.read(number)
@@ -91,16 +105,27 @@ class _Parts(Dataset):
                 crop(sample.data, rng)
                 draw_view_parameters(rng, config.colors, config.crops.num_local)
                 part.crop_seconds += time.perf_counter() - start
-                image = open_image(sample.data, channels)
-                pixels, _ = image.decode(max(min(image.width, image.height) / config.crops.global_size, 1))
+                image = crop.open(sample.data)
+                reduction = max(min(image.width, image.height) / config.crops.global_size, 1)
+                with decoded(image, reduction, decoding) as (pixels, _):
+                    part.moments.append(_moments(pixels))
             except BrokenImage as error:
                 part.broken.append(Broken("image", sample.name, str(error)))
                 continue
-            values = as_unit(as_crop(pixels)).double().flatten(1).numpy()
-            part.moments.append(np.stack((values.mean(axis=1), np.square(values).mean(axis=1))))
+            if image.truncated:
+                part.truncated.append(Broken.of_truncated(sample.name))
+            if image.bits == 16:
+                part.largest.append(image.largest)
+                part.shallow += is_shallow(image, decoding)
             part.num_bytes.append(len(sample.data))
             part.sizes.append((image.width, image.height))
         return part
+
+
+def _moments(pixels: Tensor) -> np.ndarray:
+    """Means and mean squares of the channels of `pixels` `[C, h, w]`, in [0, 1]: `[2, C]`."""
+    values = as_unit(as_crop(pixels)).double().flatten(1).numpy()
+    return np.stack((values.mean(axis=1), np.square(values).mean(axis=1)))
 
 
 def measure_source(config: PretrainConfig, num_images: int, num_workers: int) -> SourceStatistics:
@@ -122,6 +147,10 @@ def measure_source(config: PretrainConfig, num_images: int, num_workers: int) ->
             shards |= {item.name: item for item in part.broken if item.kind == "shard"}  # a worker each may find it
             found.num_bytes += part.num_bytes
             found.sizes += part.sizes
+            found.truncated += part.truncated
+            found.deep += len(part.largest)
+            found.shallow += part.shallow
+            found.largest = max([found.largest, *(value for value in part.largest if value is not None)])
             found.read_seconds += part.read_seconds
             found.crop_seconds += part.crop_seconds
             moments += part.moments
@@ -152,6 +181,9 @@ def describe(found: SourceStatistics, config: PretrainConfig, num_workers: int) 
     lines += _some(found.broken)
     if found.num_shards:
         lines += [f"broken files {len(found.broken_shards)} of {found.num_shards}", *_some(found.broken_shards)]
+    if config.data.truncated_jpegs:
+        lines.append(f"truncated    {len(found.truncated)} JPEG files lack their last bytes and were read")
+    lines += _describe_depth(found, config)
 
     def spread(values: np.ndarray) -> str:
         return ", ".join(
@@ -186,3 +218,28 @@ def _some(items: list[Broken]) -> list[str]:
     """Lines of a report."""
     more = [f"{' ' * 13}and {len(items) - 10} more"] if len(items) > 10 else []
     return [f"{' ' * 13}{item}" for item in items[:10]] + more
+
+
+def _describe_depth(found: SourceStatistics, config: PretrainConfig) -> list[str]:
+    """What is said of images of 16 bits."""
+    if not found.deep:
+        return []
+    kept = "keep their upper 8" if config.model.num_channels == 3 else "keep all of them"
+    bits = config.data.bits
+    lines = [
+        f"16 bits      {found.deep:,} images ({found.deep / found.num_images:.0%}) have 16 bits a channel and {kept}"
+        + (f", scaled by data.bits={bits}" if bits != 16 else "")
+    ]
+    if config.model.num_channels == 3:
+        lines.append("             stock pipelines clip grey ones to white; open them with dinov2_hf.data.load_image")
+    used = max(found.largest.bit_length(), 8)
+    if bits == 16 and found.shallow:
+        lines.append(
+            f"             {found.shallow:,} of them use 12 bits or fewer and are nearly black; "
+            + (
+                f"the others use up to {used}: shift the values of the former"
+                if used > SHALLOW_BITS
+                else f"set data.bits={SHALLOW_BITS}, or what the camera has; the largest value is {found.largest:,}"
+            )
+        )
+    return lines

@@ -17,7 +17,6 @@ from typing import Protocol
 import datasets
 import numpy as np
 from datasets import Dataset
-from PIL import Image
 
 from ..config import SourceConfig
 from .broken import leave_out
@@ -27,6 +26,7 @@ from .formats import READABLE
 from .labeled import read_labels
 from .load import Loaded, load
 from .names import few
+from .opening import open_with_pillow
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class AnimatedFrames:
 
     def count(self, video: int) -> int:
         try:
-            with Image.open(io.BytesIO(self._encoded(video)[0])) as animation:
+            with open_with_pillow(io.BytesIO(self._encoded(video)[0])) as animation:
                 return getattr(animation, "n_frames", 1)
         except Exception:  # Pillow raises anything on malformed files
             return 0
@@ -120,7 +120,7 @@ class AnimatedFrames:
         data, name = self._encoded(video)
         buffer = io.BytesIO()
         try:
-            with Image.open(io.BytesIO(data)) as animation:
+            with open_with_pillow(io.BytesIO(data)) as animation:
                 animation.seek(frame)
                 animation.convert("RGB").save(buffer, "PNG", compress_level=1)
         except Exception as error:
@@ -246,7 +246,7 @@ class MaskedVideos:
         if not data:
             return None
         try:
-            mask = Image.open(io.BytesIO(data))
+            mask = open_with_pillow(io.BytesIO(data))
             indices = np.array(mask)
         except Exception as error:
             leave_out("mask", name, error)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data import LabeledImages
 from ..data.broken import leave_out
 from ..data.crops import as_crop, draw_box, resample
-from ..data.decode import BrokenImage, open_image
+from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open_image
 from .base import Evaluation
 
 Draw = tuple[int, int]
@@ -41,8 +41,17 @@ class Draws:
 class RandomCrops(Dataset):
     """Pixels `[C, S, S]` and row of a draw; the row is -1 for padding and for what cannot be decoded."""
 
-    def __init__(self, images: LabeledImages, size: int, channels: int, scale: tuple[float, float], seed: int) -> None:
+    def __init__(
+        self,
+        images: LabeledImages,
+        size: int,
+        channels: int,
+        scale: tuple[float, float],
+        seed: int,
+        decoding: Decoding = DEFAULT_DECODING,
+    ) -> None:
         self._images, self._size, self._channels, self._scale, self._seed = images, size, channels, scale, seed
+        self._decoding = decoding
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
         row, epoch = draw
@@ -55,11 +64,12 @@ class RandomCrops(Dataset):
         return as_crop(torch.zeros(self._channels, self._size, self._size, dtype=torch.uint8)), -1
 
     def _crop(self, data: bytes, rng: np.random.Generator) -> Tensor:
-        image = open_image(data, self._channels)
+        image = open_image(data, self._channels, self._decoding)
         box = draw_box(rng, image.width, image.height, self._scale)
         flip = rng.random() < 0.5
-        pixels, whole = image.decode(min(box[2] - box[0], box[3] - box[1]) / self._size)
-        crop = as_crop(resample(pixels, tuple(side * whole for side in box), (self._size, self._size)))
+        reduction = min(box[2] - box[0], box[3] - box[1]) / self._size
+        with decoded(image, reduction, self._decoding) as (pixels, whole):
+            crop = as_crop(resample(pixels, tuple(side * whole for side in box), (self._size, self._size)))
         return crop.flip(2) if flip else crop.contiguous()
 
 
@@ -84,7 +94,7 @@ def augmented_updates(
         accelerator.process_index,
         accelerator.num_processes,
     )
-    crops = RandomCrops(images, transform.crop_size, len(transform.mean), scale, config.seed)
+    crops = RandomCrops(images, transform.crop_size, len(transform.mean), scale, config.seed, transform.decoding)
     loader = iter(DataLoader(crops, batch_sampler=plan, num_workers=config.num_workers))
     device = evaluation.backbone.device
 

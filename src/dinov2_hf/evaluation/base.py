@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,7 +69,7 @@ class Evaluation:
         crop = config.crop_size or own.crop_size
         resize = config.resize_size or (crop * 256 // 224 if config.crop_size else own.resize_size)
         multiple_of_patch("crop_size", crop, self.backbone.patch_size)
-        return EvalTransform(resize, crop, own.mean, own.std)
+        return replace(own, resize_size=resize, crop_size=crop)
 
     def labeled(self, source: SourceConfig, name: str = "data") -> LabeledImages:
         """The labelled images at `source`, opened once.

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from ..config.evaluations.retrieval import COPIES
-from ..data.decode import BrokenImage, open_image
+from ..data.crops import as_crop
+from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open_image
 from .descriptors import PlainImages, as_array, derived
 
 _SIDE = 512  # of what is edited: more than any backbone is shown
@@ -26,10 +27,13 @@ class Copies:
         ValueError: other numbers of channels.
     """
 
-    def __init__(self, images: PlainImages, kind: str, seed: int, num_channels: int) -> None:
+    def __init__(
+        self, images: PlainImages, kind: str, seed: int, num_channels: int, decoding: Decoding = DEFAULT_DECODING
+    ) -> None:
         if num_channels not in (1, 3):
             raise ValueError(f"copies are made of images of 1 or 3 channels, and the model takes {num_channels}")
         self._images, self._kind, self._seed, self._num_channels = images, kind, seed, num_channels
+        self._decoding = decoding
         self.fingerprint = derived(images.fingerprint, kind, seed, num_channels)
 
     def __len__(self) -> int:
@@ -38,10 +42,12 @@ class Copies:
     def read(self, index: int) -> tuple[bytes, str]:
         data, name = self._images.read(index)
         try:
-            image = open_image(data, 3)
-            pixels, _ = image.decode(reduction=max(min(image.width, image.height) / _SIDE, 1))
+            image = open_image(data, 3, self._decoding)
+            reduction = max(min(image.width, image.height) / _SIDE, 1)
+            with decoded(image, reduction, self._decoding) as (pixels, _):
+                pixels = as_crop(pixels)
         except BrokenImage:
-            return data, name  # whoever decodes it says so
+            return data, name  # what decodes it next says so
         rng = np.random.default_rng([self._seed, index, COPIES.index(self._kind)])
         picture = make_copy(Image.fromarray(pixels.permute(1, 2, 0).numpy()), self._kind, rng)
         copied = np.asarray(picture.convert("L" if self._num_channels == 1 else "RGB"))
@@ -82,7 +88,7 @@ def _compress(picture: Image.Image, scale: float, quality: int) -> Image.Image:
     small = picture.resize([max(round(side * scale), 1) for side in picture.size], Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")
+    return Image.open(buffer, formats=("JPEG",)).convert("RGB")
 
 
 def _rotate(picture: Image.Image, rng: np.random.Generator, degrees: tuple[float, float]) -> Image.Image:

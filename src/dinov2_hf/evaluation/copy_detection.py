@@ -43,8 +43,9 @@ def evaluate_copy_detection(evaluation: Evaluation) -> Iterator[Result]:
         more, others = describe(evaluation, distractors, "Distractors")
         rows, vectors = np.concatenate((rows, len(originals) + more)), torch.cat((vectors, others))
     setups = {"": [Truth([row]) for row in range(len(originals))]}
+    transform = evaluation.transform
     for kind in config.copies:
-        copies = Copies(originals, kind, config.seed, len(evaluation.transform.mean))
+        copies = Copies(originals, kind, config.seed, len(transform.mean), transform.decoding)
         asked = describe(evaluation, copies, f"Copies, {kind}")
         ranking = search(evaluation, asked, (rows, vectors), setups, whitening, _TOP)[""]
         yield from _results(ranking, kind, config.seed)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.broken import leave_out
-from ..data.decode import BrokenImage
+from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
 from ..data.dense import DenseImages
 from ..data.photometric import as_unit
 from ..features import Backbone
@@ -139,15 +139,15 @@ class _TestImages(Dataset):
     A `ValueError` comes back as it is: raised in a worker it would arrive with a traceback for a message.
     """
 
-    def __init__(self, images: DenseImages, num_channels: int) -> None:
-        self._images, self._num_channels = images, num_channels
+    def __init__(self, images: DenseImages, num_channels: int, decoding: Decoding = DEFAULT_DECODING) -> None:
+        self._images, self._num_channels, self._decoding = images, num_channels, decoding
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor, int] | ValueError:
         nothing = torch.zeros(self._num_channels, 1, 1), torch.full((1, 1), self._images.void), -1
         if row < 0:
             return nothing
         try:
-            pixels, values = self._images.sample(row, self._num_channels)
+            pixels, values = self._images.sample(row, self._num_channels, self._decoding)
         except BrokenImage as error:
             leave_out("image", f"row {row} of {self._images.where}", error)
             return nothing
@@ -171,7 +171,7 @@ def measure_maps(
     backbone, accelerator, config = evaluation.backbone, evaluation.accelerator, evaluation.config
     share = -(-len(images) // accelerator.num_processes)
     mine = list(range(len(images)))[accelerator.process_index :: accelerator.num_processes]
-    source = _TestImages(images, len(backbone.transform.mean))
+    source = _TestImages(images, len(backbone.transform.mean), backbone.transform.decoding)
     mine += [-1] * (share - len(mine))
     loader = DataLoader(source, sampler=mine, batch_size=None, num_workers=config.num_workers)
     rows, values = [], []

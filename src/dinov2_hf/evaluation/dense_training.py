@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..data.broken import leave_out
 from ..data.crops import as_crop, resample
-from ..data.decode import BrokenImage
+from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
 from ..data.dense import DenseImages, common_grid
 from ..data.photometric import as_unit
 from .augmented import Draw, Draws, Plan
@@ -61,8 +61,15 @@ class RandomMapCrops(Dataset):
         mean: colour of what is padded, in [0, 1].
     """
 
-    def __init__(self, images: DenseImages, recipe: CropRecipe, mean: Sequence[float], seed: int) -> None:
-        self._images, self._recipe, self._seed = images, recipe, seed
+    def __init__(
+        self,
+        images: DenseImages,
+        recipe: CropRecipe,
+        mean: Sequence[float],
+        seed: int,
+        decoding: Decoding = DEFAULT_DECODING,
+    ) -> None:
+        self._images, self._recipe, self._seed, self._decoding = images, recipe, seed, decoding
         self._mean = torch.tensor(mean).view(-1, 1, 1)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor, bool] | ValueError:
@@ -71,7 +78,7 @@ class RandomMapCrops(Dataset):
         rng = np.random.default_rng((self._seed, epoch, max(row, 0)))
         if counts:
             try:
-                pixels, values = self.cut(*self._images.sample(row, len(self._mean)), rng)
+                pixels, values = self.cut(*self._images.sample(row, len(self._mean), self._decoding), rng)
             except BrokenImage as error:
                 leave_out("image", f"row {row} of {self._images.where}", error)
                 counts = False
@@ -164,7 +171,7 @@ def map_updates(
         accelerator.process_index,
         accelerator.num_processes,
     )
-    crops = RandomMapCrops(images, recipe, backbone.transform.mean, config.seed)
+    crops = RandomMapCrops(images, recipe, backbone.transform.mean, config.seed, backbone.transform.decoding)
     loader = iter(DataLoader(crops, batch_sampler=plan, num_workers=config.num_workers, collate_fn=_collate))
 
     def chunk() -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ..config import SourceConfig
 from ..config.evaluations.retrieval import DescriptorConfig
 from ..data.columns import find_images
 from ..data.crops import as_crop, resample
-from ..data.decode import BrokenImage, open_image
+from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open_image
 from ..data.load import load
 from ..data.photometric import as_unit, normalize
 from ..features import EvalTransform
@@ -55,8 +55,10 @@ class PlainImages:
 class BoxedImages:
     """Images cut to a box `[left, top, right, bottom]` each, in pixels; what lies outside of an image is left out."""
 
-    def __init__(self, images: PlainImages, boxes: np.ndarray, num_channels: int) -> None:
-        self._images, self._boxes, self._num_channels = images, boxes, num_channels
+    def __init__(
+        self, images: PlainImages, boxes: np.ndarray, num_channels: int, decoding: Decoding = DEFAULT_DECODING
+    ) -> None:
+        self._images, self._boxes, self._num_channels, self._decoding = images, boxes, num_channels, decoding
         self.fingerprint = derived(images.fingerprint, boxes.tolist())
 
     def __len__(self) -> int:
@@ -65,14 +67,15 @@ class BoxedImages:
     def read(self, index: int) -> tuple[bytes, str]:
         data, name = self._images.read(index)
         try:
-            pixels, _ = open_image(data, self._num_channels).decode()
+            image = open_image(data, self._num_channels, self._decoding)
+            with decoded(image, 1.0, self._decoding) as (pixels, _):
+                height, width = pixels.shape[1:]
+                left, top, right, bottom = np.rint(self._boxes[index]).astype(int)
+                left, top = np.clip((left, top), 0, (width - 1, height - 1))
+                part = pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+                return as_array(part.numpy()), name
         except BrokenImage:
-            return data, name  # whoever decodes it says so
-        height, width = pixels.shape[1:]
-        left, top, right, bottom = np.rint(self._boxes[index]).astype(int)
-        left, top = np.clip((left, top), 0, (width - 1, height - 1))
-        part = pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)]
-        return as_array(part.numpy()), name
+            return data, name  # what decodes it next says so
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class WholeTransform:
     crop_size: int
     mean: Sequence[float]
     std: Sequence[float]
+    decoding: Decoding = DEFAULT_DECODING
 
     def pixels(self, data: bytes) -> np.ndarray:
         """An encoded image as `[C, crop_size, crop_size]`, of the type of training crops (`data.crops.as_crop`).
@@ -89,10 +93,11 @@ class WholeTransform:
         Raises:
             BrokenImage: the bytes cannot be decoded.
         """
-        image = open_image(data, len(self.mean))
-        pixels, scale = image.decode(reduction=min(image.width, image.height) / self.crop_size / 2)
-        box = (0, 0, image.width * scale, image.height * scale)
-        return as_crop(resample(pixels, box, (self.crop_size, self.crop_size))).numpy()
+        image = open_image(data, len(self.mean), self.decoding)
+        reduction = min(image.width, image.height) / self.crop_size / 2
+        with decoded(image, reduction, self.decoding) as (pixels, scale):
+            box = (0, 0, image.width * scale, image.height * scale)
+            return as_crop(resample(pixels, box, (self.crop_size, self.crop_size))).numpy()
 
     def normalize(self, pixels: Tensor) -> Tensor:
         return normalize(as_unit(pixels), self.mean, self.std)
@@ -175,6 +180,6 @@ def as_array(pixels: np.ndarray) -> bytes:
 def _scaled(transform: EvalTransform, scale: float, patch_size: int, whole: bool) -> WholeTransform | EvalTransform:
     side = max(round(transform.crop_size * scale / patch_size), 1) * patch_size
     if whole:
-        return WholeTransform(side, transform.mean, transform.std)
+        return WholeTransform(side, transform.mean, transform.std, transform.decoding)
     resize = round(transform.resize_size * side / transform.crop_size)
-    return EvalTransform(resize, side, transform.mean, transform.std)
+    return replace(transform, resize_size=resize, crop_size=side)

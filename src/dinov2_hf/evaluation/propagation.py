@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..config.evaluations import PropagationProtocol
 from ..data.broken import leave_out
 from ..data.crops import as_crop, resample
-from ..data.decode import BrokenImage, open_image
+from ..data.decode import BrokenImage, Decoding, open_image
 from ..data.video import MaskedVideos
 from .base import Evaluation, Result
 from .intervals import bootstrap
@@ -139,7 +139,7 @@ def evaluate_propagation(evaluation: Evaluation) -> Iterator[Result]:
     plan = plans[accelerator.process_index]
     # where the backbone is sharded its forward is collective: all processes call it equally often
     plan += [None] * (max(map(len, plans)) - len(plan))
-    reader = _Reader(videos, plan, config.resize_size, backbone.patch_size, channels)
+    reader = _Reader(videos, plan, config.resize_size, backbone.patch_size, channels, transform.decoding)
     loader = DataLoader(reader, batch_size=None, num_workers=config.num_workers)
     scores: list[tuple[int, list, list]] = []
     for batch, (pixels, frames) in zip(plan, evaluation.progress(loader, "Propagation", len(plan))):
@@ -148,7 +148,7 @@ def evaluate_propagation(evaluation: Evaluation) -> Iterator[Result]:
             continue
         video, start, stop = batch
         if start == 0:
-            track = _Track(videos, video, config, channels)
+            track = _Track(videos, video, config, channels, transform.decoding)
         for frame, values in zip(frames, features):
             track.add(frame, values)
         if stop == videos.frames.count(video):
@@ -186,8 +186,16 @@ class _Reader(Dataset):
     A frame that cannot be decoded, or of a video whose first frame cannot, is black, and its number is -1.
     """
 
-    def __init__(self, videos: MaskedVideos, plan: Sequence, resize_size: int, patch_size: int, channels: int) -> None:
-        self._videos, self._plan = videos, plan
+    def __init__(
+        self,
+        videos: MaskedVideos,
+        plan: Sequence,
+        resize_size: int,
+        patch_size: int,
+        channels: int,
+        decoding: Decoding,
+    ) -> None:
+        self._videos, self._plan, self._decoding = videos, plan, decoding
         self._resize_size, self._patch_size, self._channels = resize_size, patch_size, channels
 
     def __len__(self) -> int:
@@ -219,12 +227,12 @@ class _Reader(Dataset):
 
     def _size(self, video: int) -> tuple[int, int]:
         """Height and width that all frames of a video are brought to."""
-        first = open_image(self._videos.frames.read(video, 0)[0], self._channels)
+        first = open_image(self._videos.frames.read(video, 0)[0], self._channels, self._decoding)
         scale = self._resize_size / min(first.height, first.width) / self._patch_size
         return tuple(max(round(side * scale), 1) * self._patch_size for side in (first.height, first.width))
 
     def _pixels(self, video: int, frame: int, size: tuple[int, int]) -> Tensor:
-        image = open_image(self._videos.frames.read(video, frame)[0], self._channels)
+        image = open_image(self._videos.frames.read(video, frame)[0], self._channels, self._decoding)
         pixels, _ = image.decode(reduction=min(image.height / size[0], image.width / size[1]) / 2)
         return as_crop(resample(pixels, (0, 0, pixels.shape[2], pixels.shape[1]), size))
 
@@ -232,8 +240,11 @@ class _Reader(Dataset):
 class _Track:
     """One video on its way: from the features of its frames to predicted masks and their scores."""
 
-    def __init__(self, videos: MaskedVideos, video: int, config: PropagationProtocol, channels: int) -> None:
+    def __init__(
+        self, videos: MaskedVideos, video: int, config: PropagationProtocol, channels: int, decoding: Decoding
+    ) -> None:
         self._videos, self._video, self._config, self._channels = videos, video, config, channels
+        self._decoding = decoding
         self._name = videos.names[video]
         self._truth = videos.mask(video, 0)
         self._objects = [] if self._truth is None else objects_of(self._truth)
@@ -294,6 +305,7 @@ class _Track:
 
     def _picture(self, frame: int) -> np.ndarray:
         """A frame to look at, `[H, W, 3]`; of other than 3 channels the first, in grey."""
-        pixels, _ = open_image(self._videos.frames.read(self._video, frame)[0], self._channels).decode()
+        data, _ = self._videos.frames.read(self._video, frame)
+        pixels, _ = open_image(data, self._channels, self._decoding).decode()
         pixels = pixels if pixels.dtype == torch.uint8 else pixels.mul(255).to(torch.uint8)
         return (pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)).permute(1, 2, 0).contiguous().numpy()

@@ -96,7 +96,9 @@ def evaluate_retrieval(evaluation: Evaluation) -> Iterator[Result]:
     if config.box_column:
         plain = PlainImages(config.test, "test")
         boxes = _boxes(plain, config.box_column)
-        asked = describe(evaluation, BoxedImages(plain, boxes, len(evaluation.transform.mean)), "Queries")
+        transform = evaluation.transform
+        boxed = BoxedImages(plain, boxes, len(transform.mean), transform.decoding)
+        asked = describe(evaluation, boxed, "Queries")
     else:
         asked = describe(evaluation, queries, "Queries")
     stored = describe(evaluation, database, "Database")

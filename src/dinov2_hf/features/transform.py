@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import PretrainConfig
 from ..data.crops import as_crop, resample
-from ..data.decode import open_image
+from ..data.decode import DEFAULT_DECODING, Decoding, decoded, open_image
 from ..data.photometric import as_unit, normalize
 
 
@@ -28,6 +28,8 @@ class EvalTransform:
     """Side of the centre crop in pixels; where the image is smaller it is padded with black."""
     mean: Sequence[float]
     std: Sequence[float]
+    decoding: Decoding = DEFAULT_DECODING
+    """As the images that the backbone was trained on were decoded."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # so that equal ones look the same
@@ -48,7 +50,8 @@ class EvalTransform:
         try:
             size, crop = settings["size"], settings.get("crop_size") if settings.get("do_center_crop", True) else None
             sides = [_side(value) for value in (size, crop) if value is not None]
-            return cls(sides[0], sides[-1], tuple(settings["image_mean"]), tuple(settings["image_std"]))
+            decoding = Decoding(bits=settings.get("bits", DEFAULT_DECODING.bits))
+            return cls(sides[0], sides[-1], settings["image_mean"], settings["image_std"], decoding)
         except (KeyError, TypeError, StopIteration) as error:
             raise ValueError(f"the preprocessor does not tell how it prepares images: {error!r}") from None
 
@@ -58,18 +61,19 @@ class EvalTransform:
         Raises:
             BrokenImage: the bytes cannot be decoded.
         """
-        image = open_image(data, len(self.mean))
+        image = open_image(data, len(self.mean), self.decoding)
         scale = self.resize_size / min(image.width, image.height)
-        pixels, whole = image.decode(reduction=1 / scale / 2)  # keep twice the pixels for a clean resize
         # as the stock image processor rounds
         height, width = int(image.height * scale + 1e-6), int(image.width * scale + 1e-6)
-        box = (0, 0, image.width * whole, image.height * whole)
-        if len(pixels) == 3 and pixels.dtype == torch.uint8:  # to the last bit as the stock image processor does it
-            picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        else:
-            pixels = as_crop(resample(pixels, box, (height, width)))
+        # keep twice the pixels for a clean resize
+        with decoded(image, 1 / scale / 2, self.decoding) as (pixels, whole):
+            box = (0, 0, image.width * whole, image.height * whole)
+            if len(pixels) == 3 and pixels.dtype == torch.uint8:  # to the last bit as the stock image processor does it
+                picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+                picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
+                pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+            else:
+                pixels = as_crop(resample(pixels, box, (height, width)))
         left, top = (width - self.crop_size) // 2, (height - self.crop_size) // 2
         sides = (-left, left + self.crop_size - width, -top, top + self.crop_size - height)
         return torch.nn.functional.pad(pixels, sides).numpy()  # negative sides cut
@@ -80,7 +84,11 @@ class EvalTransform:
 
 
 def preprocessor_config(transform: EvalTransform) -> dict:
-    """The transform as the configuration of the stock image processor of DINOv2."""
+    """The transform as the configuration of the stock image processor of DINOv2.
+
+    `bits` is ours, where it is not 16: the stock processor ignores it.
+    """
+    bits = {} if transform.decoding.bits == DEFAULT_DECODING.bits else {"bits": transform.decoding.bits}
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": len(transform.mean) == 3,
@@ -94,6 +102,7 @@ def preprocessor_config(transform: EvalTransform) -> dict:
         "do_normalize": True,
         "image_mean": list(transform.mean),
         "image_std": list(transform.std),
+        **bits,
     }
 
 
@@ -108,4 +117,5 @@ def evaluation_transform(config: PretrainConfig) -> EvalTransform:
     """What a run evaluates with, or would: crops of the size that it trains on."""
     size, colors = config.crops.global_size, config.colors
     resize, crop = (config.knn.resize_size, config.knn.crop_size) if config.knn.enabled else (size * 256 // 224, size)
-    return EvalTransform(resize, crop, colors.mean, colors.std)
+    decoding = replace(Decoding.of(config.data), truncated_jpegs=False)  # every image that is measured is whole
+    return EvalTransform(resize, crop, colors.mean, colors.std, decoding)

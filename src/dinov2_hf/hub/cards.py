@@ -69,6 +69,7 @@ def model_card(
         data_name=data_name,
         shapes=" ".join(_shape_overrides(config, model)) if has_heads else "",
         license=facts.license,
+        bits=config.data.bits if backbone.config.num_channels == 3 else None,
     )
 
 

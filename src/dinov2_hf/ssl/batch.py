@@ -32,6 +32,8 @@ class SSLBatch:
     """`[n B, P]`, likewise."""
     broken: list[tuple[str, str, str]] = field(default_factory=list)
     """Kind, name and reason (`data.Broken`) of everything unreadable that was met while the batch was read."""
+    shallow: list[str] = field(default_factory=list)
+    """Names of 16-bit images that use 12 bits or fewer."""
 
     @staticmethod
     def flatten_masks(masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,9 +59,9 @@ class BrokenLog:
     @property
     def counts(self) -> dict[str, float]:
         """Number of different broken images, and of each other kind that was met."""
-        kinds = Counter(image=0)
-        kinds.update(item.kind for item in self.items)
-        return {f"broken_{kind}s": float(count) for kind, count in kinds.items()}
+        counts = Counter(broken_images=0)
+        counts.update(item.metric for item in self.items)
+        return {name: float(count) for name, count in counts.items()}
 
     def write(self) -> None:
         """Makes `broken.txt` the list as it is; without a broken file there is none. Main process only."""
@@ -90,7 +90,7 @@ class BrokenLog:
                 fresh.append(item)
         if fresh and self._accelerator.is_main_process:
             for item in fresh:
-                logger.warning("skipped a broken %s: %s", item.kind, item)
+                logger.warning("%s", item.message)
             with (self._folder / FILE_NAME).open("a", encoding="utf-8") as file:
                 file.writelines(item.line for item in fresh)
 

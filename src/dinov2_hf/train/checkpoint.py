@@ -43,7 +43,7 @@ _FORMAT = 2
 _MAY_DIFFER = re.compile(
     r"train\.(output_dir|log_every|checkpoint_epochs|keep_checkpoints|keep_every|max_skipped_updates"
     r"|batch_size|gradient_accumulation_steps)"  # not the global batch: check_same_run
-    r"|data\.(num_workers|start_method|max_broken_share|max_broken_shards)"
+    r"|data\.(num_workers|start_method|max_broken_share|max_broken_shards|pixel_budget)"
     r"|model\.(attn_implementation|gradient_checkpointing|compile)"
     r"|init\.path"  # read once, at the start
     r"|(knn|hub)\..*"

@@ -27,6 +27,7 @@ from ..data import (
     open_training_source,
     reading_advice,
 )
+from ..data.paths import shown as shown_path
 from ..files import beside
 from ..ssl import DINOv2Pretraining, SSLBatch, Students
 from .accelerator import describe_compute
@@ -136,6 +137,7 @@ class Pretrainer:
         self.stopped = False
         """Whether SIGTERM ended the run before its end; a checkpoint was saved then."""
         self.broken = BrokenLog(self.folder, accelerator, self.state.broken, self.state.reads)
+        self._said_shallow = False
         self._collapse = CollapseWatch()
         self._terminated = threading.Event()
 
@@ -294,6 +296,13 @@ class Pretrainer:
         """The next batch on the device, coloured; what is broken is counted."""
         batch: SSLBatch = next(loader)
         self.broken.add(batch)
+        if batch.shallow and self.accelerator.is_main_process and not self._said_shallow:
+            self._said_shallow = True
+            logger.warning(
+                "%s has 16 bits and no value above 4,095: nearly black; if the images have 12 bits, set data.bits=12 "
+                "in a new run; `dinov2-hf data stats` counts them",
+                shown_path(batch.shallow[0]),
+            )
         return self.augment(batch.to(self.accelerator.device, non_blocking=True))
 
     def _check_health(self, scalars: dict[str, float]) -> None:

@@ -87,8 +87,10 @@ class Board:
             raise ValueError(f"{name} was left out: {MOST_IMAGES} images are the most; remove others first")
         if len(data) > MOST_BYTES:
             raise ValueError(too_large(name, len(data)))
-        channels = len(self.backbone.transform.mean)
-        picture = open_picture(data, name, self.image_size, self.backbone.patch_size, channels)
+        transform = self.backbone.transform
+        picture = open_picture(
+            data, name, self.image_size, self.backbone.patch_size, len(transform.mean), transform.decoding
+        )
         features = patch_features(self.backbone, picture)
         self.entries.append(Entry(picture, features, self._attention(picture)))
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from ..data.opening import open_with_pillow
 from .pictures import Picture
 from .sheet import Sheet, distinct_colors, grey, shortened
 
@@ -31,7 +32,7 @@ def read_map(data: bytes, name: str) -> np.ndarray:
         if data.startswith(b"\x93NUMPY"):
             values = np.load(io.BytesIO(data), allow_pickle=False)
         else:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_with_pillow(io.BytesIO(data)) as image:
                 values = np.asarray(image)  # of a palette: its indices
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise ValueError(f"{name} is not a map: {error}; {remedy}") from None

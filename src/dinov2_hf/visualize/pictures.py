@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config.checks import multiple_of_patch, positive
 from ..data.crops import as_crop, resample
-from ..data.decode import BrokenImage, open_image
+from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, open_image
 from ..features import Backbone
 
 PATCHES_A_SIDE = 37
@@ -39,7 +39,14 @@ class Picture:
         return np.repeat(grey.transpose(1, 2, 0), 3, axis=2)
 
 
-def open_picture(data: bytes, name: str, image_size: int, patch_size: int = 1, num_channels: int = 3) -> Picture:
+def open_picture(
+    data: bytes,
+    name: str,
+    image_size: int,
+    patch_size: int = 1,
+    num_channels: int = 3,
+    decoding: Decoding = DEFAULT_DECODING,
+) -> Picture:
     """Decodes an image and resizes it, keeping its aspect ratio to the nearest patch.
 
     Args:
@@ -52,7 +59,7 @@ def open_picture(data: bytes, name: str, image_size: int, patch_size: int = 1, n
     positive("image_size", image_size)
     multiple_of_patch("image_size", image_size, patch_size)
     try:
-        image = open_image(data, num_channels)
+        image = open_image(data, num_channels, decoding)
         scale = image_size / max(image.height, image.width)
         height, width = (max(round(side * scale / patch_size), 1) * patch_size for side in (image.height, image.width))
         pixels, whole = image.decode(reduction=1 / scale / 2)  # keep twice the pixels for a clean resize

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import SourceConfig
 from ..data.columns import open_images
-from ..data.decode import BrokenImage
+from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
 from ..features.extract import Images
 from .pictures import Picture, open_picture
 
@@ -81,10 +81,11 @@ def open_pictures(
     num_channels: int = 3,
     split: str = "train",
     count: int = 8,
+    decoding: Decoding = DEFAULT_DECODING,
 ) -> list[Picture]:
     """Images as `open_picture` gives them, of paths as `read_images` reads them."""
 
     def open(data: bytes, name: str) -> Picture:
-        return open_picture(data, name, image_size, patch_size, num_channels)
+        return open_picture(data, name, image_size, patch_size, num_channels, decoding)
 
     return read_images(paths, open, split, count)

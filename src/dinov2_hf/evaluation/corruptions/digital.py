@@ -65,7 +65,7 @@ def jpeg_compression(image: np.ndarray, severity: int, rng: np.random.Generator)
     def compressed(values: np.ndarray) -> np.ndarray:
         buffer = io.BytesIO()
         Image.fromarray(values).save(buffer, "JPEG", quality=quality)
-        return np.asarray(Image.open(buffer)) / 255
+        return np.asarray(Image.open(buffer, formats=("JPEG",))) / 255
 
     if len(image) == 3:
         return compressed(pixels.transpose(1, 2, 0)).transpose(2, 0, 1)
