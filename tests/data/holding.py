@@ -1,6 +1,9 @@
 """Run by `runpy` in a process of its own: holds `pixels` until it gets a message. Imports no torch, to be quick."""
 
 import importlib.util
+import tempfile
+
+tempfile.tempdir = folder  # noqa: F821
 
 spec = importlib.util.spec_from_file_location("pixel_budget", path)  # noqa: F821
 pixel_budget = importlib.util.module_from_spec(spec)

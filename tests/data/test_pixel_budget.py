@@ -23,14 +23,19 @@ BUDGET = 10 * SMALL
 def own_slots(tmp_path, monkeypatch):
     """Slots that no other process on the machine uses."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(pixel_budget, "_file", None)
 
 
 def start(pixels, method="fork"):
     context = multiprocessing.get_context(method)
     here, there = context.Pipe()
-    given = {"path": pixel_budget.__file__, "pixels": pixels, "budget": BUDGET, "connection": there}
+    given = {
+        "path": pixel_budget.__file__,
+        "pixels": pixels,
+        "budget": BUDGET,
+        "connection": there,
+        "folder": tempfile.gettempdir(),
+    }
     script = str(Path(__file__).with_name("holding.py"))
     process = context.Process(target=runpy.run_path, args=(script, given), daemon=True)
     process.start()

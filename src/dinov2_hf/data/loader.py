@@ -123,7 +123,7 @@ class TrainingBatches(IterableDataset):
         for attempt in range(_MAX_BROKEN_IN_A_ROW):
             if attempt:
                 sample = self._source.replacement(number, attempt)
-            broken += sample.broken
+            notes.broken += sample.broken
             rng = np.random.default_rng(key)
             try:
                 image = self._crop.open(sample.data)
