@@ -9,7 +9,7 @@ from PIL import Image
 from dinov2_hf.cli import main
 from dinov2_hf.config import load_config
 from dinov2_hf.config.curation import CurationConfig
-from dinov2_hf.curation.sources import open_collections
+from dinov2_hf.curation.sources import _opened, open_collections
 
 from .made import ROOT
 
@@ -118,6 +118,20 @@ def test_pool_is_read_as_training_reads_it(config_of, collections, tmp_path, cap
         message.startswith(f"pool.split: {tmp_path}: 2 images; split validation (also: 1 in train)")
         for message in caplog.messages
     )
+
+
+def test_pool_that_changes_while_it_is_read_is_refused(config_of, tmp_path):
+    """A row of a shard would be another image than the one that was embedded."""
+    for name in "bcd":
+        (tmp_path / f"{name}.png").write_text(name)
+    shard = open_collections(config_of(f"pool.new.path={tmp_path}", "pool.pile.path=" + str(tmp_path)))["pool"].shards[
+        0
+    ]
+    assert [data for _, data, _ in shard.read()] == [b"b", b"c", b"d"]
+    (tmp_path / "a.png").write_text("a")
+    _opened.cache_clear()  # as in a task that starts now
+    with pytest.raises(ValueError, match="were added, removed or renamed while it was read"):
+        list(shard.read())
 
 
 def test_a_pool_of_which_nothing_passes_is_told(refused, tmp_path):

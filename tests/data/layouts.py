@@ -184,6 +184,8 @@ class Layout:
             if draw.random() < 0.12 and (folder or beside):
                 self.add_zip(*folder)
         self.add_image(*(folders[-1] if tops else ()))
+        if not walk(self.root).images:
+            self.write(self.image("png"), *folders[-1], b"an image.png")
         for _ in range(draw.randrange(4)):
             self.add_link(folders)
         if draw.random() < 0.2:

@@ -32,10 +32,20 @@ class Shard:
     """First row; of a stream the number of the file."""
     count: int | None
     """Rows; None: it is a file of a stream."""
+    listed: str | None = None
+    """Digest of the names of the source's images, where they are files that were listed."""
 
     def read(self, positions: Sequence[int] | np.ndarray | None = None) -> Iterator[tuple[int, bytes, str]]:
-        """Position in the shard, bytes and name of its images: of all, or of those at ascending `positions`."""
+        """Position in the shard, bytes and name of its images: of all, or of those at ascending `positions`.
+
+        Raises:
+            ValueError: there are other files now than when the source was divided into shards.
+        """
         images = _opened(_key(self.config))
+        if images.listed != self.listed:
+            raise ValueError(
+                f"files of {self.config.path} were added, removed or renamed while it was read; start the command again"
+            )
         if self.count is not None:
             for position in range(self.count) if positions is None else positions:
                 value = images.dataset[self.first + int(position)][images.name]
@@ -95,11 +105,15 @@ def _open_collection(collection: str, sources: dict[str, SourceConfig], rows_per
         contents.append([name, _key(source), images.name])
         if isinstance(dataset, Dataset):
             starts = range(0, len(dataset), rows_per_shard)
-            shards += [Shard(name, source, start, min(rows_per_shard, len(dataset) - start)) for start in starts]
+            shards += [
+                Shard(name, source, start, min(rows_per_shard, len(dataset) - start), images.listed) for start in starts
+            ]
             contents.append([images.fingerprint, rows_per_shard])
         else:
-            shards += [Shard(name, source, number, None) for number in range(dataset.num_shards)]
-            contents.append([dataset.num_shards, images.fingerprint if images.listed else images.shard_files])
+            shards += [Shard(name, source, number, None, images.listed) for number in range(dataset.num_shards)]
+            contents.append(
+                [dataset.num_shards, images.fingerprint if images.listed is not None else images.shard_files]
+            )
     return Collection(collection, shards, hashlib.sha256(json.dumps(contents).encode()).hexdigest())
 
 

@@ -39,15 +39,15 @@ class ImageColumn:
     """The file of each shard of a stream, where each is one."""
     lengths: list[int] | None = None
     """Rows of each shard of a stream, where they are known."""
-    listed: bool = False
-    """Whether the images are files that were listed here, by their stored names (`paths.py`)."""
+    listed: str | None = None
+    """Digest of the names of the images, where they are files that were listed here."""
     tars: Sequence[str] = ()
     """The archives of which the column has members, by their places."""
 
     @cached_property
     def fingerprint(self) -> str:
         """Of the images and their order; of files that were listed, of their sizes and times of change too."""
-        if not self.listed:
+        if self.listed is None:
             return self.dataset._fingerprint
         digest = hashlib.sha256()
         for rows in self.dataset.with_format("arrow").iter(batch_size=1 << 16):
@@ -138,7 +138,9 @@ def find_images(loaded: Loaded, config: SourceConfig) -> ImageColumn:
     dataset = dataset.select_columns([name])
     if isinstance(features[name], Image):
         dataset = dataset.cast_column(name, Image(decode=False))
-    images = ImageColumn(dataset, name, loaded.folder, listed=loaded.listed, tars=loaded.tars)
+    images = ImageColumn(
+        dataset, name, loaded.folder, listed=loaded.fingerprint if loaded.listed else None, tars=loaded.tars
+    )
     if isinstance(dataset, Dataset):
         return images
     # a folder of images is a single shard of many files

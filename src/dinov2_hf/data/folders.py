@@ -23,6 +23,7 @@ from .formats import READABLE, remedy
 from .listing import Pattern, Scan, State, scan
 from .listing_cache import Made
 from .metadata import NAMES, Metadata, image_array, join_metadata, read_table
+from .names import few
 from .paths import read_stored, shown, stored, stored_member
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -257,7 +258,7 @@ def _tables(found: _Found, split_folders: bool | None, facts: dict[str, Any]) ->
 
 
 def _notes_of(joined: Metadata, tables: list[tuple[str, pa.Table]]) -> list[str]:
-    where, notes = _some([path for path, _ in tables]), []
+    where, notes = few([shown(path) for path, _ in tables], 3), []
     if joined.unnamed:
         notes.append(f"{_count(joined.unnamed, 'image')} not named in {where}")
     if joined.elsewhere:
@@ -308,9 +309,4 @@ def _count(number: int, what: str) -> str:
 
 
 def _named(what: str, names: list[str]) -> str:
-    return f"{_count(len(names), what)} ({_some(names)})"
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(shown, names[:most])) + more
+    return f"{_count(len(names), what)} ({few(map(shown, names), 3)})"
