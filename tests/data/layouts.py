@@ -185,7 +185,7 @@ class Layout:
                 self.add_zip(*folder)
         self.add_image(*(folders[-1] if tops else ()))
         if not walk(self.root).images:
-            self.write(self.image("png"), *folders[-1], b"an image.png")
+            self.write(self.image("png"), b"an image.png")
         for _ in range(draw.randrange(4)):
             self.add_link(folders)
         if draw.random() < 0.2:
