@@ -127,6 +127,14 @@ DAMAGES = {
     "run.json with one key": (signed(write("run.json", '{"step": 4}')), "run.json lacks 'global_batch_size'"),
     "run.json of wrong type": (signed(change_run_file(step="4")), "run.json has step='4'"),
     "run.json of odd counters": (signed(change_run_file(counters=[1])), r"run.json has step=4, counters=\[1\]"),
+    "run.json of odd sums": (
+        signed(change_run_file(means={"loss": [2, []]})),
+        r"run.json has \[2, \[\]\] as the sums of 'loss'",
+    ),
+    "run.json of odd names": (
+        signed(change_run_file(broken=[["image"]])),
+        r"run.json has \['image'\] among what is broken",
+    ),
     "run.json with a key of another": (signed(change_run_file(shape=1)), "run.json has the unknown key 'shape'"),
     "run.json of another update": (signed(change_run_file(step=6)), "run.json is that of update 6"),
     "run.json of a later version": (signed(change_run_file(format=99)), "run.json has format 99, of a newer version"),

@@ -122,6 +122,12 @@ def read_state(checkpoint: Path) -> tuple[RunState, int]:
     state = RunState(**given)
     if state.step < 0 or len(state.counters) != 2 or len(state.reads) != 2:
         raise ValueError(f"{_RUN_FILE} has step={state.step}, counters={state.counters}, reads={state.reads}")
+    for name, value in state.means.items():
+        count, sums = value if len(value) == 2 else (0, [])
+        if not (count and sums and _fits(count, int) and _fits(sums, list[float])):
+            raise ValueError(f"{_RUN_FILE} has {value!r} as the sums of {name!r}")
+    if odd := next((item for item in state.broken if len(item) != 3), None):
+        raise ValueError(f"{_RUN_FILE} has {odd!r} among what is broken")
     if (named := _NAME.fullmatch(checkpoint.name)) and int(named[1]) != state.step:
         raise ValueError(f"{_RUN_FILE} is that of update {state.step}")
     return state, version

@@ -75,8 +75,8 @@ class Pretrainer:
         config: the checked configuration.
         accelerator: from `build_accelerator`.
         evaluations: of the averages.
-        publish: called every `hub.push_every` with the number of updates and what `run` returns at the end; on the main
-            process alone.
+        publish: called every `hub.push_every` with the number of updates and what `run` returns at the end, on the main
+            process only; called again where a run continues from a checkpoint at such an update.
         resume: `auto` continues from the newest checkpoint in `train.output_dir` if there is one, `never` refuses a
             folder that has one, and a path continues from that checkpoint.
 
