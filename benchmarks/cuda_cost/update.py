@@ -27,6 +27,7 @@ from dinov2_hf.ssl.students import build_heads
 from dinov2_hf.train import TrainingStep
 from dinov2_hf.train.accelerator import compute_dtype
 from dinov2_hf.train.distill import read_feature_teacher, read_prototype_teacher
+from dinov2_hf.train.metrics import MeanMetrics
 
 from .cards import Card
 from .device import build_accelerator, fake_cuda
@@ -57,7 +58,7 @@ def run_update(
     teacher_layers: int | None = None,
     logged: bool = False,
 ) -> Update:
-    """Runs two updates on the fake device and returns the cost of the second.
+    """Runs two updates as the loop does on the fake device, and returns the cost of the second.
 
     Args:
         teacher_preset: architecture of the frozen teacher; without one, the teacher at `distill.teacher` is read.
@@ -85,10 +86,11 @@ def run_update(
                     return augment(host_batch.to(DEVICE, non_blocking=True))
 
             with ledger.part("optimiser"):  # what is left in a step when the other parts are taken out
+                means = MeanMetrics()
                 try:
-                    step(next_batch, VALUES, 0)
+                    means.add(step(next_batch, VALUES, 0))
                     ledger.start()
-                    step(next_batch, VALUES, 1, diagnose=logged)
+                    means.add(step(next_batch, VALUES, 1, diagnose=logged))
                 except Synchronization:  # the last of the list
                     ledger.costs.clear()
                     del ledger.synchronizations[:-1]
