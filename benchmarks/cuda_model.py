@@ -2,13 +2,16 @@
 
     python benchmarks/cuda_model.py S64 L64
     python benchmarks/cuda_model.py --card a100 --config configs/pretrain/vitl14_142m.yaml train.batch_size=64
-    python benchmarks/cuda_model.py --teacher giant --config configs/distill/vits14_from_vitg14.yaml
+    python benchmarks/cuda_model.py --config configs/distill/vits14_from_vitg14.yaml distill.teacher=preset:giant
 
 The package's own training step runs on fake CUDA tensors, so torch takes the operations and the autocast rules of CUDA.
 Every operation is booked with its kernels, the bytes they move and the FLOPs of their products, and put on the roofline
 of the card. Updates of two and of three layers are run and extrapolated. Layers are not compiled. Nothing is measured:
 the shares of the nominal figures that kernels achieve are constants (`cuda_cost/cards.py`), and fragmented memory and
 gaps between kernels are left out. Expect times to be right within 20 %.
+
+A case is a distillation where its file or an override sets a key of `distill`. `distill.teacher=preset:giant` builds
+the teacher from that preset; any other teacher is read.
 
 Names each operation that makes the host wait for the device. Prints Markdown tables, or with `--json` a line per case.
 """
@@ -44,9 +47,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", action="append", default=[], metavar="YAML", help="a run's file; may be repeated")
     parser.add_argument("--card", default="h100", help="h100 (default), h200 or a100")
-    parser.add_argument(
-        "--teacher", metavar="PRESET", help="architecture of the teacher of a distillation, such as giant"
-    )
     parser.add_argument("--whole", action="store_true", help="run all layers instead of two and three")
     parser.add_argument("--logged", action="store_true", help="an update that is logged, with the signs of health")
     parser.add_argument("--operations", type=int, default=0, metavar="N", help="also the N most expensive operations")
@@ -72,7 +72,7 @@ def main() -> None:
             parser.error(f"{name!r} is neither a case ({', '.join(CASES)}) nor section.key=value")
     fixed = ("data.train.path=modelled", "train.output_dir=modelled")
     cases = [Case(name, None, (*_overrides_of(*CASES[name]), *overrides, *fixed)) for name in names]
-    cases += [Case(path, path, (*overrides, *fixed), args.teacher) for path in args.config]
+    cases += [Case(path, path, (*overrides, *fixed)) for path in args.config]
     if not cases:
         parser.error(f"give a case ({', '.join(CASES)}) or --config")
     results = []

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omegaconf import OmegaConf
+
 from dinov2_hf.config import DistillConfig, PretrainConfig, load_config
 from dinov2_hf.models import PRESETS
 
 from .cards import HOST_SECONDS_A_KERNEL, HOST_SECONDS_AN_OPERATION, Card
 from .ledger import Cost
-from .update import Update, run_update
+from .update import Update, run_update, teacher_preset
 
 SHALLOW, DEEPER = 2, 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is modelled: a configuration and, for a distillation, its teacher."""
+    """What is modelled: a configuration of pretraining or, where it has a section `distill`, of distillation."""
 
     name: str
     config_path: str | None
     overrides: tuple[str, ...]
-    teacher: str | None = None
-    """Preset of a frozen teacher; without one it is read from `distill.teacher`."""
 
     def load(self, *overrides: str) -> PretrainConfig:
         """The configuration, uncompiled, with further overrides."""
         given = [*self.overrides, *overrides, "model.compile=false"]
-        if self.config_path is not None and _is_distillation(self.config_path):
-            if self.teacher is not None:
-                given.append("distill.teacher=modelled")
-            return load_config(self.config_path, given, DistillConfig)
-        return load_config(self.config_path, given)
+        sections = {key.partition(".")[0] for key in self.overrides}
+        if self.config_path is not None:
+            sections |= set(OmegaConf.load(self.config_path))
+        return load_config(self.config_path, given, DistillConfig if "distill" in sections else PretrainConfig)
 
 
 @dataclass(frozen=True)
@@ -83,21 +82,22 @@ def model_case(case: Case, card: Card, whole: bool = False, logged: bool = False
         ValueError: a configuration that cannot be extrapolated or is not modelled, with the remedy.
     """
     config = case.load()
-    _check(config, case, whole)
+    _check(config, case.name, whole)
     images = config.train.batch_size * config.train.gradient_accumulation_steps
     depth = config.model.num_hidden_layers or PRESETS[config.model.preset]["num_hidden_layers"]
     if whole:
-        update = run_update(config, card, case.teacher, logged=logged)
+        update = run_update(config, card, logged=logged)
         peak = update.peak + update.frozen
         return Result(case.name, card, images, update.costs, peak, update.plain_flops, update.synchronizations)
 
     def at(layers: int) -> Update:
         shallow = case.load(f"model.num_hidden_layers={layers}")
-        return run_update(shallow, card, case.teacher, layers, logged)
+        return run_update(shallow, card, layers, logged)
 
     here, deeper = at(SHALLOW), at(DEEPER)
     layers = depth - SHALLOW
-    teacher_layers = PRESETS[case.teacher]["num_hidden_layers"] - SHALLOW if case.teacher else layers
+    preset = teacher_preset(config)
+    teacher_layers = PRESETS[preset]["num_hidden_layers"] - SHALLOW if preset else layers
     costs = {
         key: here.costs.get(key, Cost()).extrapolated(
             deeper.costs.get(key, Cost()), teacher_layers if key[0] == "teacher" else layers
@@ -113,19 +113,18 @@ def _line(here: float, deeper: float, layers: int) -> float:
     return here + layers * (deeper - here)
 
 
-def _check(config: PretrainConfig, case: Case, whole: bool) -> None:
+def _check(config: PretrainConfig, name: str, whole: bool) -> None:
+    preset = teacher_preset(config)
+    if preset is not None and preset not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise ValueError(f"{name}: distill.teacher={config.distill.teacher} names no preset; use one of {known}")
     if isinstance(config, DistillConfig) and not whole:
         if config.students:
-            raise ValueError(f"{case.name}: students of several depths are not extrapolated; use --whole")
-        if case.teacher is None:
-            raise ValueError(f"{case.name}: a teacher on disk is not extrapolated; use --whole or --teacher PRESET")
+            raise ValueError(f"{name}: students of several depths are not extrapolated; use --whole")
+        if preset is None:
+            raise ValueError(
+                f"{name}: a teacher on disk is not extrapolated; use --whole or distill.teacher=preset:giant"
+            )
     if config.model.attn_implementation not in ("auto", "sdpa", "eager"):
         chosen = f"model.attn_implementation={config.model.attn_implementation}"
-        raise ValueError(f"{case.name}: {chosen} is not modelled; use sdpa or eager")
-
-
-def _is_distillation(path: str) -> bool:
-    import yaml
-
-    with open(path) as file:
-        return "distill" in (yaml.safe_load(file) or {})
+        raise ValueError(f"{name}: {chosen} is not modelled; use sdpa or eager")

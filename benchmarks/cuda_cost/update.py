@@ -54,20 +54,18 @@ class Update:
 def run_update(
     config: PretrainConfig,
     card: Card,
-    teacher_preset: str | None = None,
     teacher_layers: int | None = None,
     logged: bool = False,
 ) -> Update:
     """Runs two updates as the loop does on the fake device, and returns the cost of the second.
 
     Args:
-        teacher_preset: architecture of the frozen teacher; without one, the teacher at `distill.teacher` is read.
         teacher_layers: depth of the frozen teacher in place of the preset's.
         logged: an update that is logged, with the signs of health.
     """
     ledger = Ledger(card)
     with fake_cuda():
-        model, teacher = _build(config, teacher_preset, teacher_layers)
+        model, teacher = _build(config, teacher_layers)
         accelerator = build_accelerator(config.train.precision)
         _place(model, ledger)
         trained = ledger.live
@@ -98,6 +96,12 @@ def run_update(
     return Update(ledger.costs, ledger.synchronizations, ledger.peak - frozen, frozen, plain)
 
 
+def teacher_preset(config: PretrainConfig) -> str | None:
+    """The architecture of a frozen teacher that is built and not read: NAME of `distill.teacher=preset:NAME`."""
+    teacher = config.distill.teacher if isinstance(config, DistillConfig) else ""
+    return teacher.removeprefix("preset:") if teacher.startswith("preset:") else None
+
+
 def make_host_batch(config: PretrainConfig) -> SSLBatch:
     """A batch as the data workers leave it: uint8 crops, colour parameters, masks of evenly spread ratios."""
     crops, batch, channels = config.crops, config.train.batch_size, config.model.num_channels
@@ -116,19 +120,20 @@ def make_host_batch(config: PretrainConfig) -> SSLBatch:
 
 
 def _build(
-    config: PretrainConfig, teacher_preset: str | None, teacher_layers: int | None
+    config: PretrainConfig, teacher_layers: int | None
 ) -> tuple[Students, PrototypeTeacher | FeatureTeacher | None]:
     """Objective and frozen teacher, without data."""
     if not isinstance(config, DistillConfig):
         with torch.device("meta"):
             return DINOv2Pretraining(config), None
     by_prototypes = config.distill.objective == "prototypes"
-    if teacher_preset is None:
+    preset = teacher_preset(config)
+    if preset is None:
         read = read_prototype_teacher if by_prototypes else read_feature_teacher
         teacher = read(config.distill.teacher).to("meta")
     else:
         with torch.device("meta"):
-            teacher = _teacher(config, teacher_preset, teacher_layers, by_prototypes)
+            teacher = _teacher(config, preset, teacher_layers, by_prototypes)
     with torch.device("meta"):
         return Distillation(config, teacher), teacher
 

@@ -36,7 +36,7 @@ class Objective:
     overrides: tuple[str, ...] = ()
 
 
-DISTILLED = ("model.drop_path_rate=0", "distill.teacher=tiny", "colors.mean=[0.5,0.4,0.3]")
+DISTILLED = ("model.drop_path_rate=0", "distill.teacher=preset:tiny", "colors.mean=[0.5,0.4,0.3]")
 OBJECTIVES = {
     "pretraining": Objective(PretrainConfig, 1550),
     "distillation_over_prototypes": Objective(DistillConfig, 1450, DISTILLED),
@@ -66,7 +66,7 @@ def configure(objective, *overrides):
 def modelled(tmp_path_factory):
     """What the model says of each objective and variant, by name."""
     folder = tmp_path_factory.mktemp("configs")
-    command = [sys.executable, "benchmarks/cuda_model.py", "--whole", "--json", "--teacher=tiny"]
+    command = [sys.executable, "benchmarks/cuda_model.py", "--whole", "--json"]
     for name, objective in {**OBJECTIVES, **VARIANTS}.items():
         save_config(configure(objective), folder / f"{name}.yaml")
         command += ["--config", str(folder / f"{name}.yaml")]
