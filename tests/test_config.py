@@ -163,6 +163,14 @@ def test_malformed_override_is_refused_with_an_example(override):
     assert repr(override) in message and "optim.base_lr=1e-3" in message
 
 
+@pytest.mark.parametrize("value", ["[1] photos", "{a", "a: b: c", "${oc.env", "*x", "'x"])
+def test_override_that_is_not_yaml_is_refused_in_one_line_and_can_be_quoted(value):
+    message = refusal(f"init.path={value}")
+    assert "\n" not in message and repr(f"init.path={value}") in message and "; quote the text: init.path=" in message
+    if "$" not in value:
+        assert load_config(None, [PATH, f'init.path="{value}"']).init.path == value
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "3\n", "optim: {base_lr: 1\n"])
 def test_file_without_sections_is_refused_naming_the_file(text, tmp_path):
     path = write(tmp_path, text)

@@ -101,6 +101,7 @@ def test_a_token_from_the_environment_is_refused_where_it_is_resolved(monkeypatc
         PATH, "init.path=me/${oc.env:MINE}"
     )
     assert "hf_***" in refusal(PATH, "optim.base_lr=${oc.env:MINE}")
+    assert "hf_***" in refusal(PATH, f"init.path=[{TOKEN}")  # not YAML
     (folder / "own.yaml").write_text("init: {path: '${oc.env:MINE}'}\n")
     assert "hf_***" in refusal(PATH, path=folder / "own.yaml")
 

@@ -104,12 +104,19 @@ def _check_paths(args: argparse.Namespace, config: EvaluationConfig) -> None:
     """Refuses results and features in the place of what is read."""
     outputs = []
     if config.output_dir:
-        output = Path(config.output_dir)
-        outputs.append(Output("output_dir", output, made_evaluation, folder=True))
+        output, key = Path(config.output_dir), "--output" if args.output else "output_dir"
+        outputs.append(Output(key, output, made_evaluation, folder=True))
         if args.protocol == "finetune":
-            outputs.append(Output("output_dir", output / "model", made_classifier, folder=True))
+            outputs.append(Output(key, output / "model", made_classifier, folder=True))
     if config.cache_dir:
-        outputs.append(Output("cache_dir", Path(config.cache_dir).expanduser(), made_anything, folder=True))
+        outputs.append(
+            Output(
+                "--cache" if args.cache else "cache_dir",
+                Path(config.cache_dir).expanduser(),
+                made_anything,
+                folder=True,
+            )
+        )
     files = [("--config", args.config)] if args.config else []
     check_outputs(outputs, images_of(config), [("--model", args.model)], files)
 

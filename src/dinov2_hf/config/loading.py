@@ -50,6 +50,14 @@ def load_config(
             raise ValueError(
                 f"{masked(override)!r} is not an override; write section.key=value, such as optim.base_lr=1e-3"
             )
+        try:
+            OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            key, _, value = override.partition("=")
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                masked(f"{override!r} has a value that is not YAML ({reason}); quote the text: {key}='\"{value}\"'")
+            ) from None
     layers.append(("the command line", OmegaConf.from_dotlist(list(overrides))))
     for origin, layer in layers:
         given = OmegaConf.to_container(layer)

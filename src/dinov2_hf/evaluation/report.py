@@ -13,6 +13,7 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from ..data.broken import Broken, recording, unique, write_broken
+from ..files import beside
 from .base import Evaluation, Result
 
 RESULTS_FILE = "results.json"
@@ -54,9 +55,9 @@ class Report:
         Raises:
             OSError: the folder cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         content = asdict(self) | {"broken": len(self.broken)}
-        (folder / RESULTS_FILE).write_text(json.dumps(content, indent=2) + "\n")
+        with beside(folder / RESULTS_FILE) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
         write_broken(folder, self.broken)
         (folder / "results.md").write_text(f"# {self.protocol}: {self.model}\n\n{self.table()}\n")
 
