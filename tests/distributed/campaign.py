@@ -61,13 +61,6 @@ class Kind:
         return 1 if self.parallel == "one process" else 2
 
     @property
-    def environment(self) -> dict[str, str]:
-        if self.parallel != "FSDP2":
-            return {}
-        wrapped = "Dinov2Layer" if self.objective == "features" else "Dinov2Layer,DINOHead"  # that the run has
-        return FSDP2 | {"FSDP_TRANSFORMER_CLS_TO_WRAP": wrapped}
-
-    @property
     def name(self) -> str:
         accumulated = ", 2 forwards an update" if self.accumulation > 1 else ""
         return f"{self.source}, {self.workers} workers, {self.parallel}, {self.objective}{accumulated}"
@@ -205,7 +198,7 @@ class Campaign:
         return self.server.launch(
             kind.processes,
             overrides,
-            kind.environment,
+            FSDP2 if kind.parallel == "FSDP2" else None,
             example="pretrain" if kind.objective == "pretrain" else "distill",
             signals=marked,
         )

@@ -3,6 +3,13 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from dinov2_hf.models import DINOHead
+from dinov2_hf.train.accelerator import wrap_what_is_there
 
 PAGE_FAULTS = """
 import resource, sys, torch
@@ -32,3 +39,13 @@ def test_freed_memory_is_used_again_without_page_faults():
     faults = {mode: int(run(PAGE_FAULTS, mode).stdout) for mode in ("default", "keep")}
     assert faults["default"] > 5 * 96 * 2**20 / 4096 / 2  # every pass faults its 96 MB in, in pages of 4 KB or more
     assert faults["keep"] < 100
+
+
+@pytest.mark.parametrize(("heads", "wrapped"), [(True, ["Dinov2Layer", "DINOHead"]), (False, ["Dinov2Layer"])])
+def test_heads_are_wrapped_where_there_are_any(heads, wrapped):
+    """A run that distils features has none, and accelerate refuses classes that a model lacks."""
+    plugin = SimpleNamespace(transformer_cls_names_to_wrap=["Dinov2Layer", "DINOHead"])
+    model = nn.ModuleList([nn.Linear(2, 2)] + [DINOHead(4, 8, hidden_dim=4, bottleneck_dim=6)] * heads)
+    wrap_what_is_there(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)), model)
+    assert plugin.transformer_cls_names_to_wrap == wrapped
+    wrap_what_is_there(SimpleNamespace(state=SimpleNamespace()), model)

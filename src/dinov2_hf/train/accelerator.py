@@ -9,9 +9,11 @@ import sys
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..config import TrainConfig
+from ..models import DINOHead
 
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,6 +97,14 @@ def _configure_sharding(accelerator: Accelerator) -> None:
     plugin.mixed_precision_policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype(accelerator), reduce_dtype=torch.float32, cast_forward_inputs=False
     )
+
+
+def wrap_what_is_there(accelerator: Accelerator, model: nn.Module) -> None:
+    """Drops the heads from the classes that FSDP2 wraps where a model has none, as one that distils features."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    names = plugin.transformer_cls_names_to_wrap if plugin else None
+    if names and not any(isinstance(module, DINOHead) for module in model.modules()):
+        plugin.transformer_cls_names_to_wrap = [name for name in names if name != DINOHead.__name__]
 
 
 def _prepare_cpu() -> None:

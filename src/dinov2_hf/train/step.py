@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from ..config import PretrainConfig
 from ..ssl import SSLBatch, Students
-from .accelerator import compute_dtype
+from .accelerator import compute_dtype, wrap_what_is_there
 from .param_groups import apply_schedule, build_param_groups
 from .schedules import StepValues
 
@@ -42,6 +42,7 @@ class TrainingStep:
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=tuple(optim.betas), fused=True)
         self._wrapped: nn.Module
         self._optimizer: AcceleratedOptimizer
+        wrap_what_is_there(accelerator, model)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         register_fsdp_forward_method(model, "average_layers")  # does nothing where parameters are not sharded
         model.place_teacher(accelerator.device, compute_dtype(accelerator), sharded=isinstance(model, FSDPModule))
