@@ -176,6 +176,7 @@ class Layout:
         beside = not tops or draw.random() < 0.2
         for folder in folders:
             os.makedirs(self.path(*folder), exist_ok=True)
+        for folder in folders:
             if folder or beside:
                 for _ in range(draw.randrange(4)):
                     self.add_image(*folder)
@@ -302,6 +303,8 @@ def differences(layout, split, streaming, open_source, line_of):
         source = open_source(streaming=streaming, **options)
     except ValueError as error:
         return [] if not by_split and "split_folders=true" in str(error) else [f"refused: {error}"]
+    if not by_split:
+        return ["not refused, though no folder is a split"]
     expected = [found.images[path] or b"" for path in by_split[split]]
     seen = [source.read(number) for number in range(len(expected) + 1)]
     wrong = []
