@@ -314,6 +314,4 @@ def _label(data: bytes, column: str) -> Any:
 def _lacks(files: Sequence[str], column: str | None, found: Iterable[str]) -> str:
     where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     what = f"image_column={column!r}" if column else "images"
-    return (
-        f"{where} lacks {what}; the members are {few(found) or 'none'}; name those with the images with image_column="
-    )
+    return f"{where} lacks {what}; its members are {few(found) or 'none'}"
