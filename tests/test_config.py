@@ -247,6 +247,7 @@ def test_missing_file_is_named(tmp_path):
             "data.mix.web.path is not set; give a folder of images: data.mix.web.path=/more",
         ),
         ("data.max_broken_share=1.01", "data.max_broken_share=1.01 is not in [0, 1]; it is a share"),
+        ("data.max_broken_shards=3", "data.max_broken_shards=3.0 is not in [0, 1]; it is a share"),
         ("optim.base_lr=0", "optim.base_lr=0.0 is not positive; use a value above 0"),
         ("optim.clip_grad=-1", "optim.clip_grad=-1.0 is below 0; use 0 or more"),
         ("optim.betas=[0.9]", "optim.betas=[0.9] has not 2 values; published: [0.9, 0.999]"),
@@ -296,6 +297,7 @@ def test_value_that_no_run_can_use_is_refused_naming_its_key(override):
         "model.num_register_tokens=0",
         "data.num_workers=0",
         "data.max_broken_share=0",
+        "data.max_broken_shards=0",
     ],
 )
 def test_values_at_the_border_are_allowed(override):
