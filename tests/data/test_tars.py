@@ -1,8 +1,10 @@
 """Tar files: every image in one is a sample, whatever its kind, its neighbours and their order."""
 
 import io
+import os
 import tarfile
 
+import datasets
 import numpy as np
 import pytest
 
@@ -182,12 +184,16 @@ def test_splits_and_slices_of_tars_are_read(tmp_path, files):
             open_source(tmp_path, streaming, split="test")
 
 
-def test_index_of_a_tar_copies_nothing(tmp_path, files, monkeypatch):
-    import datasets
-
+def test_index_of_a_tar_copies_nothing_and_is_made_anew_where_the_file_changes(tmp_path, files, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     path = write(tmp_path / "a.tar", [(f"{number}.png", data) for number, data in enumerate(files)])
-    images = open_images(SourceConfig(path=str(path)), streaming=False)
-    assert images.encoded(images.dataset[5]["image"], "row 5") == (files[5], f"5.png of {path}")
-    held = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
-    assert held < 10_000 < sum(map(len, files))
+    os.utime(path, (10**9, 10**9))  # old enough for its index to be kept
+    for expected in (files, files[:3]):
+        for _ in range(2):
+            images = open_images(SourceConfig(path=str(path)), streaming=False)
+            assert len(images.dataset) == len(expected)
+            assert images.encoded(images.dataset[2]["image"], "row 2") == (files[2], f"2.png of {path}")
+            held = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+            assert sum(file.stat().st_size for file in held) < 20_000 < sum(map(len, files))
+        write(path, [(f"{number}.png", data) for number, data in enumerate(files[:3])])
+        os.utime(path, (11**9, 11**9))

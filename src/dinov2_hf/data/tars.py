@@ -31,6 +31,8 @@ from ..config import SourceConfig
 from .fetch import Missing, is_url
 from .folders import names_in
 from .formats import READABLE
+from .listing import State
+from .listing_cache import Made, kept_listing
 from .names import few
 
 DAMAGES = (tarfile.TarError, OSError, EOFError, zlib.error)
@@ -171,8 +173,8 @@ def index_tars(
 ) -> Dataset:
     """A table of where the images of local tars lie, with the other members of their keys beside them.
 
-    Columns: `__key__`; `image`, or `column` where one is given; and those of the other members: images likewise, the
-    one called `label_column` with its values, the rest without.
+    It is made once and kept, like the listings of folders. Columns: `__key__`; `image`, or `column` where one is given;
+    and those of the other members: images likewise, the one called `label_column` with its values, the rest without.
 
     Args:
         files: tars, which `tar` counts.
@@ -181,9 +183,22 @@ def index_tars(
     Raises:
         ValueError: a tar that cannot be read, or no such images.
     """
+    paths, numbers = [os.path.abspath(file) for file in files], numbers or range(len(files))
+
+    def make() -> Made:
+        state = State("/")
+        for number in numbers:
+            state.add_file(paths[number])
+        return _index(files, column, label_column, numbers), {}, state
+
+    reading = ["tars", paths, column, label_column, numbers.start, numbers.stop, sorted(READABLE)]
+    return kept_listing(reading, make)[0]
+
+
+def _index(files: Sequence[str], column: str | None, label_column: str | None, numbers: range) -> pa.Table:
     members: list[Member] = []
     tars: list[int] = []
-    for number in numbers or range(len(files)):
+    for number in numbers:
         file = files[number]
         try:
             with open(file, "rb") as stream:
@@ -225,7 +240,7 @@ def index_tars(
             ]
         else:
             columns[name] = pa.nulls(len(rows))
-    return Dataset(pa.table(columns))
+    return pa.table(columns)
 
 
 def is_place(feature: Any) -> bool:
@@ -313,5 +328,5 @@ def _label(data: bytes, column: str) -> Any:
 
 def _lacks(files: Sequence[str], column: str | None, found: Iterable[str]) -> str:
     where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    what = f"image_column={column!r}" if column else "images"
-    return f"{where} lacks {what}; its members are {few(found) or 'none'}"
+    what, help = (f"image_column={column!r}", "name one of these") if column else ("images", "give tars of images")
+    return f"{where} lacks {what}; its members are {few(found) or 'none'}: {help}"
