@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
@@ -110,7 +111,7 @@ def load_vision_transformer(path: str, where: str) -> VisionTransformer:
         model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"{where} is not a model that can be read: {_first(error)}") from None
-    except ValueError as error:
+    except (ValueError, SafetensorError) as error:
         raise ValueError(f"{where} cannot be loaded: {_first(error)}") from None
     return VisionTransformer(model)
 
