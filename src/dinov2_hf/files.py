@@ -53,14 +53,13 @@ def lies_in(folder: Path, name: object) -> bool:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         return False
-    whole = folder.resolve()
-    target = (whole / name).resolve()
     if Path(name).is_absolute() or ".." in Path(name).parts:
         return False
-    if target.is_relative_to(whole):
+    target = Path(os.path.realpath(folder / name))  # of a loop of links itself
+    if target.is_relative_to(os.path.realpath(folder)):
         return True
     caches = [parent.parent for parent in folder.absolute().parents if parent.name == "snapshots"]
-    return any(target.is_relative_to((cache / "blobs").resolve()) for cache in caches)
+    return any(target.is_relative_to(os.path.realpath(cache / "blobs")) for cache in caches)
 
 
 @dataclass(frozen=True)
