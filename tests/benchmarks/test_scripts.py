@@ -29,6 +29,7 @@ SCRIPTS = {
     "evaluation": ("--tiny", "52 heads of 1,000 classes"),
     "frozen_forward": ("--preset tiny --batch 1 --size 28 --pairs 2", "stock/ours"),
     "frozen_teacher": ("--tiny", "| bfloat16, sharded over 2 processes, each |"),
+    "fuzz_checkpoints": ("--damages 2", "; 0 went wrong; "),
     "fuzz_folders": ("--layouts 2", ": 0 layouts differ;"),
     "kill_runs": ("--kills 1", "runs that differ: none"),
     "listing": ("100", "| `datasets`, second start | 101 | "),
