@@ -2,10 +2,10 @@
 
     python benchmarks/fuzz_checkpoints.py --damages 500
 
-Trains a tiny run of six updates, and for each seed damages one or two files of a copy of its checkpoints (truncated,
-flipped, deleted, swapped, replaced by a pickle that would run code, odd JSON and YAML, …; `tests/train/damages.py` draws
-them) and resumes it. Either model, optimiser and state are those that were written, or the message is one line. Prints
-each seed for which neither holds, and ends with status 1 if there is one.
+Trains a tiny run of six updates. For each seed damages one or two files of a copy of its checkpoints (truncated, flipped,
+deleted, swapped, replaced by a pickle that would run code, odd JSON and YAML, …; `tests/train/damages.py` draws them) and
+resumes it. Either model, optimiser and state are those that were written, or the message is one line. Prints each seed
+for which neither holds, and ends with status 1 if there is one.
 """
 
 import argparse
@@ -34,7 +34,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="of these, one trains to the end if it continues")
     args = parser.parse_args()
     logging.getLogger("dinov2_hf").setLevel(logging.CRITICAL)
-    torch.set_num_threads(1)
     begin, failures, results = time.perf_counter(), [], Counter()
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images")
@@ -46,8 +45,10 @@ def main() -> None:
             return load_config(None, [*TINY, *own])
 
         config = config_in(Path(folder, "run"))
-        Pretrainer(config, build_accelerator(config.train)).run()
-        fuzz = Fuzz(Path(folder, "run"), config_in)
+        accelerator = build_accelerator(config.train)
+        torch.set_num_threads(1)  # tensors are so small that threads would only wait for each other
+        Pretrainer(config, accelerator).run()
+        fuzz = Fuzz(Path(folder, "run"), config_in, accelerator)
         for seed in range(args.seed, args.seed + args.damages):
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 try:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Pretrainer
 from dinov2_hf.train.checkpoint import find_checkpoints
-
 
 OF_0_5 = ("step", "global_batch_size", "head_warmup_steps", "counters", "scaler")
 """What run.json of dinov2_hf 0.5 has."""
@@ -241,9 +240,8 @@ class Fuzz:
         config_in: gives the configuration of the run in another folder.
     """
 
-    def __init__(self, run: Path, config_in) -> None:
-        self.run, self.config_in = run, config_in
-        self.accelerator = build_accelerator(config_in(run).train)
+    def __init__(self, run: Path, config_in, accelerator) -> None:
+        self.run, self.config_in, self.accelerator = run, config_in, accelerator
         self.expected = {}
         for path in find_checkpoints(run / "checkpoints"):
             trainer = Pretrainer(config_in(run), self.accelerator, resume=str(path))

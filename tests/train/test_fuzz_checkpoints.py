@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dinov2_hf.train import build_accelerator
+
 from .damages import Fuzz
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def fuzz(finished, tiny_config_in):
-    return Fuzz(finished, tiny_config_in)
+    return Fuzz(finished, tiny_config_in, build_accelerator(tiny_config_in(finished).train))
 
 
 def test_damaged_run_continues_with_the_weights_that_were_written_or_is_refused_in_one_line(fuzz, tmp_path):
