@@ -2,10 +2,10 @@
 
     python benchmarks/fuzz_checkpoints.py --damages 500
 
-Trains a tiny run of six updates. For each seed damages one or two files of a copy of its checkpoints (truncated, flipped,
-deleted, swapped, replaced by a pickle that would run code, odd JSON and YAML, …; `tests/train/damages.py` draws them) and
-resumes it. Either model, optimiser and state are those that were written, or the message is one line. Prints each seed
-for which neither holds, and ends with status 1 if there is one.
+Trains a tiny run of six updates. For each seed damages one or two files of a copy of its checkpoints (truncated,
+flipped, deleted, swapped, replaced by a pickle that would run code, odd JSON and YAML, …; `tests/train/damages.py`
+draws them) and resumes it. Either model, optimiser and state are those that were written, or the message is one line.
+Prints each seed for which neither holds, and ends with status 1 if there is one.
 """
 
 import argparse
