@@ -149,7 +149,8 @@ def running_evaluations(config: PretrainConfig, accelerator: Accelerator) -> lis
             num_workers=config.data.num_workers,
         )
         sets: dict[str, LabeledImages] = {}
-        same_classes(*(open_labeled(source, sets) for source in (knn.reference, knn.query)))  # before the run starts
+        references = open_labeled(knn.reference, sets, "knn.reference")
+        same_classes(references, open_labeled(knn.query, sets, "knn.query"))  # before the run starts
         found.append(_periodic(evaluate_knn, protocol, knn.epochs, "knn_accuracy", config, accelerator, sets))
     for name, settings in load_evaluations(config).items():
         item = config.evaluations[name]

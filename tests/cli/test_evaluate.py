@@ -53,7 +53,7 @@ def test_figures_are_printed_as_a_table_and_left_in_the_output_folder(knn, image
     (tmp_path / "copy").symlink_to(image_folder)
     with caplog.at_level(logging.INFO, "dinov2_hf"):
         main([*knn, "--output", str(tmp_path / "results"), "--test", str(tmp_path / "copy")])
-    assert f"{tmp_path / 'copy'}: 24 images, 2 classes" in caplog.messages
+    assert f"test: {tmp_path / 'copy'}: 24 images, 2 classes" in caplog.messages
     printed = capsys.readouterr().out
     # each image is its own nearest neighbour
     assert re.search(r"\| k-NN accuracy \(%\), k = 1 \| +100 \| +86\.\d+ to 100 \|", printed), printed

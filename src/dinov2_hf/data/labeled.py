@@ -17,12 +17,16 @@ class LabeledImages:
 
     `labels` are indices into `names`, `[N]`; where an image has a list of them (`multi_label`), flags `[N, C]`.
 
+    Args:
+        config: of the source.
+        name: what the log calls it, such as `knn.query`.
+
     Raises:
         ValueError: no label column, or one of values that are missing.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
-        loaded = load(config, streaming=False)
+    def __init__(self, config: SourceConfig, name: str = "") -> None:
+        loaded = load(config, streaming=False, name=name)
         self.where = f"{config.path} (split {config.split!r})"
         self._images = find_images(loaded, config)
         self.labels, self.names, self.multi_label = read_labels(loaded.dataset, config)

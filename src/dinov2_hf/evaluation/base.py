@@ -77,7 +77,7 @@ class Evaluation:
         Raises:
             ValueError: nothing there that can be read, or no labels.
         """
-        return open_labeled(given(source, name), self.sets)
+        return open_labeled(given(source, name), self.sets, name)
 
     def features(
         self, images, layers: int = 1, parts: Sequence[str] = ("cls",), transform=None, description: str = "Features"
@@ -116,13 +116,13 @@ def given(source: Source, name: str, what: str = "images") -> Source:
     return source
 
 
-def open_labeled(source: SourceConfig, sets: dict[str, LabeledImages]) -> LabeledImages:
-    """The labelled images at `source`, out of `sets`, which takes them where it has them not.
+def open_labeled(source: SourceConfig, sets: dict[str, LabeledImages], name: str = "") -> LabeledImages:
+    """Returns the labelled images at `source`, which the log calls `name`; `sets` holds those that are open already.
 
     Raises:
         ValueError: nothing there that can be read, or no labels.
     """
     key = repr(asdict(source))
     if key not in sets:
-        sets[key] = LabeledImages(source)
+        sets[key] = LabeledImages(source, name)
     return sets[key]
