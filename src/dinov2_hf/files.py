@@ -154,12 +154,12 @@ def _add_folder(folder: str, found: _Inputs) -> None:
         try:
             with os.scandir(current) as entries:
                 for entry in entries:
-                    if entry.is_symlink() and entry.is_dir():
-                        found.folders.append(entry.path)
-                    elif entry.is_symlink():
-                        found.files.append(os.path.join(current, os.readlink(entry.path)))
                     if entry.is_dir():
                         waiting.append(entry.path)
+                        if entry.is_symlink():
+                            found.folders.append(entry.path)
+                    elif entry.is_symlink():
+                        found.files.append(os.path.join(current, os.readlink(entry.path)))
         except OSError:  # a folder that cannot be read is named where its images are read
             continue
 
@@ -185,11 +185,10 @@ def _conflict(output: Output, inputs: _Inputs) -> str:
         for each in written:
             if fnmatch.fnmatch(os.path.basename(each), name) and _is_at(os.path.dirname(each), folder):
                 return "would be read by the pattern of"
+    if _is_one_of(path, inputs.files):
+        return "is the folder of" if output.folder else "is the file of"  # the folder of a model
     if not output.folder:
-        same = os.path.exists(path) and any(_is_same(path, each) for each in inputs.files)
-        return "is the file of" if same else ""
-    if any(_is_same(path, each) for each in inputs.files):  # a model's folder
-        return "is the folder of"
+        return ""
     folders = {os.path.dirname(each) for each in inputs.files} | {folder for folder, _ in inputs.patterns}
     return "is a folder around" if any(_is_within(each, path) for each in [*folders, *inputs.folders]) else ""
 
@@ -234,6 +233,20 @@ def _is_same(first: str, second: str) -> bool:
         return os.path.samefile(first, second)
     except OSError:
         return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _is_one_of(path: str, others: list[str]) -> bool:
+    """Whether something is at `path` that is also at one of `others`."""
+    if not os.path.exists(path):
+        return False
+    found = os.stat(path)
+    for each in others:
+        try:
+            if os.path.samestat(found, os.stat(each)):
+                return True
+        except OSError:  # a link to nothing
+            continue
+    return False
 
 
 def _is_within(path: str, folder: str) -> bool:

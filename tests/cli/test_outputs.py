@@ -37,6 +37,11 @@ def folder(tmp_path, monkeypatch):
         file.write("data: {train: {path: photos}}\n")
     with open("evaluation.yaml", "w") as file:
         file.write("train: {path: photos}\ntest: {path: photos}\ncache_dir: photos/features\n")
+    os.makedirs("linked")
+    os.symlink("../list.txt", "linked/README.md")
+    os.makedirs("tuned/model")
+    shutil.copy("list.txt", "tuned/finetune.pt")
+    shutil.copy("list.txt", "tuned/model/notes.txt")
     return tmp_path
 
 
@@ -142,6 +147,8 @@ CASES = {
     "export over the model": (main, ["export", "model", "model"]),
     "export over a file of the model": (main, ["export", "model", "model/model.safetensors", "--format", "timm"]),
     "export over another folder": (main, ["export", "model", "full"]),
+    "classifier over other files": (main, ["evaluate", "finetune", *KNN[2:], "photos", "--output", "tuned"]),
+    "metrics in the file that a card links to": (main, [*KNN, "photos", "--output", "new", "--card", "linked"]),
     "metrics in a card that is not there": (
         main,
         [*KNN, "photos", "--output", "new", "--card", "full"],
