@@ -4,6 +4,8 @@ import io
 import logging
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -89,6 +91,23 @@ def test_lines_that_stats_print_are_a_config(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(lines))
     config = load_config(tmp_path / "run.yaml", source)
     assert config.model.num_channels == 5 and config.colors.mean == lines["colors"]["mean"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stats_of_a_stream_with_a_broken_shard_count_every_image_once_and_name_the_shard(tmp_path, capsys, workers):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 60, 80, 3), dtype=np.uint8)
+    for shard in range(2):
+        images = pa.table({"image": [encode(image) for image in pixels[shard::2]]})
+        pq.write_table(images, tmp_path / f"{shard}.parquet", row_group_size=5, use_dictionary=False)
+    chunk = pq.read_metadata(tmp_path / "1.parquet").row_group(0).column(0)
+    with open(tmp_path / "1.parquet", "r+b") as file:
+        file.seek(chunk.data_page_offset)
+        file.write(b"\xff" * chunk.total_compressed_size)
+    stream = [f"data.train.path={tmp_path}", "data.train.streaming=true", "data.shuffle_buffer=4"]
+    main(["data", "stats", *stream, "--workers", str(workers), *TINY])
+    report = capsys.readouterr().out
+    assert "15 images read, all there are" in report and "broken       0 (0.0%)" in report
+    assert "broken files 1 of 2" in report and report.count("1.parquet: row group 0 cannot be read") == 1
 
 
 def test_stats_of_nothing_but_broken_files_give_the_reason(tmp_path, capsys):

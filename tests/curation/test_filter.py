@@ -1,6 +1,7 @@
 """Which images pass, and what hooks may do."""
 
 import io
+import tarfile
 
 import numpy as np
 import pytest
@@ -111,3 +112,24 @@ def test_broken_images_of_the_pool_are_listed_beside_the_curated_ones(tmp_path):
     lines = [line.split("\t") for line in (tmp_path / "out" / "broken.txt").read_text().splitlines()]
     assert [(kind, name) for kind, name, _ in lines] == [("image", str(pool / f"{number}.png")) for number in (1, 3)]
     assert all("truncated" in reason for _, _, reason in lines)
+
+
+def test_broken_shards_of_a_streamed_pool_are_listed_and_what_can_be_read_of_them_is_kept(tmp_path):
+    for shard in range(3):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for number in range(2):
+                data = encoded(disc(2 * shard + number))
+                entry = tarfile.TarInfo(f"{shard}-{number}.png")
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    whole = (tmp_path / "1.tar").read_bytes()
+    (tmp_path / "1.tar").write_bytes(whole[: whole.index(b"1-1.png") + 700])
+    config = CurationConfig(
+        pool={"web": SourceConfig(path=str(tmp_path / "*.tar"), streaming=True)}, output_dir=str(tmp_path / "out")
+    )
+    stage = FilterStage(Context(config, open_collections(config)))
+    for unit in range(stage.steps()["filter"]):
+        stage.do("filter", unit)
+    assert stage.summary() == {"images": 5, "kept": 5, "dropped": {}, "broken_shards": 1}
+    (line,) = (tmp_path / "out" / "broken.txt").read_text().splitlines()
+    assert line.startswith(f"shard\t{tmp_path / '1.tar'}\tbroken off: unexpected end of data")

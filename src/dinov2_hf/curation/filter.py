@@ -34,6 +34,8 @@ _KEPT = pa.schema(
     }
 )
 _DROPPED = pa.schema({"id": pa.int64(), "name": pa.string(), "reason": pa.string(), "detail": pa.string()})
+_SHARD = "broken shard"
+"""Reason of a row that is not of an image, but of a file of a stream that cannot be read to its end."""
 
 
 class Dropped(Exception):
@@ -68,6 +70,8 @@ class FilterStage(Stage):
                 kept.append({"id": number, "source": shard.source, "name": name} | examine(data, config, hooks))
             except Dropped as reason:
                 dropped.append({"id": number, "name": name, "reason": str(reason), "detail": reason.detail})
+        if shard.broken:
+            dropped.append({"name": shard.broken.name, "reason": _SHARD, "detail": shard.broken.reason})
         write_table(self.dropped(unit), pa.Table.from_pylist(dropped, schema=_DROPPED))
         write_table(self.part(unit), pa.Table.from_pylist(kept, schema=_KEPT))
 
@@ -75,15 +79,16 @@ class FilterStage(Stage):
         return self.folder / "dropped" / f"{unit:05d}.parquet"
 
     def _broken(self, unit: int) -> Iterator[Broken]:
-        rows = read_table(self.dropped(unit)).filter(pc.field("reason") == "broken")
-        for row in rows.to_pylist():
-            yield Broken("image", row["name"], row.get("detail") or "")
+        kinds = {"broken": "image", _SHARD: "shard"}
+        for row in read_table(self.dropped(unit)).filter(pc.field("reason").isin(list(kinds))).to_pylist():
+            yield Broken(kinds[row["reason"]], row["name"], row.get("detail") or "")
 
     def summary(self) -> dict:
         shards = range(len(self.context.pool))
         reasons = Counter()
         for unit in shards:
             reasons.update(read_column(self.dropped(unit), "reason").tolist())
+        broken = {"broken_shards": reasons.pop(_SHARD)} if _SHARD in reasons else {}
         kept = sum(num_rows(self.part(unit)) for unit in shards)
         write_broken(self.context.output, [item for unit in shards for item in self._broken(unit)])
         told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
@@ -92,7 +97,12 @@ class FilterStage(Stage):
                 f"the pool has no image that passes the filter{f': {told}' if told else ', and no rows'}; "
                 "see pool.*.path and filter.*"
             )
-        return {"images": kept + sum(reasons.values()), "kept": kept, "dropped": dict(sorted(reasons.items()))}
+        return {
+            "images": kept + sum(reasons.values()),
+            "kept": kept,
+            "dropped": dict(sorted(reasons.items())),
+            **broken,
+        }
 
 
 def examine(data: bytes, config: FilterConfig, hooks: Sequence[Hook] = ()) -> dict:

@@ -15,6 +15,7 @@ from datasets import Dataset, IterableDataset
 
 from ..config import SourceConfig
 from ..config.curation import CurationConfig
+from ..data.broken import Broken
 from ..data.columns import ImageColumn, open_images
 from ..data.shards import LOST, Shards
 
@@ -61,6 +62,14 @@ class Shard:
                 yield position, *images.encoded(value, f"row {position} of file {self.first}")
         for item in shards.take_broken():
             logger.warning("skipped what cannot be read of a broken shard: %s", item)
+
+    @property
+    def broken(self) -> Broken | None:
+        """What is wrong with a file of a stream that was read and found broken."""
+        if self.count is not None:
+            return None
+        shards = _shards(_key(self.config))
+        return next((item for item in shards.broken if item.name == shards.name(self.first)), None)
 
 
 @dataclass(frozen=True)
