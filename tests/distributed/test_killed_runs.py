@@ -1,6 +1,7 @@
 """Training processes that are killed, stopped, continued on other processes or left without disk: what they leave."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from dinov2_hf.train.checkpoint import read_model_tensors
+from dinov2_hf.train.integrity import damage_of
+from dinov2_hf.train.provenance import Provenance, digest_of
 
 from .server import (
     ROOT,
@@ -203,6 +208,45 @@ def test_other_processes_load_a_checkpoint_bit_for_bit_and_finish_the_run(
     assert names_in(folder) == ["step-00000004", "step-00000006"]
     after = read_tensors(folder / "checkpoints" / "step-00000006")
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
+
+
+# --------------------------------------------------------------------------------------- what a checkpoint records
+
+
+def test_digest_of_sharded_weights_is_that_of_the_whole_tensors(written, tiny_overrides):
+    for processes in (1, 2):
+        checkpoint = written(processes, tiny_overrides)
+        recorded = Provenance.read(checkpoint)
+        assert recorded.weights == digest_of(read_model_tensors(checkpoint))
+        assert recorded.environment["processes"] == processes and damage_of(checkpoint) is None
+        listed = json.loads((checkpoint / "manifest.json").read_text())["files"]
+        assert {name for name in listed if name.endswith(".distcp")} == {f"__{r}_0.distcp" for r in range(processes)}
+
+
+def test_two_processes_agree_on_the_checkpoint_before_a_damaged_one(server, fsdp2, written, tiny_overrides):
+    """The second process finds the damage, as each reads a share of the files."""
+    last = written(2, tiny_overrides).with_name("step-00000006")
+    folder = folder_of(tiny_overrides)
+    go_on_from(written(2, tiny_overrides), folder)
+    damaged = go_on_from(last, folder)
+    for name in ("__0_0.distcp", "__1_0.distcp"):
+        content = bytearray((damaged / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (damaged / name).write_bytes(content)
+        launch = server.launch(2, [*tiny_overrides, "train.batch_size=4"], fsdp2).finish_well()
+        assert f"the checkpoint {damaged} is damaged: the checksum of __" in launch.logs()[0]
+        assert [log.count("continuing from") for log in launch.logs()] == [1, 0]
+        assert f"continuing from {folder}/checkpoints/step-00000004" in launch.logs()[0]
+        assert Provenance.read(damaged).weights == Provenance.read(last).weights
+    assert names_in(folder) == ["damaged-00000006", "damaged-00000006-2", "step-00000004", "step-00000006"]
+
+
+def test_stretch_of_a_run_of_two_processes_is_verified_by_two(launch, fsdp2, written, tiny_overrides):
+    run = written(2, tiny_overrides).parents[1]
+    before = content(run)
+    output = launch(2, "-m", "dinov2_hf.cli", "verify", run, environment=fsdp2)
+    assert output.count("equal: updates 5 to 6 give the weights of the checkpoint, bit for bit") == 1
+    assert content(run) == before
 
 
 # ------------------------------------------------------------------------------------------------------------- SIGTERM

@@ -348,3 +348,22 @@ def test_files_that_changed_between_stop_and_resume_are_named(run, tiny_config_i
     (images / "blobs" / "01.jpg").unlink()  # as many as before, but others
     (message,) = warnings_of_resume()
     assert re.search(r"24 images \(digest (\w+)\) when the checkpoint was written, 24 images \(digest (?!\1)", message)
+
+
+def test_another_environment_is_said_where_a_run_continues(run, newest, tiny_config_in, caplog):
+    config = tiny_config_in(run)
+
+    def said():
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="dinov2_hf"):
+            Pretrainer(config, build_accelerator(config.train))
+        return [text for text in map(logging.LogRecord.getMessage, caplog.records) if "another environment" in text]
+
+    assert said() == []
+    path = newest / "provenance.json"
+    content = json.loads(path.read_text())
+    content["environment"] |= {"threads": 64, "cpu_capability": "AVX2"}
+    path.write_text(json.dumps(content))
+    sign(newest)
+    (message,) = said()
+    assert "threads: 64 then, 1 now" in message and "cpu_capability: AVX2 then" in message

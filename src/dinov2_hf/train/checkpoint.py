@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run continues from, bit for bit.
+"""Checkpoints that a killed run continues from, on CPUs bit for bit.
 
 A checkpoint is a folder `step-00000100` with the sharded state of model and optimiser (`torch.distributed.checkpoint`),
 `run.json`, the resolved `config.yaml`, `provenance.json` and the checksums of all of them in `manifest.json`. It is

@@ -44,7 +44,7 @@ from .health import CollapseWatch
 from .initialize import initialize
 from .integrity import choose_checkpoint, prune_checkpoints, set_aside
 from .metrics import MeanMetrics, MetricLog, read_metrics
-from .provenance import listing_changes
+from .provenance import environment_changes, listing_changes
 from .schedules import StepValues, build_schedules, values_at
 from .step import TrainingStep
 
@@ -376,6 +376,8 @@ class Pretrainer:
         now = self.source.listing()
         if accelerator.is_main_process:
             logger.info("continuing from %s", path)
+            if changes := environment_changes(path, accelerator):
+                logger.info("not bit for bit as without the stop, for another environment: %s", "; ".join(changes))
             for change in listing_changes(self.state.listing, now):
                 logger.warning("%s; what follows is not what it would have been with the same files", change)
         self.state.listing = now

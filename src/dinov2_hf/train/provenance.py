@@ -9,7 +9,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import accelerate
@@ -75,6 +75,15 @@ class Provenance:
             for name in dict.fromkeys([*before, *now])
             if before.get(name) != now.get(name)
         ]
+
+
+def environment_changes(checkpoint: Path, accelerator: Accelerator) -> list[str]:
+    """What differs here from the environment that wrote a checkpoint; nothing where it does not say."""
+    try:
+        then = Provenance.read(checkpoint)
+    except FileNotFoundError:
+        return []
+    return replace(then, code={}).differences(Provenance("", {}, environment_of(accelerator)))
 
 
 def listing_changes(before: Mapping[str, dict] | None, now: Mapping[str, dict]) -> list[str]:
