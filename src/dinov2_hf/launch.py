@@ -81,7 +81,7 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
             resume=args.resume,
             publish=publish if config.hub.repo_id else None,
         )
-    except (ValueError, FileNotFoundError) as error:  # what a user can fix
+    except (ValueError, OSError) as error:  # what a user can fix
         parser.error(masked(str(error)))
     try:
         results = trainer.run()

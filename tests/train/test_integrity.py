@@ -236,8 +236,9 @@ def test_damaged_checkpoint_does_not_push_a_good_one_out(finished, tmp_path):
     truncate("__0_0.distcp")(folder / "step-00000004")
     prune_checkpoints(folder, keep=2, keep_every=0, checkpoint_steps=2)
     assert [path.name for path in find_checkpoints(folder)] == [f"step-{step:08d}" for step in (2, 4, 6)]
+    (folder / "step-00000001").write_text("a file")  # of somebody else
     prune_checkpoints(folder, keep=1, keep_every=0, checkpoint_steps=2)
-    assert [path.name for path in find_checkpoints(folder)] == ["step-00000006"]
+    assert [path.name for path in find_checkpoints(folder)] == ["step-00000001", "step-00000006"]
 
 
 @pytest.mark.parametrize("command", [["export"], ["inspect"]])
@@ -248,6 +249,7 @@ def test_run_whose_newest_checkpoint_is_damaged_is_not_read_from_an_older_one(ru
         if command == ["inspect"]:
             main([*command, str(path), *output])
             message = capsys.readouterr().out
+            assert "a checkpoint that cannot be read" in message
         else:
             with pytest.raises(SystemExit) as ended:
                 main([*command, str(path), *output])

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..models import Dinov2Config, tensors_of
 from ..models.convert import ModelWeights, kind_of_names, preset_of, read_tensors
 from ..train.checkpoint import find_checkpoints, read_state
+from ..train.initialize import checkpoint_at
 from ..train.manifest import NAME, read_manifest
 from ..train.metrics import read_metrics
 from ..train.provenance import Provenance, describe_listing
@@ -133,7 +134,9 @@ def _describe_heads(heads: Mapping[str, Tensor]) -> Rows:
 
 
 def _describe_unknown(path: Path, reason: str) -> Rows:
-    """What can be said of what is no model."""
+    """What can be said of what is not a model."""
+    if checkpoint_at(path):
+        return [("what", "a checkpoint that cannot be read"), ("why", reason), ("use", "no command reads it")]
     if path.is_file() and path.suffix in _TENSOR_FILES:
         try:
             tensors = read_tensors(path, str(path))[0]

@@ -143,7 +143,7 @@ def prune_checkpoints(folder: Path, keep: int, keep_every: int, checkpoint_steps
     found = find_checkpoints(folder)
     whole = [checkpoint for checkpoint in found if not _looks_damaged(checkpoint)][-keep:]
     for old in found[: found.index(whole[0])] if whole else []:
-        if not keep_every or step_of(old) % (keep_every * checkpoint_steps):
+        if old.is_dir() and (not keep_every or step_of(old) % (keep_every * checkpoint_steps)):
             shutil.rmtree(old)
 
 
