@@ -8,6 +8,7 @@ import contextlib
 import gc
 import json
 import logging
+import multiprocessing
 import os
 import re
 import resource
@@ -120,6 +121,8 @@ def run_example(job: dict, rank: int) -> None:
         status = ended.code if isinstance(ended.code, int) else 1
         print(ended, flush=True)
     Path(f"{job['log']}-{rank}.json").write_text(json.dumps(counts))
+    for worker in multiprocessing.active_children():  # as the interpreter does at its end
+        worker.kill()
     os._exit(status)
 
 
