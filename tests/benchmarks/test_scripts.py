@@ -43,6 +43,7 @@ ELSEWHERE = {"cuda_acceptance", "cuda_model"}
 
 def serve() -> None:
     """Runs a script for each line of JSON on the standard input, and answers with its exit code."""
+    import matplotlib.pyplot  # noqa: F401
     import torch._dynamo  # noqa: F401  all that the scripts would import later
     import torch.utils.tensorboard  # noqa: F401
 
@@ -73,7 +74,7 @@ def server():
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
     )
     yield process
     process.stdin.close()
