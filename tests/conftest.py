@@ -1,5 +1,6 @@
 """A tiny run on a few generated photographs."""
 
+import datasets
 import pytest
 import torch
 
@@ -12,6 +13,17 @@ from .tiny import TINY, write_photographs
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def dataset_settings(tmp_path_factory):
+    """Keeps prepared sets and listings in a temporary folder, and does not tell the Hub that local files were read."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setenv("HF_DATASETS_CACHE", str(cache))  # for processes that tests start
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        patch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
+        yield
 
 
 @pytest.fixture(scope="session")

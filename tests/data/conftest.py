@@ -3,7 +3,6 @@
 import io
 import tarfile
 
-import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
@@ -11,15 +10,6 @@ from PIL import Image as Pillow
 
 NUM_SAMPLES = 23
 CLASSES = ["cat", "dog"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def dataset_settings(tmp_path_factory):
-    """Prepared sets go to a temporary folder, and the Hub is not told that local files were loaded."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        patch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
-        yield
 
 
 @pytest.fixture(scope="session")
