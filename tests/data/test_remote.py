@@ -73,7 +73,7 @@ def test_set_on_the_hub_that_cannot_be_read_is_refused_with_the_remedy(path, rea
 def test_hub_that_cannot_be_reached_is_named_with_the_path_that_is_not_here(streaming, asked, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     message = refusal("user/name", streaming)
-    assert "user/name is no path here, and it cannot be looked for on the Hub" in message
+    assert "user/name is not a path here, and it cannot be looked for on the Hub" in message
     assert "HF_HUB_OFFLINE" in message
     assert not asked
 
