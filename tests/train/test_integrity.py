@@ -97,7 +97,7 @@ def of_another_update(checkpoint):
 
 
 def signed(act):
-    """What whoever writes the checksums can do, too."""
+    """Damages that a writer of the checksums can also do."""
 
     def both(checkpoint):
         act(checkpoint)

@@ -29,7 +29,7 @@ class ImageColumn:
     """The column of a source that holds its images: encoded bytes, paths, URLs, or `datasets` images of these."""
 
     dataset: Dataset | IterableDataset
-    """This column alone."""
+    """Only this column."""
     name: str
     folder: str | None
     """What relative paths in it are relative to."""

@@ -122,7 +122,7 @@ class Picture:
             pixels = simplejpeg.decode_jpeg(
                 self._data, "GRAY" if self._num_channels == 1 else "RGB", min_width=width, min_height=height
             )
-        except ValueError:  # a warning is enough; Pillow tells what is missing from what is merely odd
+        except ValueError:  # a warning is enough; Pillow distinguishes missing data from merely odd data
             return None
         return pixels if pixels.shape[:2] == (height, width) else None
 
