@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dinov2_hf.config import CropsConfig
@@ -117,6 +118,7 @@ def test_limit_of_pixels_decides_what_is_broken_and_gives_way_beyond_that_of_pil
 
 def most_memory(data, connection):
     """Sends the growth of this process's peak, in bytes, while it makes crops."""
+    torch.set_num_threads(1)  # as data workers do: a fork has none of the threads of its parent
     crop = MultiCrop(CropsConfig(global_size=32, local_size=16, num_local=2))
     crop(small(), np.random.default_rng(0))
     with open("/proc/self/clear_refs", "w") as file:
@@ -145,6 +147,7 @@ def test_large_picture_costs_little_more_than_its_pixels(mode, bytes_a_pixel, en
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=most_memory, args=(data, there))
     process.start()
+    there.close()  # so that the end of the process ends the reading
     assert here.recv() < bytes_a_pixel * side**2
     process.join()
 
