@@ -60,6 +60,6 @@ def build_from_hub(path: str, name: str | None) -> DatasetBuilder:
         raise ValueError(f"{path} on the Hub cannot be read: {one_line(error)}") from error
     except OSError as error:  # of connections, answers of the server, and the cache
         raise ValueError(
-            f"{path} is not a path here, and it cannot be looked for on the Hub: {one_line(error)}; check the connection "
-            "(and HF_ENDPOINT, HF_HUB_OFFLINE), or give a path that is here"
+            f"{path} is not a path here, and it cannot be looked for on the Hub: {one_line(error)}; check the "
+            "connection (and HF_ENDPOINT, HF_HUB_OFFLINE), or give a path that is here"
         ) from error
