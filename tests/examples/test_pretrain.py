@@ -133,7 +133,11 @@ def test_help_shows_a_command():
 def test_readme_names_only_what_exists():
     text = (ROOT / "README.md").read_text()
     for path in re.findall(r"`((?:examples|configs|docs|src)/[\w./]+)`", text) + re.findall(r"\]\(([^)]+)\)", text):
-        assert (ROOT / path).exists(), path
+        name, _, anchor = path.partition("#")
+        assert (ROOT / name).exists(), path
+        if anchor:  # as the Hub and GitHub make it of a heading
+            headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings], path
     keys = set(re.findall(r"\b((?:model|crops|dino|ibot|data|train|knn|optim|teacher)\.[a-z_.]+[a-z])=", text))
     assert keys and keys <= set(dotted_keys(PretrainConfig()))
     for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
