@@ -116,7 +116,9 @@ class Visit:
         return " | ".join(element.text for element in self.all(selector))
 
     def tile(self, card, tile):
-        return self.all(f".card:nth-of-type({card + 1}) .tile:nth-of-type({tile + 1}) .stage")[0]
+        # raises what `wait` ignores while the page replaces its cards
+        selector = f".card:nth-of-type({card + 1}) .tile:nth-of-type({tile + 1}) .stage"
+        return self.browser.find_element("css selector", selector)
 
     def patches(self, card, tile):
         """What lies over the image in a tile: RGBA `[h, w, 4]`."""
