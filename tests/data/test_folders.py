@@ -398,7 +398,8 @@ def test_tables_are_splits_only_where_every_one_is_called_so(names, split, expec
     images = open_images(SourceConfig(path=str(tmp_path), split=split), False)
     found = [row["file"] for row in images.dataset]
     assert sorted(found) == sorted(f"/{name}.jpg" for name in names if name.startswith(expected))
-    assert f"{len(found)} .csv file" in line()
+    noun = "image in 1 .csv file" if len(found) == 1 else f"images in {len(found)} .csv files"
+    assert f": {len(found)} {noun}" in line()
 
 
 def test_archives_come_before_the_tables_about_them(tmp_path, write_tar, line):

@@ -166,7 +166,7 @@ def _images(found: _Found, state: State, split_folders: bool | None, facts: dict
     if is_split:
         outside = splits.count("")
         if outside:
-            found.notes.append(f"{_count(outside, 'image')} outside of the folders of splits left out")
+            found.notes.append(f"{counted(outside, 'image')} outside of the folders of splits left out")
         paths = [path for path, split in zip(paths, splits, strict=True) if split]
         splits = [split for split in splits if split]
     else:
@@ -253,16 +253,16 @@ def _tables(found: _Found, split_folders: bool | None, facts: dict[str, Any]) ->
         by_split.setdefault(split, []).append(os.path.join(found.root, path))
     outside = by_split.pop("", None)
     if outside:
-        found.notes.append(f"{_count(len(outside), chosen + ' file')} outside of the folders of splits left out")
+        found.notes.append(f"{counted(len(outside), chosen + ' file')} outside of the folders of splits left out")
     facts["tables"] = {"suffix": chosen, "files": by_split}
 
 
 def _notes_of(joined: Metadata, tables: list[tuple[str, pa.Table]]) -> list[str]:
     where, notes = few([shown(path) for path, _ in tables], 3), []
     if joined.unnamed:
-        notes.append(f"{_count(joined.unnamed, 'image')} not named in {where}")
+        notes.append(f"{counted(joined.unnamed, 'image')} not named in {where}")
     if joined.elsewhere:
-        notes.append(f"{_count(joined.elsewhere, 'image')} in further columns of {where}")
+        notes.append(f"{counted(joined.elsewhere, 'image')} in further columns of {where}")
     if joined.missing:
         notes.append(_named(f"name in {where} of no image here", joined.missing))
     return notes
@@ -270,13 +270,15 @@ def _notes_of(joined: Metadata, tables: list[tuple[str, pa.Table]]) -> list[str]
 
 def summary(facts: dict[str, Any], split: str, count: int, what: str = "image") -> str:
     """What was found in a folder, on one line: `count` images (or files) of `split`, and what else lies there."""
-    parts = [_count(count, what) + (f", {_count(facts['num_classes'], 'class')}" if facts["num_classes"] else "")]
+    parts = [counted(count, what) + (f", {counted(facts['num_classes'], 'class')}" if facts["num_classes"] else "")]
     if facts["is_split"] or split != "train":
-        others = [f"{count:,} in {name}" for name, (_, count) in facts["splits"].items() if name not in names_in(split)]
+        counts = {name: rows for name, (_, rows) in facts["splits"].items() if name not in names_in(split)}
+        others = [f"{rows:,}" if what == "image" else counted(rows, what) for rows in counts.values()]
+        others = [f"{number} in {name}" for name, number in zip(counts, others)]
         parts.append(f"split {split}" + (f" (also: {', '.join(others)})" if others else ""))
     ignored = describe_ignored(facts)
     parts += [f"ignored {ignored}"] if ignored else []
-    parts += [f"{_count(facts['links'], 'link')} followed"] if facts["links"] else []
+    parts += [f"{counted(facts['links'], 'link')} followed"] if facts["links"] else []
     parts += facts["notes"]
     tables = [suffix for suffix in (".tar", ".parquet", ".arrow") if suffix in facts["ignored"]]
     if tables and what == "image":
@@ -290,7 +292,7 @@ def describe_ignored(facts: dict[str, Any], most: int = 8) -> str:
     said = []
     for kind, count in counts[:most]:
         help = remedy(kind) if kind.startswith(".") else None
-        said.append(_count(count, shown(kind)) + (f" ({help})" if help else ""))
+        said.append(counted(count, shown(kind)) + (f" ({help})" if help else ""))
     if counts[most:]:
         said.append(f"{sum(count for _, count in counts[most:]):,} of {len(counts) - most} other kinds")
     return ", ".join(said)
@@ -301,7 +303,7 @@ def names_in(split: str) -> list[str]:
     return [part.partition("[")[0].strip() for part in split.split("+")]
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
     """`3,068 images`, `2 .tar files`, `2 .txt`."""
     if number != 1:
         what = _NOUN.sub(lambda word: word[1] + ("es" if word[1] == "class" else "s"), what, count=1)
@@ -309,4 +311,4 @@ def _count(number: int, what: str) -> str:
 
 
 def _named(what: str, names: list[str]) -> str:
-    return f"{_count(len(names), what)} ({few(map(shown, names), 3)})"
+    return f"{counted(len(names), what)} ({few(map(shown, names), 3)})"

@@ -16,7 +16,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..config import SourceConfig
 from .fetch import is_url
-from .folders import names_in
+from .folders import counted, names_in
 from .local import LocalImages, LocalTables, open_local
 from .names import one_line
 from .paths import shown
@@ -171,6 +171,8 @@ def _open(builder: DatasetBuilder, config: SourceConfig, streaming: bool, summar
         rows = "streamed" if streaming else f"{len(dataset):,} rows"
         what = f"{len(files):,} files, {rows}" if files else rows
         summary = _summary(what, config.split, builder.info.splits or by_split)
+    elif not streaming:
+        summary = f"{counted(len(dataset), 'image')} in {summary}"
     return Loaded(dataset, files, folder, summary=summary, tars=tars)
 
 
