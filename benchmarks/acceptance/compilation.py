@@ -10,8 +10,9 @@ from torch._dynamo.utils import counters
 from dinov2_hf.ssl import SSLBatch
 
 from .context import Context, rounded
-from .machine import reset_memory, synchronize, timed
+from .machine import reset_memory, synchronize
 from .setups import Update, build, case_config
+from .updates import time_update
 
 
 def compilation(context: Context) -> None:
@@ -20,12 +21,7 @@ def compilation(context: Context) -> None:
         counters.clear()
         with context.case("updates", case=case) as row:
             update = _build(context, case)
-            started = time.perf_counter()
-            update()
-            synchronize()
-            row["first_s"] = rounded(time.perf_counter() - started)
-            row |= timed(update, context.size(8, 1), context.size(3, 0))
-            row["images_per_second"] = rounded(1e3 * update.batch.num_images / row["ms"], 4)
+            time_update(context, row, update)
             row["graphs"] = counters["stats"]["unique_graphs"]
             row["breaks"] = sum(counters["graph_break"].values())
             row["reasons"] = "; ".join(reason.splitlines()[0][:100] for reason in counters["graph_break"])

@@ -22,7 +22,7 @@ from dinov2_hf.train.metrics import MeanMetrics
 
 from .context import ROOT, Context, rounded
 from .machine import device, on_cuda, peak_gb, reset_memory, synchronize, timed
-from .setups import build, case_config
+from .setups import Update, build, case_config
 
 _STEP_CASES = ("S64", "L64", "S128", "B64", "L32", "g24-checkpointed", "L64-checkpointed")
 _KINDS = {
@@ -45,18 +45,23 @@ def measure(context: Context, table: str, case: str, config: PretrainConfig, pea
     reset_memory()
     with context.case(table, case=case, batch=config.train.batch_size) as row:
         update = build(config)
-        started = time.perf_counter()
-        update()
-        synchronize()
-        row["first_s"] = rounded(time.perf_counter() - started)
-        row |= timed(update, context.size(8, 1), context.size(3, 0))
-        row["images_per_second"] = rounded(1e3 * config.train.batch_size / row["ms"], 4)
+        time_update(context, row, update)
         flops = plain_flops(update.model, update.batch)
         row["tflops"] = rounded(flops / row["ms"] / 1e9)
         for name, rate in (("share_of_peak", peak), ("share_of_nominal", nominal_peak())):
             if rate:
                 row[name] = rounded(1e3 * flops / row["ms"] / rate)
         row |= {"peak_gb": peak_gb(), "masked": len(update.batch.mask_indices)}
+
+
+def time_update(context: Context, row: dict, update: Update) -> None:
+    """Adds to a row the seconds of the first update, the time of later ones, and images per second."""
+    started = time.perf_counter()
+    update()
+    synchronize()
+    row["first_s"] = rounded(time.perf_counter() - started)
+    row |= timed(update, context.size(8, 1), context.size(3, 0))
+    row["images_per_second"] = rounded(1e3 * update.batch.num_images / row["ms"], 4)
 
 
 def nominal_peak() -> float | None:

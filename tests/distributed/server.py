@@ -61,7 +61,7 @@ def serve() -> None:
                 pid = os.fork()
                 if pid == 0:
                     train(job, rank, port)
-                with contextlib.suppress(OSError):  # the child does it, too: whoever comes first
+                with contextlib.suppress(OSError):  # the child does it too, and either may be first
                     os.setpgid(pid, pid)
                 codes[pid] = None
                 pids.append(pid)

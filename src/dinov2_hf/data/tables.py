@@ -176,10 +176,10 @@ def _tables_of(builder: DatasetBuilder, file: str) -> Iterator[pa.Table]:
     if builder.name == "csv":
         options = {name: getattr(builder.config, name) for name in ("header", "names", "encoding_errors")}
     files = [file if is_url(file) else glob.escape(file)]
-    alone = load_dataset_builder(builder.name, data_files=files, **options)
+    single = load_dataset_builder(builder.name, data_files=files, **options)
     if builder.name == "parquet":
-        alone.config.batch_size = _BATCH
-    return alone.as_streaming_dataset("train").with_format("arrow").iter(batch_size=1000)
+        single.config.batch_size = _BATCH
+    return single.as_streaming_dataset("train").with_format("arrow").iter(batch_size=1000)
 
 
 def _difference(first: str, schema: pa.Schema, second: str, other: pa.Schema) -> str | None:
