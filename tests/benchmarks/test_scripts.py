@@ -34,6 +34,7 @@ SCRIPTS = {
     "kill_runs": ("--kills 1", "runs that differ: none"),
     "listing": ("100", "| `datasets`, second start | 101 | "),
     "memory": ("--tiny", "| pruned last layer |"),
+    "seeded_runs": ("--only swiglu --updates 2 --threads 1 --output OUTPUT", " s, 0 failed: "),
     "step": ("--tiny --steps 1 --warmup 1 --profile", '"seconds_per_update": '),
 }
 """Arguments of the smallest run of each script, and a part of the last thing that it prints."""
