@@ -35,7 +35,7 @@ from dinov2_hf.data import PhotometricAugmentation, TrainingBatches
 from dinov2_hf.data.crops import MultiCrop, as_crop, draw_box, resample
 from dinov2_hf.data.decode import open_image
 from dinov2_hf.data.photometric import draw_view_parameters
-from dinov2_hf.data.sources import Sample
+from dinov2_hf.data.sources.training import Sample
 from dinov2_hf.train.accelerator import keep_freed_memory
 
 PHOTOGRAPHS = Path(__file__).parent.parent / "examples/data/clothing/train.parquet"

@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from dinov2_hf.curation.hashes import distance, perceptual_hash
 from dinov2_hf.curation.vectors import components
-from dinov2_hf.exchange import open_backbone
+from dinov2_hf.features import open_backbone
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "examples/data/clothing/train.parquet"
 

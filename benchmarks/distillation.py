@@ -22,7 +22,7 @@ from pathlib import Path
 
 from datasets import load_dataset
 
-import dinov2_hf.launch  # noqa: F401  for the examples, which are run in forks of this process
+import dinov2_hf.cli.launch  # noqa: F401  for the examples, which are run in forks of this process
 from dinov2_hf import cli
 
 ROOT = Path(__file__).parents[1]

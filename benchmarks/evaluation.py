@@ -25,13 +25,13 @@ from transformers.utils import logging
 
 from dinov2_hf import Dinov2Config, Dinov2Model
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.data import LabeledImages
+from dinov2_hf.data import EvalTransform, preprocessor_config
 from dinov2_hf.evaluation import weighted_knn
+from dinov2_hf.evaluation.datasets import LabeledImages
 from dinov2_hf.evaluation.linear import LinearHeads
-from dinov2_hf.exchange import open_backbone
-from dinov2_hf.features import EvalTransform, extract_features, preprocessor_config
-from dinov2_hf.hub.export import write_model
+from dinov2_hf.features import extract_features, open_backbone
 from dinov2_hf.train.accelerator import keep_freed_memory
+from dinov2_hf.weights.folder import write_model
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT / "examples" / "data" / "clothing"

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 
+from dinov2_hf.backbones import Dinov2Config
 from dinov2_hf.config import DistillConfig, load_config
-from dinov2_hf.models import Dinov2Config
-from dinov2_hf.ssl import PrototypeTeacher, SSLBatch
-from dinov2_hf.ssl.distillation import compare_all_patches
-from dinov2_hf.ssl.prototypes import build_centering, prototype_targets
-from dinov2_hf.ssl.students import build_backbone, build_heads
+from dinov2_hf.data import SSLBatch
+from dinov2_hf.objectives import PrototypeTeacher
+from dinov2_hf.objectives.base import build_backbone, build_heads
+from dinov2_hf.objectives.distillation import compare_all_patches
+from dinov2_hf.objectives.prototypes import build_centering, prototype_targets
 
 WAYS = {
     "float32, as the teacher of a pretraining run": (torch.float32, 1),

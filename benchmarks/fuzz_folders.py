@@ -20,7 +20,7 @@ import datasets
 
 from dinov2_hf.config import DataConfig, TrainingSourceConfig
 from dinov2_hf.data.decode import BrokenImage, open_image
-from dinov2_hf.data.sources import open_training_source
+from dinov2_hf.data.sources.training import open_training_source
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests/data"))
 from layouts import Layout, decodes, differences, walk  # noqa: E402
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first layout")
     args = parser.parse_args()
     handler = Lines()
-    logger = logging.getLogger("dinov2_hf.data.load")
+    logger = logging.getLogger("dinov2_hf.data.sources.load")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False

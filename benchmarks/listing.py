@@ -19,7 +19,7 @@ import datasets
 from datasets import load_dataset_builder
 
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.data.load import load
+from dinov2_hf.data.sources.load import load
 
 _FILES_OF_FOLDER = 100
 

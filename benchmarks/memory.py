@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from dinov2_hf.losses import Logits, ibot_loss, sinkhorn_knopp
-from dinov2_hf.models import Dinov2Config, Dinov2Model
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
+from dinov2_hf.objectives.terms import Logits, ibot_loss, sinkhorn_knopp
 from dinov2_hf.train.accelerator import keep_freed_memory
 
 TEMPERATURE, STUDENT_TEMPERATURE = 0.07, 0.1

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from dinov2_hf.config import PretrainConfig, load_config
-from dinov2_hf.ssl import DINOv2Pretraining, SSLBatch
+from dinov2_hf.data import SSLBatch
+from dinov2_hf.objectives import DINOv2Pretraining
 from dinov2_hf.train import TrainingStep, build_accelerator
 from dinov2_hf.train.accelerator import compute_dtype
 from dinov2_hf.train.schedules import StepValues

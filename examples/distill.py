@@ -6,8 +6,8 @@
 Everything after the options overrides a key of the config file: section.key=value.
 """
 
+from dinov2_hf.cli.launch import launch
 from dinov2_hf.config import DistillConfig
-from dinov2_hf.launch import launch
 from dinov2_hf.train import Distiller
 
 if __name__ == "__main__":

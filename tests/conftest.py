@@ -8,6 +8,7 @@ from dinov2_hf.config import load_config
 
 from .hub.fixtures import hub, hub_login, hub_process  # noqa: F401 - fixtures for every folder
 from .tiny import TINY, write_photographs
+from .tiny_backbone import tiny  # noqa: F401 - a fixture for every folder
 
 
 @pytest.fixture(autouse=True)

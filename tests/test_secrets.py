@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from dinov2_hf import launch
-from dinov2_hf.cli import main
+from dinov2_hf.cli import launch, main
 from dinov2_hf.config import (
     DistillConfig,
     PretrainConfig,

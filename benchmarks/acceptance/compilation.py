@@ -7,7 +7,7 @@ import time
 import torch
 from torch._dynamo.utils import counters
 
-from dinov2_hf.ssl import SSLBatch
+from dinov2_hf.data import SSLBatch
 
 from .context import Context, rounded
 from .machine import reset_memory, synchronize

@@ -10,13 +10,20 @@ from accelerate import Accelerator
 from PIL import Image
 from transformers import pipeline
 
-from dinov2_hf.data import PhotometricAugmentation, TrainingBatches, build_loader, open_training_source
-from dinov2_hf.exchange import open_backbone
-from dinov2_hf.features import EvalTransform, extract_features, preprocessor_config
-from dinov2_hf.hub.export import write_model
-from dinov2_hf.models import Dinov2Config, Dinov2Model
-from dinov2_hf.train import Pretrainer, read_metrics
-from dinov2_hf.train.checkpoint import save_checkpoint
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
+from dinov2_hf.data import (
+    EvalTransform,
+    PhotometricAugmentation,
+    TrainingBatches,
+    build_loader,
+    open_training_source,
+    preprocessor_config,
+)
+from dinov2_hf.features import extract_features, open_backbone
+from dinov2_hf.runs import read_metrics
+from dinov2_hf.runs.checkpoint import save_checkpoint
+from dinov2_hf.train import Pretrainer
+from dinov2_hf.weights.folder import write_model
 
 from .context import Context, rounded
 from .machine import device, num_cores, on_cuda, reset_memory, synchronize, timed

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dinov2_hf.losses import Logits, assignments, cross_entropy, dino_loss, ibot_loss, sinkhorn_knopp
-from dinov2_hf.ssl import SSLBatch
-from dinov2_hf.ssl.students import build_backbone
+from dinov2_hf.data import SSLBatch
+from dinov2_hf.objectives.base import build_backbone
+from dinov2_hf.objectives.terms import Logits, assignments, cross_entropy, dino_loss, ibot_loss, sinkhorn_knopp
 
 from .context import Context, rounded
 from .machine import device, on_cuda, peak_gb, reset_memory, timed

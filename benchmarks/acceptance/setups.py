@@ -15,7 +15,8 @@ from PIL import Image
 from step import VALUES, make_batch
 
 from dinov2_hf.config import PretrainConfig, load_config
-from dinov2_hf.ssl import DINOv2Pretraining, SSLBatch
+from dinov2_hf.data import SSLBatch
+from dinov2_hf.objectives import DINOv2Pretraining
 from dinov2_hf.train import TrainingStep, build_accelerator
 
 from .context import Context

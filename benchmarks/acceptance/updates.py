@@ -14,11 +14,10 @@ from cuda_cost.cards import CARDS
 from step import VALUES, matrix_peak, plain_flops
 
 from dinov2_hf.config import PretrainConfig
-from dinov2_hf.data import PhotometricAugmentation
+from dinov2_hf.data import PhotometricAugmentation, SSLBatch
 from dinov2_hf.data.photometric import draw_view_parameters
-from dinov2_hf.ssl import SSLBatch
-from dinov2_hf.ssl.diagnostics import rankme
-from dinov2_hf.train.metrics import MeanMetrics
+from dinov2_hf.objectives.diagnostics import rankme
+from dinov2_hf.runs.metrics import MeanMetrics
 
 from .context import ROOT, Context, rounded
 from .machine import device, on_cuda, peak_gb, reset_memory, synchronize, timed

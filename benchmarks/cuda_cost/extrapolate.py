@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from omegaconf import OmegaConf
 
+from dinov2_hf.backbones import PRESETS
 from dinov2_hf.config import DistillConfig, PretrainConfig, load_config
-from dinov2_hf.models import PRESETS
 
 from .cards import HOST_SECONDS_A_KERNEL, HOST_SECONDS_AN_OPERATION, Card
 from .ledger import Cost

@@ -11,23 +11,16 @@ import torch
 from step import VALUES, draw_masks, plain_flops
 from torch import nn
 
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
 from dinov2_hf.config import ColorsConfig, DistillConfig, PretrainConfig
-from dinov2_hf.data import PhotometricAugmentation
+from dinov2_hf.data import PhotometricAugmentation, SSLBatch
 from dinov2_hf.data.photometric import draw_view_parameters
-from dinov2_hf.models import Dinov2Config, Dinov2Model, VisionTransformer
-from dinov2_hf.ssl import (
-    DINOv2Pretraining,
-    Distillation,
-    FeatureTeacher,
-    PrototypeTeacher,
-    SSLBatch,
-    Students,
-)
-from dinov2_hf.ssl.students import build_heads
+from dinov2_hf.objectives import DINOv2Pretraining, Distillation, FeatureTeacher, PrototypeTeacher, Students
+from dinov2_hf.objectives.base import build_heads
+from dinov2_hf.runs.metrics import MeanMetrics
 from dinov2_hf.train import TrainingStep
 from dinov2_hf.train.accelerator import compute_dtype
 from dinov2_hf.train.distill import read_feature_teacher, read_prototype_teacher
-from dinov2_hf.train.metrics import MeanMetrics
 
 from .cards import Card
 from .device import build_accelerator, fake_cuda

@@ -1,6 +1,6 @@
 """Train, distil and evaluate DINOv2 vision transformers in the Hugging Face ecosystem."""
 
-from .models import Dinov2Backbone, Dinov2Config, Dinov2ForImageClassification, Dinov2Model
+from .backbones import Dinov2Backbone, Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 
 __version__ = "0.5.0"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dinov2_hf.features import EvalTransform, preprocessor_config
-from dinov2_hf.hub.export import write_model
-from dinov2_hf.models import Dinov2Config, Dinov2Model
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
+from dinov2_hf.data import EvalTransform, preprocessor_config
+from dinov2_hf.weights.folder import write_model
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240
@@ -48,8 +48,8 @@ def serve() -> None:
     import torch._dynamo  # noqa: F401  all that the scripts would import later
     import torch.utils.tensorboard  # noqa: F401
 
+    import dinov2_hf.cli.launch  # noqa: F401
     import dinov2_hf.curation.vectors  # noqa: F401
-    import dinov2_hf.launch  # noqa: F401
 
     for line in sys.stdin:
         job = json.loads(line)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.cli import main
 from dinov2_hf.config import PretrainConfig
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import PROTOCOLS
-from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import RunFacts, export_folder
-from dinov2_hf.models import Dinov2Config, Dinov2Model
+from dinov2_hf.runs import RunFacts
+from dinov2_hf.weights import export_folder
 
 CONFIG = Dinov2Config(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32, layerscale_value=1.0

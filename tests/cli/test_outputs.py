@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_hf import launch
-from dinov2_hf.cli import main
+from dinov2_hf.cli import launch, main
 from dinov2_hf.config import DistillConfig, PretrainConfig
 from dinov2_hf.train import Distiller, Pretrainer
 
@@ -158,7 +157,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_command_changes_what_it_did_not_make(case, folder, capsys, monkeypatch):
-    monkeypatch.setattr("dinov2_hf.exchange.backbone._is_other", lambda path: pytest.fail("a model was read before"))
+    monkeypatch.setattr("dinov2_hf.features.open._is_other", lambda path: pytest.fail("a model was read before"))
     command, arguments = CASES[case]
     before = state(folder)
     monkeypatch.setattr(sys, "argv", sys.argv)

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
 from dinov2_hf.config import PretrainConfig, load_config
-from dinov2_hf.data import load_image
+from dinov2_hf.data import EvalTransform, evaluation_transform, load_image, preprocessor_config
 from dinov2_hf.data.decode import BrokenImage, Decoding, open_image
 from dinov2_hf.data.stats import describe, measure_source
-from dinov2_hf.features import Backbone, EvalTransform, evaluation_transform, preprocessor_config
-from dinov2_hf.models import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.features import Backbone
 
 RAMP = np.linspace(0, 4095, 40 * 60).reshape(40, 60).astype(np.uint16)
 SIZES = ["crops.global_size=28", "crops.local_size=14", "crops.num_local=1"]

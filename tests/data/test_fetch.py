@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dinov2_hf.config import DataConfig, SourceConfig, TrainingSourceConfig
-from dinov2_hf.data import LabeledImages
 from dinov2_hf.data.decode import BrokenImage, open_image
 from dinov2_hf.data.fetch import Missing, read_bytes
-from dinov2_hf.data.sources import open_training_source
+from dinov2_hf.data.sources.training import open_training_source
+from dinov2_hf.evaluation.datasets import LabeledImages
 from dinov2_hf.visualize.sources import ImageRows
 
 PATHS = {

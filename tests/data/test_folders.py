@@ -12,11 +12,11 @@ from datasets import Dataset, load_dataset
 from PIL import Image
 
 from dinov2_hf.config import DataConfig, SourceConfig, TrainingSourceConfig
-from dinov2_hf.data import LabeledImages
-from dinov2_hf.data.columns import open_images
 from dinov2_hf.data.decode import open_image
-from dinov2_hf.data.load import load
-from dinov2_hf.data.sources import open_training_source
+from dinov2_hf.data.sources.columns import open_images
+from dinov2_hf.data.sources.load import load
+from dinov2_hf.data.sources.training import open_training_source
+from dinov2_hf.evaluation.datasets import LabeledImages
 
 from .layouts import Layout, decodes, differences, walk
 
@@ -32,7 +32,7 @@ def log(caplog):
 @pytest.fixture
 def line(log):
     """The last line of the log about a source."""
-    return lambda: [record.getMessage() for record in log.records if record.name == "dinov2_hf.data.load"][-1]
+    return lambda: [record.getMessage() for record in log.records if record.name == "dinov2_hf.data.sources.load"][-1]
 
 
 def make(root, *names, **others):

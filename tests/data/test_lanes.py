@@ -7,10 +7,10 @@ import pytest
 from datasets import Features, Image, IterableDataset, concatenate_datasets
 
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.data.columns import ImageColumn, open_images
-from dinov2_hf.data.lanes import RUN, Lane, advise, automatic_lanes, locate, readers_of_a_lane
-from dinov2_hf.data.shards import Shards
-from dinov2_hf.data.sources import StreamSource
+from dinov2_hf.data.sources.columns import ImageColumn, open_images
+from dinov2_hf.data.sources.lanes import RUN, Lane, advise, automatic_lanes, locate, readers_of_a_lane
+from dinov2_hf.data.sources.shards import Shards
+from dinov2_hf.data.sources.training import StreamSource
 
 BUFFER = 8
 

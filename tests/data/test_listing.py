@@ -10,10 +10,10 @@ import datasets
 import pytest
 
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.data import folders
-from dinov2_hf.data.columns import open_images
-from dinov2_hf.data.listing import Pattern
-from dinov2_hf.data.load import load
+from dinov2_hf.data.sources import folders
+from dinov2_hf.data.sources.columns import open_images
+from dinov2_hf.data.sources.listing import Pattern
+from dinov2_hf.data.sources.load import load
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 from datasets import Dataset, Features, Image
 
 from dinov2_hf.config import DataConfig, SourceConfig, TrainingSourceConfig
-from dinov2_hf.data.columns import find_images
-from dinov2_hf.data.load import Loaded
-from dinov2_hf.data.sources import MapSource, open_training_source
+from dinov2_hf.data.sources.columns import find_images
+from dinov2_hf.data.sources.load import Loaded
+from dinov2_hf.data.sources.training import MapSource, open_training_source
 
 both = pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
 

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image
 
 from dinov2_hf.config import load_config
 from dinov2_hf.data.loader import TrainingBatches, build_loader
-from dinov2_hf.data.sources import open_training_source
+from dinov2_hf.data.sources.training import open_training_source
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 NUM_COLORED, LEVEL = 21, 12

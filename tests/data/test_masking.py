@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from dinov2_hf.data.batch import SSLBatch
 from dinov2_hf.data.masking import draw_batch_masks, draw_block_mask
-from dinov2_hf.ssl.batch import SSLBatch
 
 GRIDS = [(16, 16), (7, 7), (4, 4), (6, 14), (14, 6), (2, 9), (3, 2), (1, 8), (8, 1), (1, 2), (1, 1)]
 

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dinov2_hf.data.permutation import Permutation
+from dinov2_hf.data.sources.permutation import Permutation
 
 
 def surprise(counts, expected):

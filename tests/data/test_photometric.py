@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dinov2_hf.config import ColorsConfig
+from dinov2_hf.data.batch import SSLBatch
 from dinov2_hf.data.photometric import (
     Parameter,
     PhotometricAugmentation,
@@ -14,10 +15,7 @@ from dinov2_hf.data.photometric import (
     draw_view_parameters,
     normalize,
 )
-from dinov2_hf.data.photometric import (
-    apply_parameters as apply_and_normalize,
-)
-from dinov2_hf.ssl.batch import SSLBatch
+from dinov2_hf.data.photometric import apply_parameters as apply_and_normalize
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.data.load import load
+from dinov2_hf.data.sources.load import load
 
 ANSWERS = {
     "absent": (404, {"X-Error-Code": "RepoNotFound"}),

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dinov2_hf.config import DataConfig, SourceConfig, TrainingSourceConfig
-from dinov2_hf.data.columns import open_images
-from dinov2_hf.data.shards import LOST, Shards
-from dinov2_hf.data.sources import open_training_source
+from dinov2_hf.data.sources.columns import open_images
+from dinov2_hf.data.sources.shards import LOST, Shards
+from dinov2_hf.data.sources.training import open_training_source
 
 PER_SHARD, NUM_SHARDS = 5, 4
 ALL = range(PER_SHARD * NUM_SHARDS)

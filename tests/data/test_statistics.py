@@ -13,7 +13,7 @@ from dinov2_hf.config import load_config
 from dinov2_hf.data.crops import draw_box
 from dinov2_hf.data.loader import TrainingBatches
 from dinov2_hf.data.masking import draw_batch_masks, draw_block_mask
-from dinov2_hf.data.sources import Sample
+from dinov2_hf.data.sources.training import Sample
 
 SIGMAS = 4
 LOCAL, GLOBAL = (0.05, 0.32), (0.32, 1.0)

@@ -11,9 +11,9 @@ import pytest
 from datasets import Dataset, Features, Video
 
 from dinov2_hf.config import DataConfig, SourceConfig, TrainingSourceConfig
-from dinov2_hf.data import LabeledImages
-from dinov2_hf.data.columns import open_images
-from dinov2_hf.data.sources import open_training_source
+from dinov2_hf.data.sources.columns import open_images
+from dinov2_hf.data.sources.training import open_training_source
+from dinov2_hf.evaluation.datasets import LabeledImages
 
 both = pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
 

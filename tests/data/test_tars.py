@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from dinov2_hf.config import DataConfig, SourceConfig, TrainingSourceConfig
-from dinov2_hf.data import LabeledImages
-from dinov2_hf.data.columns import open_images
 from dinov2_hf.data.decode import BrokenImage, open_image
-from dinov2_hf.data.dense import LabelMaps
-from dinov2_hf.data.sources import open_training_source
+from dinov2_hf.data.sources.columns import open_images
+from dinov2_hf.data.sources.training import open_training_source
+from dinov2_hf.evaluation.datasets import LabeledImages
+from dinov2_hf.evaluation.datasets.dense import LabelMaps
 
 both = pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
 

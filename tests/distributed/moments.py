@@ -20,8 +20,8 @@ MOMENTS = {
     "prune": "dinov2_hf.train.loop:prune_checkpoints",
     "evaluation": "dinov2_hf.train.loop:Pretrainer._evaluate",
     "push": "dinov2_hf.hub.publish:push_folder",
-    "export": "dinov2_hf.launch:export_folder",
-    "the end": "dinov2_hf.launch:_leave",
+    "export": "dinov2_hf.cli.launch:export_folder",
+    "the end": "dinov2_hf.cli.launch:_leave",
 }
 """By name, the function whose entry it is."""
 

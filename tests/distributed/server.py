@@ -25,11 +25,11 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-import dinov2_hf.launch
+import dinov2_hf.cli.launch
+from dinov2_hf.cli.launch import launch
 from dinov2_hf.config import DistillConfig, PretrainConfig, load_config
-from dinov2_hf.launch import launch
+from dinov2_hf.runs.checkpoint import find_checkpoints, step_of
 from dinov2_hf.train import Distiller, Pretrainer, build_accelerator
-from dinov2_hf.train.checkpoint import find_checkpoints, step_of
 
 from .moments import mark_moments
 
@@ -110,7 +110,9 @@ def train(job: dict, rank: int, port: int) -> None:
 
 def run_example(job: dict, rank: int) -> None:
     """`examples/pretrain.py` or `distill.py`, from the arguments to the exit status; draws no pictures."""
-    dinov2_hf.launch.plot_metrics = dinov2_hf.launch.plot_patch_pca = lambda *_: Path("not drawn")  # half of the time
+    dinov2_hf.cli.launch.plot_metrics = dinov2_hf.cli.launch.plot_patch_pca = lambda *_: Path(
+        "not drawn"
+    )  # half of the time
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[rank:][:1] or [0])  # one thread, the same on every machine
     counts = mark_moments(job["signals"], rank)
     sys.argv = [f"{job['example']}.py", *job["overrides"]]

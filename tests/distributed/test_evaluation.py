@@ -72,8 +72,8 @@ def figures(results: Path) -> dict[str, dict[str, tuple]]:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, image_folder, launch):
     """Figures of one process and of two, by the name of the protocol."""
-    from dinov2_hf.features import EvalTransform, preprocessor_config
-    from dinov2_hf.models import Dinov2Config, Dinov2Model
+    from dinov2_hf.backbones import Dinov2Config, Dinov2Model
+    from dinov2_hf.data import EvalTransform, preprocessor_config
 
     from ..evaluation.composed import composed
 

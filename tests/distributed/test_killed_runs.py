@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dinov2_hf.train.checkpoint import read_model_tensors
-from dinov2_hf.train.integrity import damage_of
-from dinov2_hf.train.provenance import Provenance, digest_of
+from dinov2_hf.runs.checkpoint import read_model_tensors
+from dinov2_hf.runs.integrity import damage_of
+from dinov2_hf.runs.provenance import Provenance, digest_of
 
 from .server import (
     ROOT,

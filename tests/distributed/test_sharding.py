@@ -20,7 +20,7 @@ CONFIGS = {
 
 def make_batch(config, number, rank, world_size):
     """This rank's images of the global batch `number`."""
-    from dinov2_hf.ssl import SSLBatch
+    from dinov2_hf.data import SSLBatch
 
     generator = torch.Generator().manual_seed(number)
     crops = config.crops
@@ -44,7 +44,7 @@ def whole(tensor):
 def worker(folder: str) -> None:
     """Trains a few steps; the main process saves what the test compares."""
     from dinov2_hf.config import DistillConfig, load_saved_config
-    from dinov2_hf.ssl import DINOv2Pretraining, Distillation, PrototypeTeacher
+    from dinov2_hf.objectives import DINOv2Pretraining, Distillation, PrototypeTeacher
     from dinov2_hf.train import build_accelerator
     from dinov2_hf.train.schedules import build_schedules, values_at
     from dinov2_hf.train.step import TrainingStep

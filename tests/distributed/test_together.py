@@ -7,7 +7,7 @@ from pathlib import Path
 def worker(folder: str) -> None:
     import torch.distributed as dist
 
-    from dinov2_hf.train.together import on_all, on_main
+    from dinov2_hf.runs.together import on_all, on_main
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()

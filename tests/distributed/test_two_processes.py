@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from dinov2_hf.losses import SoftmaxCentering, sinkhorn_knopp
+from dinov2_hf.objectives.terms import SoftmaxCentering, sinkhorn_knopp
 
 
 def share_of_rank(tensor: torch.Tensor, rank: int) -> torch.Tensor:

@@ -10,8 +10,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List
 from PIL import Image as Pillow
 
 from dinov2_hf.config import SourceConfig
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import Evaluation
-from dinov2_hf.features import Backbone, EvalTransform
+from dinov2_hf.features import Backbone
 
 COLORS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
 

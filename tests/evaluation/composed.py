@@ -15,9 +15,10 @@ from datasets import Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
 from torch import nn
 
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import Evaluation
-from dinov2_hf.features import Backbone, EvalTransform
-from dinov2_hf.models import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.features import Backbone
 
 CLOTHING = Path(__file__).parents[2] / "examples/data/clothing"
 CLASSES = ["background", "circle", "square", "triangle"]

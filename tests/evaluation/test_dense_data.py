@@ -12,7 +12,7 @@ from torch import nn
 
 from dinov2_hf.config import SourceConfig
 from dinov2_hf.config.evaluations import SegmentationProtocol
-from dinov2_hf.data.dense import DepthMaps, LabelMaps, common_grid
+from dinov2_hf.evaluation.datasets.dense import DepthMaps, LabelMaps, common_grid
 from dinov2_hf.evaluation.dense_training import CropRecipe, RandomMapCrops, map_updates, turned, warmed_up
 
 from .composed import MEAN, colour_backbone, compose, composed, dense_evaluation, pixels_of, png

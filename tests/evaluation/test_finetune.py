@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTModel
 
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
 from dinov2_hf.config.evaluations import FinetuneProtocol
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import evaluate_finetune, finetune
 from dinov2_hf.evaluation.classifier import Classifier
 from dinov2_hf.evaluation.finetune import CHECKPOINT_FILE, learning_rate
-from dinov2_hf.features import Backbone, EvalTransform
-from dinov2_hf.models import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.features import Backbone
 
 from .coloured import COLORS, evaluation_of, images_of, saved
 

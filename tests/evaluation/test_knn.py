@@ -11,9 +11,10 @@ from PIL import Image as Pillow
 
 from dinov2_hf.config import SourceConfig
 from dinov2_hf.config.evaluations import KnnProtocol
-from dinov2_hf.data import LabeledImages
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import Evaluation, evaluate_knn, run_protocol, weighted_knn
-from dinov2_hf.features import Backbone, EvalTransform
+from dinov2_hf.evaluation.datasets import LabeledImages
+from dinov2_hf.features import Backbone
 
 REFERENCES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0], [-2.0, 0.0]])  # cosines to (1, 0): 1, 0, 0.6, -1
 LABELS = torch.tensor([0, 1, 1, 2])

@@ -9,10 +9,10 @@ from torch import nn
 
 from dinov2_hf.config import SourceConfig
 from dinov2_hf.config.evaluations import LinearProtocol
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import evaluate_linear
 from dinov2_hf.evaluation.augmented import Draws, RandomCrops, augmented_updates
 from dinov2_hf.evaluation.linear import Inputs, LinearHeads
-from dinov2_hf.features import EvalTransform
 
 from .coloured import COLORS, evaluation_of, images_of, saved
 

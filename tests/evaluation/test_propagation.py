@@ -15,10 +15,12 @@ from datasets import Dataset, Features, Image, List
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
 from dinov2_hf.config import SourceConfig, load_config
 from dinov2_hf.config.evaluations import PropagationProtocol
-from dinov2_hf.data.video import MaskedVideos
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation.base import Evaluation
+from dinov2_hf.evaluation.datasets.video import MaskedVideos
 from dinov2_hf.evaluation.metrics.video import (
     BoundaryAccuracy,
     RegionSimilarity,
@@ -29,8 +31,7 @@ from dinov2_hf.evaluation.metrics.video import (
 )
 from dinov2_hf.evaluation.overlays import palette, save_contact_sheet, tint
 from dinov2_hf.evaluation.propagation import Propagation, _plan, decide, evaluate_propagation, propagate, soft_masks
-from dinov2_hf.features import Backbone, EvalTransform
-from dinov2_hf.models import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.features import Backbone
 
 # --- J and F ---------------------------------------------------------------------------------------------------------
 
@@ -573,8 +574,9 @@ from accelerate import Accelerator
 from dinov2_hf.config import SourceConfig
 from dinov2_hf.config.evaluations import PropagationProtocol
 from dinov2_hf.evaluation import Evaluation, evaluate_propagation
-from dinov2_hf.features import Backbone, EvalTransform
-from dinov2_hf.models import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.data import EvalTransform
+from dinov2_hf.features import Backbone
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
 
 torch.manual_seed(0)
 config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=64)

@@ -10,10 +10,11 @@ from PIL import Image as Pillow
 from dinov2_hf.config import SourceConfig, load_config
 from dinov2_hf.config.evaluations import RobustnessProtocol
 from dinov2_hf.config.evaluations.robustness import CORRUPTIONS
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import evaluate_robustness
 from dinov2_hf.evaluation.corruptions import corrupt
 from dinov2_hf.evaluation.robustness import CorruptedTransform
-from dinov2_hf.features import Backbone, EvalTransform
+from dinov2_hf.features import Backbone
 
 from .coloured import COLORS, evaluation_of, images_of, mean_color, saved
 

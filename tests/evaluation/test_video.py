@@ -9,12 +9,13 @@ from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List
 from PIL import Image as Pillow
 
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
 from dinov2_hf.config import SourceConfig, load_config
 from dinov2_hf.config.evaluations import VideoProtocol
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation.base import Evaluation
 from dinov2_hf.evaluation.video import _features, _open, evaluate_video, pool_frames
-from dinov2_hf.features import Backbone, EvalTransform
-from dinov2_hf.models import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.features import Backbone
 
 # --- frames to clips -------------------------------------------------------------------------------------------------
 

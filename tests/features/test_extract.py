@@ -8,12 +8,13 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.data import LabeledImages
-from dinov2_hf.features import Backbone, EvalTransform, extract_features
+from dinov2_hf.data import EvalTransform
+from dinov2_hf.evaluation.datasets import LabeledImages
+from dinov2_hf.features import Backbone, extract_features
 from dinov2_hf.features.backbone import fingerprint_of
 from dinov2_hf.features.extract import _measure as measure
-from dinov2_hf.models import Dinov2Config, Dinov2Model, VisionTransformer
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

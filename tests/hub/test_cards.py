@@ -10,9 +10,10 @@ from huggingface_hub import EvalResult, ModelCard
 
 from dinov2_hf import Dinov2Config, Dinov2Model
 from dinov2_hf.config import DistillConfig, dotted_keys, load_config, value_at
-from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import RunFacts, model_card
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.hub.contents import read_contents
+from dinov2_hf.runs import RunFacts
+from dinov2_hf.weights import model_card
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "model_cards"

@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dinov2_hf import Dinov2Model
-from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import RunFacts, export_folder
+from dinov2_hf.data import EvalTransform
+from dinov2_hf.runs import RunFacts
 from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
+from dinov2_hf.weights import export_folder
 
 PUSH = "import sys; from dinov2_hf.cli import main; main(['push', *sys.argv[1:]])"
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dinov2_hf.models.convert import from_original, model_from_original, to_original
+from dinov2_hf.weights import from_original, model_from_original, to_original
 
 DATA = Path(__file__).parent / "data"
 close = dict(atol=1e-5, rtol=1e-4)

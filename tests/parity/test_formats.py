@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from dinov2_hf.exchange import export_source, open_source
+from dinov2_hf.weights import export_source, open_source
 
-from ..models.timm_twin import timm_forward
+from ..weights.timm_twin import timm_forward
 
 DATA = Path(__file__).parent / "data"
 SUFFIX = {"hf": "", "original": ".pth", "timm": ".safetensors", "onnx": ".onnx"}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dinov2_hf.losses import Assignments, SoftmaxCentering, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
-from dinov2_hf.models import DINOHead
-from dinov2_hf.ssl import SSLBatch
+from dinov2_hf.data import SSLBatch
+from dinov2_hf.objectives import DINOHead
+from dinov2_hf.objectives.terms import Assignments, SoftmaxCentering, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 
 GOLDEN = load_file(Path(__file__).parent / "data" / "losses.safetensors")
 close = dict(atol=1e-5, rtol=1e-4)

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from dinov2_hf.config import CropsConfig, DinoConfig, IbotConfig, ModelConfig, PretrainConfig
-from dinov2_hf.models.convert import from_original
-from dinov2_hf.ssl import DINOv2Pretraining, SSLBatch
+from dinov2_hf.data import SSLBatch
+from dinov2_hf.objectives import DINOv2Pretraining
 from dinov2_hf.train.param_groups import apply_schedule, build_param_groups, multipliers_of
 from dinov2_hf.train.schedules import StepValues
+from dinov2_hf.weights import from_original
 
 DATA = Path(__file__).parent / "data"
 TENSORS = load_file(DATA / "pretrain_separate_heads_sinkhorn.safetensors")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from dinov2_hf.runs.checkpoint import find_checkpoints
 from dinov2_hf.train import Pretrainer
-from dinov2_hf.train.checkpoint import find_checkpoints
 
 OF_0_5 = ("step", "global_batch_size", "head_warmup_steps", "counters", "scaler")
 """What run.json of dinov2_hf 0.5 has."""

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from dinov2_hf.models import DINOHead
+from dinov2_hf.objectives import DINOHead
 from dinov2_hf.train.accelerator import wrap_what_is_there
 
 PAGE_FAULTS = """

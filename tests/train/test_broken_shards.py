@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dinov2_hf.data.loader import TrainingBatches, build_loader
-from dinov2_hf.data.sources import open_training_source
+from dinov2_hf.data.sources.training import open_training_source
+from dinov2_hf.runs.metrics import read_metrics
 from dinov2_hf.train import build_accelerator
 from dinov2_hf.train.broken import BrokenLog
-from dinov2_hf.train.metrics import read_metrics
 
 from .running import train
 

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import RunFacts, export_folder
+from dinov2_hf.data import EvalTransform
+from dinov2_hf.runs import RunFacts
 from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.weights import export_folder
 
 
 def write_arrays(folder, channels):

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from dinov2_hf.ssl import DINOv2Pretraining
+from dinov2_hf.objectives import DINOv2Pretraining
 from dinov2_hf.train import Pretrainer, build_accelerator
 
 

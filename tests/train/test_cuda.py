@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from dinov2_hf.backbones import VisionTransformer
 from dinov2_hf.config import DistillConfig, PretrainConfig, load_config, save_config
-from dinov2_hf.models import VisionTransformer
-from dinov2_hf.ssl import DINOv2Pretraining, Distillation, FeatureTeacher, PrototypeTeacher, SSLBatch
-from dinov2_hf.ssl.students import build_backbone, build_heads
+from dinov2_hf.data import SSLBatch
+from dinov2_hf.objectives import DINOv2Pretraining, Distillation, FeatureTeacher, PrototypeTeacher
+from dinov2_hf.objectives.base import build_backbone, build_heads
 from dinov2_hf.train import TrainingStep, build_accelerator
 from dinov2_hf.train.schedules import StepValues
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_hf.train import read_metrics
+from dinov2_hf.runs import read_metrics
 
 from .running import train
 

@@ -9,15 +9,14 @@ from transformers import Dinov2Model as StockModel
 
 from dinov2_hf import Dinov2Config
 from dinov2_hf.config import DistillConfig, load_config, load_saved_config
-from dinov2_hf.exchange import export_source
-from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import RunFacts, export_folder
-from dinov2_hf.ssl import SSLBatch
-from dinov2_hf.ssl.distillation import compare_all_patches
+from dinov2_hf.data import EvalTransform, SSLBatch
+from dinov2_hf.objectives.distillation import compare_all_patches
+from dinov2_hf.runs import RunFacts
+from dinov2_hf.runs.checkpoint import find_checkpoints, read_model_tensors
+from dinov2_hf.runs.metrics import read_metrics
 from dinov2_hf.train import Distiller, Pretrainer, build_accelerator
-from dinov2_hf.train.checkpoint import find_checkpoints, read_model_tensors
 from dinov2_hf.train.distill import read_feature_teacher, read_prototype_teacher
-from dinov2_hf.train.metrics import read_metrics
+from dinov2_hf.weights import export_folder, export_source
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from dinov2_hf.cli import main
+from dinov2_hf.cli.launch import running_evaluations
 from dinov2_hf.config import load_config
-from dinov2_hf.launch import running_evaluations
-from dinov2_hf.train import build_accelerator, read_metrics
+from dinov2_hf.runs import read_metrics
+from dinov2_hf.train import build_accelerator
 
 from .running import train
 

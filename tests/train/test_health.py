@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dinov2_hf.data import TrainingBatches
-from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator, read_metrics
+from dinov2_hf.runs import read_metrics
+from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
 from dinov2_hf.train.health import CollapseWatch
 from dinov2_hf.train.schedules import values_at
 

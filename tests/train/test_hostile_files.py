@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from dinov2_hf import Dinov2Model
 from dinov2_hf.cli import main
-from dinov2_hf.train.checkpoint import find_checkpoints
+from dinov2_hf.runs.checkpoint import find_checkpoints
 
 from .damages import Springs, hostile_pickle, sign
 

@@ -13,11 +13,10 @@ from transformers import Dinov2ForImageClassification as StockForImageClassifica
 from transformers import Dinov2Model as StockModel
 from transformers import Dinov2WithRegistersForImageClassification as StockWithRegistersForImageClassification
 
-from dinov2_hf.features import EvalTransform
-from dinov2_hf.hub import RunFacts, export_folder
-from dinov2_hf.models import model_from_original
-from dinov2_hf.models.convert import to_original
-from dinov2_hf.train import Pretrainer, build_accelerator, read_metrics
+from dinov2_hf.data import EvalTransform
+from dinov2_hf.runs import RunFacts, read_metrics
+from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.weights import export_folder, model_from_original, to_original
 
 from .running import train as trained
 

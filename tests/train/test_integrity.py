@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from dinov2_hf.cli import main
+from dinov2_hf.runs.checkpoint import find_checkpoints, read_model_tensors
+from dinov2_hf.runs.integrity import choose_checkpoint, damage_of, prune_checkpoints, set_aside
+from dinov2_hf.runs.provenance import Provenance, digest_of
 from dinov2_hf.train import Pretrainer, build_accelerator
-from dinov2_hf.train.checkpoint import find_checkpoints, read_model_tensors
-from dinov2_hf.train.initialize import read_source
-from dinov2_hf.train.integrity import choose_checkpoint, damage_of, prune_checkpoints, set_aside
-from dinov2_hf.train.provenance import Provenance, digest_of
+from dinov2_hf.weights.run import read_source
 
 from .damages import as_of_0_5, flip, sign
 from .running import train

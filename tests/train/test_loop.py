@@ -10,11 +10,11 @@ import torch
 from datasets import load_dataset
 
 from dinov2_hf.config import load_config
+from dinov2_hf.runs.checkpoint import find_checkpoints
+from dinov2_hf.runs.integrity import prune_checkpoints
+from dinov2_hf.runs.manifest import write_manifest
+from dinov2_hf.runs.metrics import plot_metrics, read_metrics
 from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
-from dinov2_hf.train.checkpoint import find_checkpoints
-from dinov2_hf.train.integrity import prune_checkpoints
-from dinov2_hf.train.manifest import write_manifest
-from dinov2_hf.train.metrics import plot_metrics, read_metrics
 
 from .running import train
 
@@ -174,7 +174,7 @@ def test_kill_while_a_checkpoint_is_written_anew_leaves_a_whole_one(tiny_config,
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dinov2_hf.train.checkpoint.shutil.rmtree", remove_half)
+        patch.setattr("dinov2_hf.runs.checkpoint.shutil.rmtree", remove_half)
         train(config, resume=str(folder / "step-00000001"))
     trainer = Pretrainer(config, build_accelerator(config.train))
     assert trainer.step == 2

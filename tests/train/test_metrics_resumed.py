@@ -9,13 +9,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dinov2_hf.data import Broken
-from dinov2_hf.ssl import SSLBatch
-from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator, read_metrics
+from dinov2_hf.data import Broken, SSLBatch
+from dinov2_hf.runs import read_metrics
+from dinov2_hf.runs.checkpoint import find_checkpoints
+from dinov2_hf.runs.metrics import MeanMetrics
+from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
 from dinov2_hf.train.broken import BrokenLog
-from dinov2_hf.train.checkpoint import find_checkpoints
 from dinov2_hf.train.health import CollapseWatch
-from dinov2_hf.train.metrics import MeanMetrics
 
 UPDATES = 6
 CADENCE = ["train.log_every=4", "train.checkpoint_epochs=1.5", "hub.push_every=1"]

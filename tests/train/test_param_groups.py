@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dinov2_hf.ssl import DINOv2Pretraining
+from dinov2_hf.objectives import DINOv2Pretraining
 from dinov2_hf.train.param_groups import apply_schedule, build_param_groups
 from dinov2_hf.train.schedules import StepValues
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
+from dinov2_hf.runs.checkpoint import read_model_tensors
+from dinov2_hf.runs.reader import CheckpointPlanner, CheckpointReader
 from dinov2_hf.train import Pretrainer, build_accelerator
-from dinov2_hf.train.checkpoint import read_model_tensors
-from dinov2_hf.train.initialize import read_source
-from dinov2_hf.train.reader import CheckpointPlanner, CheckpointReader
+from dinov2_hf.weights.run import read_source
 
 from .damages import sign
 

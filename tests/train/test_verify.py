@@ -11,8 +11,8 @@ from accelerate.state import AcceleratorState
 
 from dinov2_hf.cli import main
 from dinov2_hf.config import DistillConfig, load_config
+from dinov2_hf.runs.provenance import Provenance
 from dinov2_hf.train import Distiller
-from dinov2_hf.train.provenance import Provenance
 
 from .damages import flip, sign
 from .running import train

@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dinov2_hf.features import Backbone, EvalTransform
-from dinov2_hf.models import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.data import EvalTransform
+from dinov2_hf.features import Backbone
 
 CLOTHING = Path(__file__).parents[2] / "examples" / "data" / "clothing"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

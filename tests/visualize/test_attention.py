@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2_hf.features import Backbone, EvalTransform
-from dinov2_hf.models import VisionTransformer
+from dinov2_hf.backbones import VisionTransformer
+from dinov2_hf.data import EvalTransform
+from dinov2_hf.features import Backbone
 from dinov2_hf.visualize import Picture, attention_maps, draw_attention
 from dinov2_hf.visualize.attention import attention_range
 from dinov2_hf.visualize.pictures import model_input

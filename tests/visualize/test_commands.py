@@ -9,7 +9,7 @@ from PIL import Image
 from dinov2_hf.cli import main
 from dinov2_hf.evaluation import predict_map
 from dinov2_hf.evaluation.dense_heads import HeadMeta, build_head, save_dense_head
-from dinov2_hf.exchange import open_backbone
+from dinov2_hf.features import open_backbone
 from dinov2_hf.visualize import draw_depths, draw_labels, open_picture
 
 from .conftest import CLOTHING

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_hf.exchange import open_backbone
+from dinov2_hf.features import open_backbone
 from dinov2_hf.visualize import (
     attention_maps,
     best_patch,

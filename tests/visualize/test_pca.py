@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2_hf.features import EvalTransform
+from dinov2_hf.data import EvalTransform
 from dinov2_hf.visualize import Picture, draw_pca, find_foreground, pca_colors, plot_patch_pca, principal_colors
 from dinov2_hf.visualize.pca import _otsu, principal_components
 

@@ -48,6 +48,6 @@ def run_curate(args: argparse.Namespace) -> None:
 
 def open_model(path, device, dtype, name):
     """A backbone for the tasks of a curation, which import this function."""
-    from ..exchange import open_backbone
+    from ..features import open_backbone
 
     return open_backbone(path, device, dtype, name)

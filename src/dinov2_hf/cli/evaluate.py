@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace, protocol) -> None:
 
     from ..config import TrainConfig, load_config
     from ..evaluation import Evaluation, run_protocol
-    from ..exchange import open_backbone
+    from ..features import open_backbone
     from ..hub import add_results, card_of
     from ..train import build_accelerator
     from ..train.accelerator import compute_dtype

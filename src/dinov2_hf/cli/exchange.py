@@ -52,7 +52,7 @@ def add_inspect(commands) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    from ..exchange import export_source
+    from ..weights import export_source
 
     without_bars()
     done = export_source(
@@ -65,7 +65,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    from ..exchange import inspect_path
+    from ..weights import inspect_path
 
     without_bars()
     print(inspect_path(args.path))

@@ -222,7 +222,7 @@ def _backbone(args: argparse.Namespace):
     import torch
 
     from ..config.checks import multiple_of_patch
-    from ..exchange import open_backbone
+    from ..features import open_backbone
 
     without_bars()
     try:

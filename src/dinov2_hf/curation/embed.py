@@ -16,8 +16,9 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..data import EvalTransform
 from ..data.decode import BrokenImage
-from ..features import Backbone, EvalTransform
+from ..features import Backbone
 from .sources import Shard
 from .stage import Context, Stage
 from .tables import Vectors, image_ids, num_rows, positions_of, read_column, read_table, write_vectors

@@ -16,8 +16,8 @@ from datasets import Dataset, IterableDataset
 from ..config import SourceConfig
 from ..config.curation import CurationConfig
 from ..data.broken import Broken
-from ..data.columns import ImageColumn, open_images
-from ..data.shards import LOST, Shards
+from ..data.sources.columns import ImageColumn, open_images
+from ..data.sources.shards import LOST, Shards
 
 logger = logging.getLogger(__name__)
 

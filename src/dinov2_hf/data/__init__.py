@@ -1,24 +1,27 @@
 """From any `datasets` source to batches of crops."""
 
+from .batch import SSLBatch
 from .broken import Broken, write_broken
-from .labeled import LabeledImages, same_classes
 from .load_image import load_image
 from .loader import TrainingBatches, build_loader
 from .photometric import PhotometricAugmentation
 from .shared_memory import batch_bytes, check_shared_memory
 from .sources import open_training_source, reading_advice
+from .transform import EvalTransform, evaluation_transform, preprocessor_config
 
 __all__ = [
     "Broken",
-    "LabeledImages",
+    "EvalTransform",
     "PhotometricAugmentation",
+    "SSLBatch",
     "TrainingBatches",
     "batch_bytes",
     "build_loader",
     "check_shared_memory",
+    "evaluation_transform",
     "load_image",
     "open_training_source",
+    "preprocessor_config",
     "reading_advice",
-    "same_classes",
     "write_broken",
 ]

@@ -18,14 +18,14 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..config import PretrainConfig
-from ..ssl.batch import SSLBatch
+from .batch import SSLBatch
 from .broken import Broken
 from .crops import MultiCrop
 from .decode import BrokenImage, Decoding, is_shallow
 from .masking import draw_batch_masks
 from .photometric import Parameter, draw_view_parameters
 from .shared_memory import PREFETCH
-from .sources import TrainingSource
+from .sources.training import TrainingSource
 
 _MAX_BROKEN_IN_A_ROW = 100
 # keep apart the random streams that share a seed

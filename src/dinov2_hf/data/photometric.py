@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ColorsConfig
-from ..ssl.batch import SSLBatch
+from .batch import SSLBatch
 
 _BLUR_RADIUS = 4
 _TINY = 1e-12

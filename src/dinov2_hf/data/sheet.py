@@ -16,7 +16,7 @@ from ..files import SOFTWARE, beside
 from .broken import Broken
 from .loader import TrainingBatches
 from .photometric import PhotometricAugmentation
-from .sources import open_training_source
+from .sources.training import open_training_source
 
 _GAP, _HEADER = 6, 22
 _INK, _PAPER, _MASK = (40, 40, 40), (255, 255, 255), (230, 60, 60)

@@ -14,9 +14,9 @@ from ..config import PretrainConfig
 from .broken import Broken
 from .crops import MultiCrop, as_crop
 from .decode import SHALLOW_BITS, BrokenImage, Decoding, decoded, is_shallow
-from .lanes import RUN
 from .photometric import as_unit, draw_view_parameters
-from .sources import TrainingSource, open_training_source
+from .sources.lanes import RUN
+from .sources.training import TrainingSource, open_training_source
 
 _PART = 16
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import LabeledImages
 from ..data.broken import leave_out
 from ..data.crops import as_crop, draw_box, resample
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open_image
 from .base import Evaluation
+from .datasets import LabeledImages
 
 Draw = tuple[int, int]
 """A row of the source, -1 for padding, and the epoch that it is read in."""

@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 from ..config import SourceConfig
 from ..config.checks import multiple_of_patch
 from ..config.evaluations import EvaluationConfig
-from ..data import LabeledImages
-from ..features import Backbone, EvalTransform, FeatureSet, extract_features
+from ..data import EvalTransform
+from ..features import Backbone, FeatureSet, extract_features
+from .datasets import LabeledImages
 
 Item = TypeVar("Item")
 Source = TypeVar("Source", bound=SourceConfig)

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..features import EvalTransform, preprocessor_config
-from ..models import Dinov2ForImageClassification, Dinov2Model, VisionTransformer
+from ..backbones import Dinov2ForImageClassification, Dinov2Model, VisionTransformer
+from ..data import EvalTransform, preprocessor_config
 
 _BLOCK = re.compile(r"\.(?:layers?|blocks?)\.(\d+)\.")
 

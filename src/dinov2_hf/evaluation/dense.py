@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.broken import leave_out
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
-from ..data.dense import DenseImages
 from ..data.photometric import as_unit
 from ..features import Backbone
 from .base import Evaluation
+from .datasets.dense import DenseImages
 from .dense_heads import DenseHead, Features, Inference
 
 Size = tuple[int, int]

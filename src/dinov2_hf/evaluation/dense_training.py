@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..data.broken import leave_out
 from ..data.crops import as_crop, resample
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
-from ..data.dense import DenseImages, common_grid
 from ..data.photometric import as_unit
 from .augmented import Draw, Draws, Plan
 from .base import Evaluation
+from .datasets.dense import DenseImages, common_grid
 from .dense import Size, block_features, scaled_size
 from .dense_heads import DenseHead
 

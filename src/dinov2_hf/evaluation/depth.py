@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..config.evaluations import DepthProtocol, DepthTestConfig
-from ..data.dense import DepthMaps
 from .base import Evaluation, Result, given
+from .datasets.dense import DepthMaps
 from .dense import measure_maps
 from .dense_heads import DenseHead, HeadMeta, Inference, build_head, save_dense_head
 from .dense_training import CropRecipe, train_head, warmed_up

@@ -17,12 +17,12 @@ from torch.nn.functional import normalize as unit
 
 from ..config import SourceConfig
 from ..config.evaluations.retrieval import DescriptorConfig
-from ..data.columns import find_images
+from ..data import EvalTransform
 from ..data.crops import as_crop, resample
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open_image
-from ..data.load import load
 from ..data.photometric import as_unit, normalize
-from ..features import EvalTransform
+from ..data.sources.columns import find_images
+from ..data.sources.load import load
 from .base import Evaluation, given
 
 

@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..config.evaluations import FinetuneProtocol
-from ..data import LabeledImages
 from ..files import beside
 from .augmented import augmented_updates
 from .base import Evaluation, Result
 from .classifier import Classifier, save_classifier
+from .datasets import LabeledImages
 from .probes import LabeledFeatures, check_labels, figure, in_words, interval, kind_of
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..config.evaluations import KnnProtocol
-from ..data import same_classes
 from .base import Evaluation, Result
+from .datasets import same_classes
 from .probes import LabeledFeatures, figure, in_words, interval, kind_of
 
 

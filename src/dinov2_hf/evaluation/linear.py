@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config.evaluations import LinearProtocol
-from ..data import LabeledImages
 from .augmented import Draws, augmented_updates
 from .base import Evaluation, Result
+from .datasets import LabeledImages
 from .probes import LabeledFeatures, check_labels, figure, in_words, interval, kind_of
 
 _MOMENTUM, _STD = 0.9, 0.01

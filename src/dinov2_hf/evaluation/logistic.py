@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..config import SourceConfig
 from ..config.evaluations import LogisticConfig, LogisticProtocol
-from ..data import LabeledImages
 from .base import Evaluation, Result
+from .datasets import LabeledImages
 from .probes import LabeledFeatures, check_labels, figure, in_words, interval, kind_of
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import LabeledImages, same_classes
 from .base import Evaluation
+from .datasets import LabeledImages, same_classes
 from .intervals import bootstrap, wilson
 from .metrics import Accuracy, MeanAveragePrecision, MeanPerClassAccuracy, average_precision
 

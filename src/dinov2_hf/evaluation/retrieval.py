@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..config.evaluations import RetrievalProtocol
-from ..data import LabeledImages
 from .base import Evaluation, Result
+from .datasets import LabeledImages
 from .descriptors import BoxedImages, PlainImages, Whitening, describe, learn_whitening
 from .intervals import bootstrap
 from .metrics import GlobalAveragePrecision, RetrievalPrecision

@@ -19,10 +19,11 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from ..config.evaluations import RobustnessProtocol
-from ..data import LabeledImages
-from ..features import EvalTransform, FeatureSet
+from ..data import EvalTransform
+from ..features import FeatureSet
 from .base import Evaluation, Result
 from .corruptions import corrupt
+from .datasets import LabeledImages
 from .intervals import bootstrap, wilson
 from .logistic import LogisticClassifier
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..config import SourceConfig
 from ..config.evaluations import VideoProtocol
-from ..data.video import LabeledClips, SampledFrames
 from .augmented import Draws
 from .base import Evaluation, Result, given
+from .datasets.video import LabeledClips, SampledFrames
 from .intervals import wilson
 from .linear import LinearHeads
 from .probes import check_labels, figure, interval

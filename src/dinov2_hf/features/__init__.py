@@ -1,14 +1,12 @@
-"""Frozen features of images: the transform, the backbone, extraction by all processes, the cache."""
+"""Frozen features of images: the backbone, extraction by all processes, the cache."""
 
 from .backbone import Backbone
 from .extract import FeatureSet, extract_features
-from .transform import EvalTransform, evaluation_transform, preprocessor_config
+from .open import open_backbone
 
 __all__ = [
     "Backbone",
-    "EvalTransform",
     "FeatureSet",
-    "evaluation_transform",
     "extract_features",
-    "preprocessor_config",
+    "open_backbone",
 ]

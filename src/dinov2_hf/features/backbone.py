@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models import VisionTransformer
-from .transform import EvalTransform
+from ..backbones import VisionTransformer
+from ..data.transform import EvalTransform
 
 Layers = Callable[[Tensor, int], list[tuple[Tensor, Tensor]]]
 """Normalised images `[B, C, H, W]` and a number of blocks to CLS `[B, D]` and patches `[B, D, h, w]` of the last."""

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ..config import SourceConfig
 from ..files import beside
-from .facts import hub_name, name_of_source
+from ..runs.facts import hub_name, name_of_source
 
 _TASKS = {"segmentation": "image-segmentation", "depth": "depth-estimation", "video": "video-classification"}
 """The Hub's word for what a protocol does, where that is not classification."""

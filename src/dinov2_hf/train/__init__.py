@@ -3,7 +3,6 @@
 from .accelerator import build_accelerator
 from .distill import Distiller
 from .loop import PeriodicEvaluation, Pretrainer, Results
-from .metrics import plot_metrics, read_metrics
 from .step import TrainingStep
 
 __all__ = [
@@ -13,6 +12,4 @@ __all__ = [
     "Results",
     "TrainingStep",
     "build_accelerator",
-    "plot_metrics",
-    "read_metrics",
 ]

@@ -11,9 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..data import Broken, write_broken
+from ..data import Broken, SSLBatch, write_broken
 from ..data.broken import FILE_NAME
-from ..ssl import SSLBatch
 
 logger = logging.getLogger(__name__)
 

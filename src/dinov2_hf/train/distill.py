@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor
 
+from ..backbones import Dinov2Model, VisionTransformer, load_vision_transformer
 from ..config import ColorsConfig, DistillConfig
-from ..models import DINOHead, Dinov2Model, VisionTransformer, load_vision_transformer, tensors_of
-from ..ssl import Distillation, FeatureTeacher, PrototypeTeacher, Students
-from .initialize import Source, checkpoint_at, read_source
+from ..objectives import DINOHead, Distillation, FeatureTeacher, PrototypeTeacher, Students, tensors_of
+from ..runs.checkpoint import checkpoint_at
+from ..weights.run import Source, read_source
 from .loop import Pretrainer
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ _FALL = 0.25
 
 
 class CollapseWatch:
-    """Looks at the signs of health (`ssl.diagnostics`) and says once when one turns bad."""
+    """Looks at the signs of health (`objectives.diagnostics`) and says once when one turns bad."""
 
     def __init__(self) -> None:
         self._best_rank = 0.0

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..config import PretrainConfig, save_config
 from ..data import (
     PhotometricAugmentation,
+    SSLBatch,
     TrainingBatches,
     batch_bytes,
     build_loader,
@@ -29,10 +30,8 @@ from ..data import (
 )
 from ..data.paths import shown as shown_path
 from ..files import beside
-from ..ssl import DINOv2Pretraining, SSLBatch, Students
-from .accelerator import describe_compute
-from .broken import BrokenLog
-from .checkpoint import (
+from ..objectives import DINOv2Pretraining, Students
+from ..runs.checkpoint import (
     RunState,
     find_checkpoints,
     load_checkpoint,
@@ -40,11 +39,13 @@ from .checkpoint import (
     save_checkpoint,
     step_of,
 )
+from ..runs.integrity import choose_checkpoint, prune_checkpoints, set_aside
+from ..runs.metrics import MeanMetrics, MetricLog, read_metrics
+from ..runs.provenance import environment_changes, listing_changes
+from .accelerator import describe_compute
+from .broken import BrokenLog
 from .health import CollapseWatch
 from .initialize import initialize
-from .integrity import choose_checkpoint, prune_checkpoints, set_aside
-from .metrics import MeanMetrics, MetricLog, read_metrics
-from .provenance import environment_changes, listing_changes
 from .schedules import StepValues, build_schedules, values_at
 from .step import TrainingStep
 

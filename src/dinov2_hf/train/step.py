@@ -14,7 +14,8 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from ..config import PretrainConfig
-from ..ssl import SSLBatch, Students
+from ..data import SSLBatch
+from ..objectives import Students
 from .accelerator import compute_dtype, wrap_what_is_there
 from .param_groups import apply_schedule, build_param_groups
 from .schedules import StepValues

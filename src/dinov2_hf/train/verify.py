@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ..config import DistillConfig, PretrainConfig, load_saved_config
+from ..runs.checkpoint import CONFIG_FILE, find_checkpoints, read_model_tensors, read_state, step_of
+from ..runs.integrity import damage_on_all
+from ..runs.provenance import Provenance, combined, digest_of, digests_of, listing_changes
+from ..runs.together import on_main
 from .accelerator import build_accelerator
-from .checkpoint import CONFIG_FILE, find_checkpoints, read_model_tensors, read_state, step_of
 from .distill import Distiller
-from .integrity import damage_on_all
 from .loop import Pretrainer
-from .provenance import Provenance, combined, digest_of, digests_of, listing_changes
-from .together import on_main
 
 
 @dataclass

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..features import Backbone, EvalTransform
-from ..models import Dinov2Model, VisionTransformer
+from ..backbones import Dinov2Model, VisionTransformer
+from ..data import EvalTransform
+from ..features import Backbone
 from .pictures import Picture, patch_features
 from .sheet import Sheet
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 
 from ..config import SourceConfig
-from ..data.columns import open_images
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
+from ..data.sources.columns import open_images
 from ..features.extract import Images
 from .pictures import Picture, open_picture
 

@@ -1,0 +1,16 @@
+"""The DINOv2 vision transformer as transformers models."""
+
+from .attention import check_attention
+from .configuration import PRESETS, Dinov2Config
+from .modeling import Dinov2Backbone, Dinov2ForImageClassification, Dinov2Layer, Dinov2Model, Dinov2PreTrainedModel
+
+__all__ = [
+    "PRESETS",
+    "Dinov2Backbone",
+    "Dinov2Config",
+    "Dinov2ForImageClassification",
+    "Dinov2Layer",
+    "Dinov2Model",
+    "Dinov2PreTrainedModel",
+    "check_attention",
+]

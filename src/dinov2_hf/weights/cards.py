@@ -1,0 +1,215 @@
+"""Model cards: `model_cards/template.md`, filled in with the facts of a run."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..backbones import PRESETS, Dinov2Config, Dinov2Model
+from ..config import ModelConfig, PretrainConfig, value_at
+from ..data import EvalTransform
+from ..runs.facts import RunFacts, hub_name, name_of_source, public_name
+
+_SIZES = {"tiny": "ViT-tiny", "small": "ViT-S", "base": "ViT-B", "large": "ViT-L", "giant": "ViT-g"}
+
+_MODEL = ["preset", "patch_size", "num_register_tokens", "num_channels", "hidden_size", "num_hidden_layers"]
+_MODEL += ["num_attention_heads", "use_swiglu_ffn"]
+_HEADS = ["num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"]
+_SHAPES = [f"{head}.{name}" for head in ("dino", "ibot") for name in _HEADS]
+_SHAPES += ["ibot.separate_head", "crops.global_size", "crops.num_local", "crops.local_size"]
+_SHAPES += ["colors.mean", "colors.std"]
+"""Keys besides those of the model that whoever continues it has to set as they were; the crops fit its patches."""
+
+Rows = dict[str, str | None]
+
+
+def model_card(
+    backbone: Dinov2Model, transform: EvalTransform, config: PretrainConfig, facts: RunFacts, has_heads: bool = True
+) -> ModelCard:
+    """The card of a backbone.
+
+    Args:
+        transform: of the preprocessor beside it.
+        config: the run's.
+        has_heads: whether the heads lie beside it.
+    """
+    model = _section_of(config, backbone.config)
+    sources = [config.data.train, *config.data.mix.values()]
+    data_name = " and ".join(dict.fromkeys(map(name_of_source, sources)))
+    title = f"DINOv2 {size_name(backbone.config)} trained on {data_name}"
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["dinov2", "dinov2_hf"],
+        datasets=[name for source in sources if (name := hub_name(source.path))] or None,
+        base_model=facts.base_model,
+        model_name=title if facts.results else None,
+        eval_results=facts.results or None,
+        **_license(facts.license),
+    )
+    tables = {
+        "Architecture": _architecture(backbone, transform),
+        "Data": _data(config, facts),
+        "Recipe": _recipe(config, model, facts),
+        "Hardware": _hardware(facts),
+        "Losses at the end": {name: f"{value:.4g}" for name, value in facts.losses.items()},
+        "Evaluation": facts.results_table(),
+    }
+    tables = {name: {row: text for row, text in rows.items() if text} for name, rows in tables.items()}
+    return ModelCard.from_template(
+        metadata,
+        template_str=resources.files("dinov2_hf.model_cards").joinpath("template.md").read_text(),
+        title=title,
+        method=_method(config),
+        architecture=backbone.config,
+        tables={name: rows for name, rows in tables.items() if rows},
+        evaluated=bool(tables["Evaluation"]),
+        data_name=data_name,
+        shapes=" ".join(_shape_overrides(config, model)) if has_heads else "",
+        license=facts.license,
+        bits=config.data.bits if backbone.config.num_channels == 3 else None,
+    )
+
+
+def size_name(config: Dinov2Config) -> str:
+    """Such as `ViT-S/14 with 4 registers`."""
+    shape = {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    preset = next((name for name, values in PRESETS.items() if shape.items() <= values.items()), None)
+    name = _SIZES.get(preset, f"ViT of width {config.hidden_size} and {config.num_hidden_layers} layers")
+    height, width = config.patch_height_width
+    patch = f"{height}" if height == width else f"{height}x{width}"
+    registers = f" with {config.num_register_tokens} registers" if config.num_register_tokens else ""
+    return f"{name}/{patch}{registers}" if preset else f"{name}, patch {patch}{registers}"
+
+
+def _method(config: PretrainConfig) -> str:
+    distillation = getattr(config, "distill", None)
+    if distillation is None:
+        return "pretrained without labels (DINO + iBOT + KoLeo)"
+    teacher = public_name(distillation.teacher)
+    if distillation.objective == "features":
+        return f"distilled without labels from the features of {teacher}"
+    return f"distilled without labels from {teacher} with the DINOv2 objective"
+
+
+def _architecture(backbone: Dinov2Model, transform: EvalTransform) -> Rows:
+    config = backbone.config
+    shape = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    return {
+        "Parameters": f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.1f} M",
+        "Width, layers, heads": ", ".join(map(str, shape)),
+        "Patch": " x ".join(map(str, config.patch_height_width)) + " pixels",
+        "Register tokens": str(config.num_register_tokens),
+        "Feed-forward": "SwiGLU" if config.use_swiglu_ffn else "MLP",
+        "Channels": str(config.num_channels) if config.num_channels != 3 else None,
+        "Input": f"short side to {transform.resize_size}, centre crop {transform.crop_size}; any multiple of the patch "
+        "works",
+        "Normalisation": f"mean {_numbers(transform.mean)}, standard deviation {_numbers(transform.std)}",
+    }
+
+
+def _data(config: PretrainConfig, facts: RunFacts) -> Rows:
+    sources = [config.data.train, *config.data.mix.values()]
+    total = sum(source.weight for source in sources)
+    shares = [f" ({source.weight / total:.0%} of the samples)" if len(sources) > 1 else "" for source in sources]
+    seen = facts.updates * facts.global_batch_size if facts.updates and facts.global_batch_size else None
+    return {
+        "Images of": "; ".join(f"{name_of_source(source)}{share}" for source, share in zip(sources, shares)),
+        "Number of images": f"{facts.num_images:,}" if facts.num_images else None,
+        "Images read, with repetitions": f"{seen:,}" if seen else None,
+    }
+
+
+def _recipe(config: PretrainConfig, model: ModelConfig, facts: RunFacts) -> Rows:
+    """The values that a reader asks for; `config.yaml` of the run has all."""
+    optim, teacher, crops, train = config.optim, config.teacher, config.crops, config.train
+    total, done = train.num_steps, facts.updates
+    batch = facts.global_batch_size
+    lr = f"{optim.base_lr * (batch / 1024) ** 0.5:.3g}" if batch else None
+    heads = [("DINO", config.dino, config.dino.loss_weight)]
+    heads += [("iBOT", config.ibot, config.ibot.loss_weight)] if config.ibot.separate_head else []
+    distillation = getattr(config, "distill", None)
+    masks = config.ibot.mask_probability if config.ibot.loss_weight else 0
+    rows: Rows = {
+        "Started from": public_name(config.init.path) if config.init.path else None,
+        "Teacher": public_name(distillation.teacher) if distillation else None,
+        "Updates": f"{done:,} of {total:,}" if done is not None and done < total else f"{total:,}",
+        "Images per update": f"{batch:,}" if batch else None,
+        "Crops": f"2 of {crops.global_size} pixels"
+        + (f" and {crops.num_local} of {crops.local_size} pixels" if crops.num_local else ""),
+        "Loss weights (DINO, iBOT, KoLeo)": _numbers(
+            [getattr(config, n).loss_weight for n in ("dino", "ibot", "koleo")]
+        ),
+        "Prototypes": ", ".join(f"{head.num_prototypes:,} ({name})" for name, head, weight in heads if weight) or None,
+        "Masked patches": f"{_share(config.ibot.mask_ratio)} in {masks:.0%} of the global crops" if masks else None,
+        "Centering": teacher.centering,
+        "Teacher temperature": f"{teacher.warmup_temp:g} to {teacher.temp:g}",
+        "Teacher momentum": f"{teacher.momentum:g} to {teacher.final_momentum:g}",
+        "Peak learning rate": f"{lr} (base {optim.base_lr:g})" if lr else f"base {optim.base_lr:g}",
+        "Warm-up": f"{round(optim.warmup_epochs * train.epoch_length):,} updates",
+        "Weight decay": f"{optim.weight_decay:g} to {optim.weight_decay_end:g}",
+        "Layer-wise decay": f"{optim.layerwise_decay:g}",
+        "Stochastic depth": f"{model.drop_path_rate:g}",
+        "Precision": train.precision,
+        "Seed": str(train.seed),
+    }
+    if distillation and distillation.objective == "features":  # nothing of heads and prototypes
+        for name in ("Loss weights (DINO, iBOT, KoLeo)", "Prototypes", "Masked patches", "Centering"):
+            rows[name] = None
+        rows["Teacher temperature"] = None
+        rows["Loss weights (CLS, patches)"] = _numbers([distillation.cls_weight, distillation.patch_weight])
+    return rows
+
+
+def _hardware(facts: RunFacts) -> Rows:
+    return {
+        "Device": facts.hardware,
+        "Processes": str(facts.num_processes) if facts.num_processes else None,
+        "Training time, without evaluation": _duration(facts.hours) if facts.hours else None,
+    }
+
+
+def _license(name: str | None) -> dict[str, str]:
+    """The metadata of a licence: the Hub's word for it, or `other` with its name."""
+    if not name:
+        return {}
+    if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
+        return {"license": name}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")}
+
+
+def _section_of(config: PretrainConfig, architecture: Dinov2Config) -> ModelConfig:
+    """The section of the run's configuration that this backbone was made by; a distillation may have several."""
+    sections = [config.model, *getattr(config, "students", {}).values()]
+    for section in sections:
+        options = {name: value for name in _MODEL[1:] if (value := getattr(section, name)) is not None}
+        if all(getattr(architecture, name) == value for name, value in (PRESETS[section.preset] | options).items()):
+            return section
+    return config.model
+
+
+def _shape_overrides(config: PretrainConfig, model: ModelConfig) -> list[str]:
+    """Overrides with which a run has the architecture and heads of this one."""
+    default = PretrainConfig()
+    values = [(f"model.{name}", getattr(model, name), getattr(default.model, name)) for name in _MODEL]
+    values += [(key, value_at(config, key), value_at(default, key)) for key in _SHAPES]
+    overrides = []
+    for key, value, published in values:
+        if value is not None and value != published:
+            text = str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+            overrides.append(f"{key}={text}")
+    return overrides
+
+
+def _numbers(values) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _share(interval: list[float]) -> str:
+    return " to ".join(f"{value:.0%}" for value in interval)
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{max(hours * 60, 0.1):.1f} minutes"

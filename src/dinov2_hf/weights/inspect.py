@@ -1,0 +1,176 @@
+"""What a file or folder holds, as a table for people."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ..backbones import Dinov2Config
+from ..objectives import tensors_of
+from ..runs.checkpoint import checkpoint_at, find_checkpoints, read_state
+from ..runs.manifest import NAME, read_manifest
+from ..runs.metrics import read_metrics
+from ..runs.provenance import Provenance, describe_listing
+from .architecture import preset_of
+from .read import ModelWeights, kind_of_names, read_tensors
+from .source import OpenSource, RunPart, dtype_of, open_source, run_folder
+
+_TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
+_TERM = re.compile(r"([\w-]+\.)?(loss|dino_global|dino_local|ibot|koleo|(cls|patch)_(cosine|smooth_l1))")
+
+Rows = list[tuple[str, str]]
+
+
+def inspect_path(path: str) -> str:
+    """A table: what kind of thing is at `path`, its architecture, heads and type, and what can be done with it.
+
+    Of things that are no DINOv2 model it says so, and what they are as far as that can be told.
+
+    Raises:
+        FileNotFoundError: nothing there, nor a model of that name on the Hub.
+        ImportError: an ONNX file, and onnx is not installed.
+    """
+    try:
+        source = open_source(path, device="meta", name="PATH")
+    except (ValueError, FileNotFoundError) as error:
+        if not Path(path).exists():
+            raise
+        return _table(path, _describe_unknown(Path(path), str(error)))
+    rows = [("what", source.weights.kind)]
+    if source.run is not None:
+        rows += _describe_run(Path(path), source.run)
+    rows += _describe_backbone(source.weights)
+    rows += _describe_heads(source.weights.heads) or [("heads", "none")]
+    rows += [("note", remark) for remark in source.weights.remarks]
+    return _table(path, [*rows, ("use", _use(path, source))])
+
+
+def _describe_run(path: Path, run: RunPart) -> Rows:
+    step, train, folder = run.step, run.config.train, run_folder(run.checkpoint)
+    rows = [("checkpoint", f"{run.checkpoint.name}, epoch {step / train.epoch_length:.4g} of {train.epochs:g}")]
+    rows += [("updates", f"{step:,} of {train.num_steps:,}")]
+    rows += _describe_provenance(run.checkpoint)
+    if path.resolve() != run.checkpoint.resolve():
+        names = [checkpoint.name for checkpoint in find_checkpoints(path / "checkpoints")]
+        rows.append(("all checkpoints", ", ".join(names)))
+    lines = [line for line in read_metrics(folder) if line["step"] <= step]
+    losses = next((line for line in reversed(lines) if "loss" in line), None)
+    if losses:
+        terms = [f"{name} {value:.4g}" for name, value in losses.items() if value is not None and _TERM.fullmatch(name)]
+        rows.append(("losses", f"{', '.join(terms)} (mean up to update {losses['step']:,})"))
+    rows += [("result", f"{name}: {value}") for name, value in run.facts.results_table().items()]
+    further = getattr(run.config, "students", None)
+    if further:
+        rows.append(("further students", f"{', '.join(further)} (--student NAME)"))
+    return rows
+
+
+def _describe_provenance(checkpoint: Path) -> Rows:
+    """What a checkpoint records of its files, weights, data, code and environment."""
+    listing = read_state(checkpoint)[0].listing or {}
+    data = "; ".join(f"{name}: {describe_listing(source)}" for name, source in listing.items())
+    try:
+        files, origin = read_manifest(checkpoint), Provenance.read(checkpoint)
+    except FileNotFoundError:
+        return [("files", "without checksums: from dinov2_hf 0.5")]
+    size = sum(entry.size for entry in files.values()) / 1e6
+    return [
+        (
+            "files",
+            f"{len(files)}, {size:,.1f} MB, of the sizes in {NAME}; contents are compared where weights are read",
+        ),
+        ("weights", f"SHA-256 {origin.weights}"),
+        ("data", data or "not recorded"),
+        ("code", ", ".join(f"{name} {value}" for name, value in origin.code.items())),
+        ("environment", ", ".join(f"{name} {value}" for name, value in origin.environment.items())),
+    ]
+
+
+def _describe_backbone(weights: ModelWeights) -> Rows:
+    config = weights.config
+    preset, heads = preset_of(config), f"{config.num_attention_heads} heads"
+    if not weights.knows_num_attention_heads:
+        heads += " (of 64 channels as usual: the file does not tell)"
+    layers = f"{config.num_hidden_layers} layer{'s' * (config.num_hidden_layers > 1)}"
+    network = "SwiGLU" if config.use_swiglu_ffn else "MLP"
+    height, width = (count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
+    patch = " x ".join(map(str, dict.fromkeys(config.patch_height_width)))
+    return [
+        ("preset", preset or "none of ours"),
+        ("backbone", f"width {config.hidden_size}, {layers}, {heads}, {network}"),
+        ("patch", f"{patch} pixels, {config.num_channels} channels"),
+        ("register tokens", str(config.num_register_tokens)),
+        ("image size", f"{height} x {width}, a grid of {config.grid_size[0]} x {config.grid_size[1]} patches"),
+        ("other sizes", _rule(config)),
+        ("parameters", _millions(weights.backbone.values())),
+        ("dtype", str(dtype_of(weights)).removeprefix("torch.")),
+    ]
+
+
+def _rule(config: Dinov2Config) -> str:
+    smooth = "with antialias" if config.interpolate_antialias else "without antialias"
+    if config.interpolate_offset:
+        offset = f"by a scale factor with offset {config.interpolate_offset:g}"
+        return f"position embeddings bicubic {smooth}, {offset} (the original code's rule without registers)"
+    return f"position embeddings bicubic {smooth}, to the size"
+
+
+def _describe_heads(heads: Mapping[str, Tensor]) -> Rows:
+    rows = []
+    for name in sorted({key.partition(".")[0] for key in heads}):
+        state = tensors_of(heads, f"{name}.")
+        layers = {int(m[1]): value for key, value in state.items() if (m := re.fullmatch(r"mlp\.(\d+)\.weight", key))}
+        directions = state.get("last_layer.weight_v")
+        if directions is None or not layers:
+            rows.append((name, f"not whole: {', '.join(sorted(state))}"))
+            continue
+        widths = [layers[min(layers)].shape[1], *(layers[index].shape[0] for index in sorted(layers))]
+        text = f"K = {directions.shape[0]:,} prototypes, widths {' -> '.join(map(str, widths))}"
+        rows.append((name, f"{text}, {_millions(state.values())}"))
+    return rows
+
+
+def _describe_unknown(path: Path, reason: str) -> Rows:
+    """What can be said of what is not a model."""
+    if checkpoint_at(path):
+        return [("what", "a checkpoint that cannot be read"), ("why", reason), ("use", "no command reads it")]
+    if path.is_file() and path.suffix in _TENSOR_FILES:
+        try:
+            tensors = read_tensors(path, str(path))[0]
+        except ValueError as error:
+            return [("what", "a file that cannot be read"), ("why", str(error))]
+        if kind_of_names(tensors) == "heads":
+            use = "no command reads them alone; give the folder, which has the backbone beside them"
+            return [("what", "projection heads of a DINOv2 model"), *_describe_heads(tensors), ("use", use)]
+        shown = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(tensors.items())[:3])
+        more = ", …" if len(tensors) > 3 else ""
+        rows = [("what", "tensors, not those of a whole DINOv2 backbone")]
+        rows.append(("tensors", f"{len(tensors)}: {shown}{more}"))
+    else:
+        rows = [("what", "nothing that dinov2-hf knows")]
+    return [*rows, ("why", reason), ("use", "no command reads it")]
+
+
+def _use(path: str, source: OpenSource) -> str:
+    start = f"init.path={path} starts training from it"
+    if source.run is None:
+        return f"dinov2-hf export {path} OUTPUT writes it in another format; {start}"
+    script = "distill.py" if hasattr(source.run.config, "distill") else "pretrain.py"
+    config = run_folder(source.run.checkpoint) / "config.yaml"
+    return (
+        f"dinov2-hf export {path} OUTPUT writes the model; "
+        f"accelerate launch examples/{script} --config {config} goes on; {start}"
+    )
+
+
+def _millions(tensors: Iterable[Tensor]) -> str:
+    return f"{sum(math.prod(tensor.shape) for tensor in tensors) / 1e6:,.2f} M"
+
+
+def _table(path: str, rows: Rows) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([path, *(f"  {name:<{width}}  {value}" for name, value in rows)])

@@ -1,0 +1,185 @@
+"""To ONNX and back: one graph for every batch, height and width, weights under the names of the interchange format.
+
+onnx, onnxscript and onnxruntime are an extra: `pip install "dinov2_hf[onnx]"`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from os import PathLike
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.dinov2.configuration import Dinov2Config
+from ..backbones.dinov2.modeling import Dinov2Model
+from ..backbones.dinov2.packing import Packing
+from .notes import Notes
+from .positions import bicubic_matrix
+
+OPSET = 20
+INPUT, OUTPUTS = "pixel_values", ("last_hidden_state", "pooler_output")
+
+_MASK = "embeddings.mask_token"  # no part of the graph
+
+
+class OnnxBackbone(nn.Module):
+    """The forward of a `Dinov2Model` without branches on the size of the images, which an exporter would freeze.
+
+    Takes `pixel_values` `[B, C, H, W]`, gives `last_hidden_state` `[B, 1 + R + N, D]` and `pooler_output` `[B, D]`. Its
+    parameters are those of the model, under the same names.
+    """
+
+    def __init__(self, model: Dinov2Model) -> None:
+        super().__init__()
+        self.config = model.config
+        self.embeddings, self.encoder, self.layernorm = model.embeddings, model.encoder, model.layernorm
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        embeddings = self.embeddings
+        patches = embeddings.patch_embeddings.projection(pixel_values)
+        batch, _, rows, columns = patches.shape
+        positions = embeddings.position_embeddings
+        patches = patches.flatten(2).transpose(1, 2) + self._positions(positions[0, 1:], rows, columns)
+        prefix = embeddings.cls_token + positions[:, :1]
+        if embeddings.register_tokens is not None:
+            prefix = torch.cat((prefix, embeddings.register_tokens), dim=1)
+        tokens, packing = Packing.pack([torch.cat((prefix.expand(batch, -1, -1), patches), dim=1)])
+        for layer in self.encoder.layer:
+            tokens = layer(tokens, packing)
+        tokens = packing.unpack(self.layernorm(tokens))[0]
+        return tokens, tokens[:, 0]
+
+    def _positions(self, positions: Tensor, rows: int, columns: int) -> Tensor:
+        """Position embeddings `[N, D]` of the config's grid on another: `[rows * columns, D]`, by the config's rule."""
+        config = self.config
+        sizes = [torch.full((), size, dtype=torch.float32) for size in (rows, columns)]
+        native = (sizes[0] == config.grid_size[0]) & (sizes[1] == config.grid_size[1])
+        offset = torch.where(native, 0.0, config.interpolate_offset)  # at its own size nothing is resampled
+        of_rows, of_columns = (
+            bicubic_matrix(new, old, old / (size + offset), config.interpolate_antialias)
+            for new, old, size in zip((rows, columns), config.grid_size, sizes)
+        )
+        grid = positions.unflatten(0, config.grid_size)
+        return torch.einsum("ir,rcd,jc->ijd", of_rows, grid, of_columns).flatten(0, 1)
+
+
+def write_onnx(
+    path: str | PathLike, model: Dinov2Model, preprocessor: dict | None = None, weights_beside: bool | None = None
+) -> None:
+    """Writes an ONNX file in float32.
+
+    Args:
+        path: the file.
+        model: on any device, in any dtype.
+        preprocessor: configuration of the image processor, for the metadata.
+        weights_beside: keep the weights in a second file, `<path>.data`; default: for models of more than 2 GB alone,
+            which is as much as an ONNX file can hold.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+    """
+    _require("onnx")
+    _require("onnxscript")
+    if model.dtype != torch.float32 or model.device.type != "cpu":
+        model = copy.deepcopy(model).to("cpu", torch.float32)
+    config, state = model.config, model.state_dict()
+    height, width = (patch * count for patch, count in zip(config.patch_height_width, (3, 5)))
+    example = torch.zeros(2, config.num_channels, height, width)
+    dynamic = torch.export.Dim.DYNAMIC
+    with _for_export(model), torch.no_grad():
+        program = torch.onnx.export(
+            OnnxBackbone(model).eval(),
+            (example,),
+            dynamo=True,
+            optimize=False,  # it would fold and share weights; runtimes do that when they load
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={INPUT: {0: dynamic, 2: dynamic, 3: dynamic}},
+            verbose=False,
+        )
+    missing = state.keys() - program.model.graph.initializers.keys()
+    assert missing == {_MASK}, f"the exporter renamed {sorted(missing)}"
+    for item in (program.model, program.model.graph, *program.model.graph.all_nodes()):
+        item.metadata_props.clear()  # where in which source file an operation was made: paths of this machine
+    notes = Notes(config, preprocessor, {_MASK: state[_MASK]})
+    program.model.metadata_props.update(notes.pack())
+    program.save(path, external_data=weights_beside)
+
+
+def read_onnx(path: str | PathLike, where: str) -> tuple[dict[str, Tensor], Notes]:
+    """The backbone's state dict in an ONNX file that `write_onnx` wrote, and its notes.
+
+    Args:
+        path: the file; where the weights are in a second one, it lies beside it.
+        where: what messages call the file.
+
+    Raises:
+        ImportError: onnx is not installed.
+        ValueError: no ONNX file, or one of others, which do not keep names and configuration.
+    """
+    onnx = _require("onnx")
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load(path)
+    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise ValueError(f"{where} is damaged or not an ONNX file: {_first_line(error)}; export it again") from None
+    notes = Notes.unpack({entry.key: entry.value for entry in proto.metadata_props}, where)
+    if notes.config is None:
+        raise ValueError(
+            f"{where} has no config.json in its metadata, so that dinov2-hf did not write it; "
+            "import from what it was exported from"
+        )
+    state = {
+        tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        for tensor in proto.graph.initializer
+        if tensor.name.startswith(("embeddings.", "encoder.", "layernorm."))
+    }
+    return state | notes.tensors, notes
+
+
+def onnx_usage(path: str, config: Dinov2Config) -> str:
+    """Python that runs such a file."""
+    return (
+        f'session = onnxruntime.InferenceSession("{path}")\n'
+        f'last_hidden_state, pooler_output = session.run(None, {{"{INPUT}": images}})'
+        f"  # float32, [batch, {config.num_channels}, height, width]"
+    )
+
+
+def _require(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError(f'ONNX needs the package {name}; pip install "dinov2_hf[onnx]"') from None
+
+
+@contextlib.contextmanager
+def _for_export(model: Dinov2Model) -> Iterator[None]:
+    """Attention that the exporter knows, and no messages of it about what does not matter here."""
+    attention, training = model.config._attn_implementation, model.training
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    model.config._attn_implementation = "sdpa"
+    model.eval()
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        model.config._attn_implementation = attention
+        model.train(training)
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

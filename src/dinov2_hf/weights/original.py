@@ -1,0 +1,197 @@
+"""Between the tensor names of the original DINOv2 code and those of the interchange format.
+
+Original state dicts come in variants: transformer blocks chunked for FSDP (`blocks.0.3.…`), wrapped
+(`teacher.backbone.…`, `module.…`), with or without registers, with MLP or SwiGLU. All of them are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from os import PathLike
+
+import torch
+from torch import Tensor
+
+from ..backbones.dinov2.configuration import Dinov2Config
+from ..backbones.dinov2.modeling import Dinov2Model
+from .architecture import check_expressible, preset_of
+from .notes import Notes
+
+NOTES = "dinov2_hf"
+"""The attribute of the state dict that holds the notes; code that does not know it does not see it."""
+
+_TOP = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "register_tokens": "embeddings.register_tokens",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+_BLOCK = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.proj": "attention.output.dense",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "mlp.w12": "mlp.weights_in",
+    "mlp.w3": "mlp.weights_out",
+}
+_QKV = ("query", "key", "value")
+_WRAPPERS = ("module.", "teacher.", "student.", "backbone.", "_fsdp_wrapped_module.", "_orig_mod.")
+
+
+def without_wrappers(name: str) -> str:
+    """A tensor's name without what training code wraps around the backbone."""
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def from_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A backbone's state dict under original names, renamed to the interchange format (fused qkv split).
+
+    Raises:
+        ValueError: a name that is not part of a DINOv2 backbone.
+    """
+    converted: dict[str, Tensor] = {}
+    for original, tensor in state_dict.items():
+        name = without_wrappers(original)
+        if name in _TOP:
+            converted[_TOP[name]] = tensor
+            continue
+        # chunked blocks keep their global index behind the chunk's: blocks.<chunk>.<layer>.
+        match = re.fullmatch(r"blocks\.(?:\d+\.)?(\d+)\.(.+?)(\.weight|\.bias)?", name)
+        if match is None:
+            raise ValueError(
+                f"tensor {original!r} does not belong to a DINOv2 backbone; pass the backbone's tensors alone "
+                "(of a training checkpoint, those under 'teacher.backbone.')"
+            )
+        layer, part, suffix = match[1], match[2], match[3] or ""
+        prefix = f"encoder.layer.{layer}."
+        if part == "attn.qkv":
+            for target, piece in zip(_QKV, tensor.chunk(3)):
+                converted[f"{prefix}attention.attention.{target}{suffix}"] = piece.clone()
+        elif part in _BLOCK:
+            converted[f"{prefix}{_BLOCK[part]}{suffix}"] = tensor
+        else:
+            raise ValueError(f"tensor {original!r} does not belong to a DINOv2 backbone (unknown block part {part!r})")
+    return converted
+
+
+def to_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_original`, with unchunked blocks and fused qkv."""
+    top = {target: source for source, target in _TOP.items()}
+    block = {target: source for source, target in _BLOCK.items()}
+    original: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        if name in top:
+            original[top[name]] = tensor
+            continue
+        match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+?)(\.weight|\.bias)?", name)
+        if match is None:
+            raise ValueError(f"tensor {name!r} does not belong to a Dinov2Model")
+        layer, part, suffix = match[1], match[2], match[3] or ""
+        if part == "attention.attention.query":
+            pieces = [state_dict[name.replace(".query", f".{target}")] for target in _QKV]
+            original[f"blocks.{layer}.attn.qkv{suffix}"] = torch.cat(pieces)
+        elif part in block:
+            original[f"blocks.{layer}.{block[part]}{suffix}"] = tensor
+        elif not part.startswith("attention.attention."):
+            raise ValueError(f"tensor {name!r} does not belong to a Dinov2Model")
+    return original
+
+
+def config_from_original(state_dict: Mapping[str, Tensor], **overrides) -> Dinov2Config:
+    """The architecture that an original state dict was saved from, read off its shapes.
+
+    The number of heads leaves no trace in the shapes: heads have 64 channels as in all published models, unless
+    `num_attention_heads` says otherwise. Without registers the position embeddings are interpolated as the original
+    code does it (scale factor with offset 0.1), with registers to a size with antialias.
+    """
+    converted = from_original(state_dict)
+    projection = converted["embeddings.patch_embeddings.projection.weight"]
+    positions = converted["embeddings.position_embeddings"]
+    registers = converted.get("embeddings.register_tokens")
+    side = round((positions.shape[1] - 1) ** 0.5)
+    width, channels, *patch = projection.shape
+    swiglu = "encoder.layer.0.mlp.weights_in.weight" in converted
+    settings = {
+        "hidden_size": width,
+        "num_hidden_layers": 1 + max(int(name.split(".")[2]) for name in converted if name.startswith("encoder.")),
+        "num_attention_heads": max(width // 64, 1),
+        "use_swiglu_ffn": swiglu,
+        "num_register_tokens": 0 if registers is None else registers.shape[1],
+        "patch_size": patch[0] if patch[0] == patch[1] else patch,
+        "image_size": side * patch[0] if patch[0] == patch[1] else [side * patch[0], side * patch[1]],
+        "num_channels": channels,
+        "qkv_bias": "encoder.layer.0.attention.attention.query.bias" in converted,
+        "interpolate_offset": 0.1 if registers is None else 0.0,
+    }
+    if not swiglu:
+        settings["mlp_ratio"] = converted["encoder.layer.0.mlp.fc1.weight"].shape[0] // width
+    return Dinov2Config(**{**settings, **overrides})
+
+
+def model_from_original(state_dict: Mapping[str, Tensor] | str | PathLike, **overrides) -> Dinov2Model:
+    """A `Dinov2Model` with the weights of an original state dict or `.pth` file.
+
+    Args:
+        state_dict: tensors under original names, or the path of a file with them (loaded with `weights_only=True`).
+        overrides: arguments of `Dinov2Config` that the shapes cannot tell, such as `num_attention_heads`.
+    """
+    if not isinstance(state_dict, Mapping):
+        state_dict = torch.load(state_dict, map_location="cpu", weights_only=True)
+    model = Dinov2Model(config_from_original(state_dict, **overrides))
+    model.load_state_dict(from_original(state_dict))
+    return model.eval()
+
+
+def write_original(path: str | PathLike, model: Dinov2Model, preprocessor: dict | None = None) -> None:
+    """Writes a `.pth` file of plain tensors that `load_state_dict` of the original code takes as it is.
+
+    Raises:
+        ValueError: an architecture that the original code has not.
+    """
+    check_expressible(model.config, "the original code", square=True)
+    state = OrderedDict((name, tensor.cpu()) for name, tensor in to_original(model.state_dict()).items())
+    setattr(state, NOTES, Notes(model.config, preprocessor).pack())
+    torch.save(state, path)
+
+
+def original_usage(path: str, config: Dinov2Config) -> str:
+    """Python that loads such a file into the original code."""
+    registers = config.num_register_tokens
+    settings = {
+        "img_size": (config.grid_size[0] * config.patch_height_width[0], 518),
+        "patch_size": (config.patch_height_width[0], 14),
+        "in_chans": (config.num_channels, 3),
+        "qkv_bias": (config.qkv_bias, True),
+        "num_register_tokens": (registers, 4 if registers else 0),
+        "interpolate_antialias": (config.interpolate_antialias, registers > 0),
+        "interpolate_offset": (config.interpolate_offset, 0.0 if registers else 0.1),
+    }
+    letter = {"small": "s", "base": "b", "large": "l", "giant": "g"}.get(preset_of(config))
+    if letter:
+        name = f"dinov2_vit{letter}14{'_reg' if registers else ''}"
+        given = "".join(f", {key}={value!r}" for key, (value, default) in settings.items() if value != default)
+        model = f'torch.hub.load("facebookresearch/dinov2", "{name}", pretrained=False{given})'
+    else:  # torch.hub has the published sizes alone
+        arguments = {key: value for key, (value, _) in settings.items()} | {
+            "embed_dim": config.hidden_size,
+            "depth": config.num_hidden_layers,
+            "num_heads": config.num_attention_heads,
+            "mlp_ratio": config.mlp_ratio,
+            "ffn_layer": "swiglufused" if config.use_swiglu_ffn else "mlp",
+            "init_values": 1.0,
+            "block_chunks": 0,
+        }
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        model = f"dinov2.models.vision_transformer.DinoVisionTransformer({given})"
+    return f'model = {model}\nmodel.load_state_dict(torch.load("{path}", weights_only=True))'

@@ -1,0 +1,127 @@
+"""Between timm's names (`vit_*_patch14_dinov2`, `vit_*_patch14_reg4_dinov2`) and those of the interchange format.
+
+timm follows the original names, with these exceptions: SwiGLU is `mlp.fc1` and `mlp.fc2` like the MLP, registers are
+`reg_token`, there is no mask token, and with registers the position of CLS is part of `cls_token` (`no_embed_class`).
+Position embeddings are interpolated to a size, always with antialias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..backbones.dinov2.configuration import PRESETS, Dinov2Config
+from ..backbones.dinov2.modeling import Dinov2Model
+from .architecture import check_expressible, preset_of
+from .notes import Notes
+from .original import config_from_original, from_original, to_original, without_wrappers
+
+_CLS, _MASK, _POSITIONS = "embeddings.cls_token", "embeddings.mask_token", "embeddings.position_embeddings"
+_CLS_POSITION = "cls_position"
+
+
+def to_timm(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A backbone's state dict under timm's names, and the tensors that cannot be had back from it."""
+    kept = {_MASK: state_dict[_MASK]}
+    timm = {}
+    for name, tensor in to_original(state_dict).items():
+        name = name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")
+        timm["reg_token" if name == "register_tokens" else name] = tensor
+    del timm["mask_token"]
+    if "reg_token" in timm:
+        kept |= {_CLS: timm["cls_token"], _CLS_POSITION: timm["pos_embed"][:, :1]}
+        timm["cls_token"] = timm["cls_token"] + timm["pos_embed"][:, :1]
+        timm["pos_embed"] = timm["pos_embed"][:, 1:]
+    return {name: tensor.contiguous() for name, tensor in timm.items()}, kept
+
+
+def from_timm(state_dict: Mapping[str, Tensor], kept: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """A backbone's state dict under timm's names, renamed to the interchange format.
+
+    Args:
+        state_dict: of a timm model, without its classifier.
+        kept: the second result of `to_timm`. Without it, or where the weights have changed since, the mask token is
+            zero and CLS bears its position itself, which gives the same features.
+
+    Raises:
+        ValueError: a name that is not part of a DINOv2 backbone.
+    """
+    kept = kept or {}
+    state = _to_original_names(state_dict)
+    if "register_tokens" in state:
+        cls, position = kept.get(_CLS), kept.get(_CLS_POSITION)
+        if cls is None or position is None or not torch.equal(cls + position, state["cls_token"]):
+            cls, position = state["cls_token"], torch.zeros_like(state["cls_token"])
+        state["cls_token"], state["pos_embed"] = cls, torch.cat((position, state["pos_embed"]), dim=1)
+    mask = kept.get(_MASK)
+    state["mask_token"] = torch.zeros_like(state["cls_token"][0]) if mask is None else mask
+    return from_original(state)
+
+
+def config_from_timm(state_dict: Mapping[str, Tensor], **overrides) -> Dinov2Config:
+    """The architecture that a timm state dict was saved from, read off its shapes as in `config_from_original`."""
+    original = _to_original_names(state_dict)
+    if "register_tokens" in original:  # the place of CLS
+        original["pos_embed"] = torch.nn.functional.pad(original["pos_embed"], (0, 0, 1, 0))
+    rule = {"interpolate_antialias": True, "interpolate_offset": 0.0}
+    return config_from_original(original, **{**rule, **overrides})
+
+
+def write_timm(path: str | PathLike, model: Dinov2Model, preprocessor: dict | None = None) -> None:
+    """Writes a safetensors file that `timm.create_model(…, checkpoint_path=path)` loads.
+
+    Raises:
+        ValueError: an architecture that timm has not.
+    """
+    check_expressible(model.config, "timm's model")
+    state, kept = to_timm({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
+    save_file(state, path, metadata={"format": "pt", **Notes(model.config, preprocessor, kept).pack()})
+
+
+def timm_usage(path: str, config: Dinov2Config) -> str:
+    """Python that loads such a file into timm."""
+    registers, swiglu, width = config.num_register_tokens, config.use_swiglu_ffn, config.hidden_size
+    preset = preset_of(config)
+    if preset in (None, "tiny"):
+        preset = "giant" if swiglu else "small"
+    base = Dinov2Config.preset(preset)
+    size = [rows * patch for rows, patch in zip(config.grid_size, config.patch_height_width)]
+    settings = {
+        "img_size": (size[0] if size[0] == size[1] else tuple(size), 518),
+        "patch_size": (config.patch_size, 14),
+        "in_chans": (config.num_channels, 3),
+        "embed_dim": (width, base.hidden_size),
+        "depth": (config.num_hidden_layers, base.num_hidden_layers),
+        "num_heads": (config.num_attention_heads, base.num_attention_heads),
+        "qkv_bias": (config.qkv_bias, True),
+        "reg_tokens": (registers, 4 if registers else 0),
+    }
+    if not swiglu:
+        settings["mlp_ratio"] = (config.mlp_ratio, 4)
+    elif width != PRESETS["giant"]["hidden_size"] or config.mlp_ratio != 4:
+        hidden = (int(int(width * config.mlp_ratio) * 2 / 3) + 7) // 8 * 8
+        settings["mlp_ratio"] = (round((2 * hidden + 0.5) / width, 5), None)  # timm rounds down
+    given = "".join(f", {key}={value!r}" for key, (value, default) in settings.items() if value != default)
+    name = f"vit_{preset}_patch14{'_reg4' if registers else ''}_dinov2"
+    return f'model = timm.create_model("{name}"{given}, dynamic_img_size=True, checkpoint_path="{path}")'
+
+
+def _to_original_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = {without_wrappers(name): tensor for name, tensor in state_dict.items()}
+    original = {}
+    for name, tensor in state.items():
+        block, _, part = name.partition(".mlp.")
+        if part and _is_swiglu(state, block):
+            name = name.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3.")
+        original["register_tokens" if name == "reg_token" else name] = tensor
+    return original
+
+
+def _is_swiglu(state: Mapping[str, Tensor], block: str) -> bool:
+    """Gate and value come out of one layer, so that it has twice the width that the next one takes."""
+    into, out = state.get(f"{block}.mlp.fc1.weight"), state.get(f"{block}.mlp.fc2.weight")
+    return into is not None and out is not None and into.shape[0] == 2 * out.shape[1]

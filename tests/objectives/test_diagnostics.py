@@ -1,0 +1,148 @@
+"""Signs of health on batches of which they are known by hand, and through the objective."""
+
+import math
+
+import pytest
+import torch
+
+from dinov2_hf.data import PhotometricAugmentation, TrainingBatches, open_training_source
+from dinov2_hf.objectives import DINOv2Pretraining
+from dinov2_hf.objectives.diagnostics import diagnose_batch, rankme
+from dinov2_hf.objectives.terms import Assignments, sinkhorn_knopp
+
+
+def assigned(probabilities):
+    """Assignments whose rows are `probabilities`."""
+    probabilities = torch.as_tensor(probabilities)
+    return Assignments(probabilities.log(), 1.0, torch.zeros(probabilities.shape[1]))
+
+
+def diagnose(**targets):
+    features = torch.randn(4, 3)
+    return diagnose_batch(features, features, targets)
+
+
+def test_rankme_of_features_on_a_line_is_one():
+    features = torch.randn(12, 1) @ torch.randn(1, 8)
+    assert rankme(features).item() == pytest.approx(1.0, abs=1e-4)
+    assert rankme(torch.ones(12, 8)).item() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 8])
+def test_rankme_of_orthonormal_rows_is_their_number(num_rows):
+    features = torch.linalg.qr(torch.randn(8, 8))[0][:num_rows]
+    assert rankme(features).item() == pytest.approx(num_rows, rel=1e-5)
+    assert rankme(features * 1000).item() == pytest.approx(num_rows, rel=1e-5)  # whatever their length
+
+
+def test_rankme_is_the_exponential_of_the_entropy_of_the_spectrum():
+    """Singular values 4, 2, 1, 1: shares 1/2, 1/4, 1/8, 1/8, of entropy 7/4 bits."""
+    left, right = (torch.linalg.qr(torch.randn(n, n))[0] for n in (6, 4))
+    features = left[:, :4] @ torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0])) @ right
+    assert rankme(features).item() == pytest.approx(2**1.75, rel=1e-5)
+    assert rankme(features.bfloat16()).item() == pytest.approx(2**1.75, rel=1e-2)  # half precision is taken
+
+
+def test_rankme_of_zeros_is_defined():
+    assert rankme(torch.zeros(4, 5)).item() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_features_that_are_not_finite_give_no_rank_but_no_error(value):
+    """A diverging run is stopped by its loss, with advice; a diagnostic must not end it before."""
+    features = torch.randn(6, 4)
+    features[1, 2] = value
+    assert math.isnan(rankme(features).item())
+    scalars = diagnose_batch(features, features, {"dino": assigned(torch.full((6, 5), 0.2))})
+    assert math.isnan(scalars["teacher_student_cosine"].item())
+
+
+def test_entropy_is_one_for_uniform_and_zero_for_one_hot_targets():
+    scalars = diagnose(
+        uniform=assigned(torch.full((6, 16), 1 / 16)),
+        one_hot=assigned(torch.eye(16)[:6]),
+        between=assigned(torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])),
+    )
+    assert scalars["target_entropy/uniform"].item() == pytest.approx(1.0, abs=1e-6)
+    assert scalars["target_entropy/one_hot"].item() == 0.0
+    assert scalars["target_entropy/between"].item() == pytest.approx((0.5 + 1.0) / 2, abs=1e-6)
+
+
+def test_prototypes_used_are_counted_of_those_that_could_be():
+    def strongest(*prototypes):
+        return assigned(torch.nn.functional.one_hot(torch.tensor(prototypes), 4) * 0.6 + 0.1)
+
+    scalars = diagnose(few=strongest(0, 2, 2), one=strongest(3, 3, 3, 3, 3), many=strongest(0, 1, 2, 1, 0, 2, 2))
+    assert scalars["prototypes_used/few"].item() == pytest.approx(2 / 3)  # 3 samples cannot use 4 prototypes
+    assert scalars["prototypes_used/one"].item() == pytest.approx(1 / 4)
+    assert scalars["prototypes_used/many"].item() == pytest.approx(3 / 4)
+
+
+def test_cosine_is_one_for_the_same_and_minus_one_for_opposite_features():
+    features = torch.randn(6, 8)
+    for factor, expected in ((1.0, 1.0), (3.0, 1.0), (-2.0, -1.0)):
+        scalars = diagnose_batch(features, features * factor, {})
+        assert scalars["teacher_student_cosine"].item() == pytest.approx(expected, abs=1e-6)
+    half = torch.cat((features[:3], -features[3:]))
+    assert diagnose_batch(features, half, {})["teacher_student_cosine"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("elements", [1, 40, 10**9])
+def test_signs_do_not_depend_on_the_chunk_size(elements, monkeypatch):
+    assignments = sinkhorn_knopp(torch.randn(21, 16), 0.1)
+    rows = assignments.rows()
+    entropy = -(rows * rows.log()).sum(1).mean() / math.log(16)
+    used = len(rows.argmax(1).unique()) / 16
+    monkeypatch.setattr("dinov2_hf.objectives.terms.assignments.CHUNK_ELEMENTS", elements)
+    scalars = diagnose(dino=assignments)
+    assert scalars["target_entropy/dino"].item() == pytest.approx(entropy.item(), rel=1e-5)
+    assert scalars["prototypes_used/dino"].item() == pytest.approx(used)
+
+
+def test_a_term_without_samples_has_zeros():
+    scalars = diagnose(ibot=sinkhorn_knopp(torch.zeros(0, 8), 0.1))
+    assert scalars["target_entropy/ibot"].item() == 0.0 and scalars["prototypes_used/ibot"].item() == 0.0
+
+
+def make_batch(config):
+    source = open_training_source(config.data, config.train.seed)
+    return PhotometricAugmentation(config.colors)(TrainingBatches(source, config, 0, 1).batch(0))
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn_knopp", "softmax"])
+def test_diagnosing_changes_neither_loss_nor_gradients(tiny_config, centering):
+    config = tiny_config(f"teacher.centering={centering}")
+    batch = make_batch(config)
+    results = []
+    for diagnosed in (False, True):
+        torch.manual_seed(0)
+        model = DINOv2Pretraining(config).train()
+        output = model(batch, 0.05, diagnose=diagnosed)
+        output.loss.backward()
+        results.append((output.loss.detach(), *(p.grad for p in model.student.parameters()), *model.buffers()))
+        results[-1] += (torch.get_rng_state(),)
+    assert all(torch.equal(plain, diagnosed) for plain, diagnosed in zip(*results, strict=True))
+    terms = {f"{sign}/{term}" for sign in ("target_entropy", "prototypes_used") for term in ("dino", "ibot")}
+    assert output.diagnostics.keys() == {"rankme", "teacher_student_cosine"} | terms
+    for value in output.diagnostics.values():
+        assert value.dtype == torch.float32 and value.shape == () and not value.requires_grad
+        assert torch.isfinite(value)
+
+
+def test_nothing_is_diagnosed_unasked(tiny_config):
+    config = tiny_config()
+    assert DINOv2Pretraining(config).train()(make_batch(config), 0.05).diagnostics == {}
+
+
+def test_terms_that_are_off_or_empty_are_diagnosed_as_such(tiny_config):
+    config = tiny_config("dino.loss_weight=0", "ibot.mask_probability=0")
+    output = DINOv2Pretraining(config).train()(make_batch(config), 0.05, diagnose=True)
+    found = {name: value.item() for name, value in output.diagnostics.items() if "/" in name}
+    assert found == {"target_entropy/ibot": 0.0, "prototypes_used/ibot": 0.0}
+
+
+def test_student_and_teacher_that_are_equal_agree(tiny_config):
+    config = tiny_config("ibot.mask_probability=0")
+    model = DINOv2Pretraining(config).eval()
+    output = model(make_batch(config), 0.05, diagnose=True)
+    assert output.diagnostics["teacher_student_cosine"].item() == pytest.approx(1.0, abs=1e-6)
