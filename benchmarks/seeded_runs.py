@@ -2,7 +2,7 @@
 
     python benchmarks/seeded_runs.py --source OLD_CHECKOUT --output before.json
     python benchmarks/seeded_runs.py --output after.json                # of this checkout
-    python benchmarks/seeded_runs.py --compare before.json after.json
+    python benchmarks/seeded_runs.py --compare before.json after.json   # --only NAME ...: of these runs
 
 Trains tiny runs of all kinds on the CPU with the examples and the package of a checkout, and records for each run all
 metrics (times aside), the exported configs, and SHA-256 of every tensor of its exports and checkpoints. The comparison
@@ -437,13 +437,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, default=Path(__file__).parents[1], help="checkout (default: this one)")
     parser.add_argument("--output", type=Path, help="file of the recording (JSON)")
-    parser.add_argument("--only", nargs="+", choices=RUNS, metavar="NAME", help=f"of {', '.join(RUNS)}")
+    parser.add_argument("--only", nargs="+", choices=RUNS, metavar="NAME", help=f"of runs: {', '.join(RUNS)}")
     parser.add_argument("--updates", type=int, default=6, help="of a run, an even number (default: 6)")
     parser.add_argument("--threads", type=int, default=2, help="of a run (default: 2)")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two recordings")
     args = parser.parse_args()
     if args.compare:
         one, other = (json.loads(path.read_text()) for path in args.compare)
+        for recording in (one, other) if args.only else ():
+            recording["runs"] = {name: record for name, record in recording["runs"].items() if name in args.only}
         raise SystemExit(not compare(one, other))
     if args.output is None:
         parser.error("--output is missing: the file of the recording")
