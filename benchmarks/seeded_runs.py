@@ -247,7 +247,7 @@ class Recorder:
             code, errors = self._launch(what, self.runs / name)
             if code == 0:
                 return read_run(self.runs / name, self.folder)
-        return {"failed": [f"exit status {code}", *errors.strip().splitlines()[-20:]]}
+        return {"failed": [f"exit status {code}", *errors.strip().splitlines()[-8:]]}
 
     def _copy_half(self, before: str, name: str) -> None:
         """Copies a finished run as it was when a kill took it shortly before its last checkpoint."""
@@ -460,7 +460,8 @@ def main() -> None:
         records, start = {}, time.monotonic()
         for name in with_needed(args.only or list(RUNS)):
             begin = time.monotonic()
-            records[name] = recorder.record(name)
+            needed = [other for other in with_needed([name])[:-1] if "failed" in records[other]]
+            records[name] = {"failed": [f"it needs {', '.join(needed)}"]} if needed else recorder.record(name)
             failed = "\n    ".join(["FAILED", *records[name]["failed"]]) if "failed" in records[name] else "recorded"
             print(f"{name}: {failed}, {time.monotonic() - begin:.0f} s", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
