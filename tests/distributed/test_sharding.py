@@ -139,10 +139,10 @@ def test_losses_norms_and_health_equal_those_of_one_process(runs):
     names = [name for name in one if name[0].isdigit()]
     assert {name.split(".", 1)[1] for name in names} >= {
         "loss",
-        "dino_global",
-        "dino_local",
-        "ibot",
-        "koleo",
+        "loss/dino_global",
+        "loss/dino_local",
+        "loss/ibot",
+        "loss/koleo",
         "grad_norm/backbone",
         "grad_norm/dino_head",
         "grad_norm_of/layer_00",

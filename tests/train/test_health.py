@@ -177,7 +177,9 @@ def test_signs_are_computed_and_logged_on_cadence_only(tiny_config):
 
     config = tiny_config("train.log_every=2", "train.epochs=3.5")
     trainer = train(config, prepare=prepare, evaluations=[PeriodicEvaluation(1, evaluate)])
-    terms = {"loss", "dino_global", "dino_local", "ibot", "koleo"} | {f"grad_norm/{name}" for name in PARTS}
+    terms = {"loss", "loss/dino_global", "loss/dino_local", "loss/ibot", "loss/koleo"} | {
+        f"grad_norm/{name}" for name in PARTS
+    }
     on_cadence = terms | SIGNS | NORMS_OF_PARTS
     expected = [on_cadence if number in (2, 4, 6, 7) else terms for number in range(1, 8)]
     assert trainer.training_step.names == expected

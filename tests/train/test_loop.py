@@ -362,7 +362,16 @@ def test_metrics_go_to_jsonl_tensorboard_and_a_picture(tiny_config):
     train(config)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
-    expected = {"loss", "dino_global", "dino_local", "ibot", "koleo", "lr", "weight_decay", "teacher_temp"}
+    expected = {
+        "loss",
+        "loss/dino_global",
+        "loss/dino_local",
+        "loss/ibot",
+        "loss/koleo",
+        "lr",
+        "weight_decay",
+        "teacher_temp",
+    }
     assert expected | {"images_per_second", "grad_norm/backbone", "teacher_momentum"} <= lines[0].keys()
     assert list(folder.rglob("events.out.tfevents.*"))
     assert plot_metrics(folder).stat().st_size > 10_000

@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from ..config import PretrainConfig, dotted_keys, load_saved_config, save_config, value_at
 from ..files import sync
 from .manifest import Manifest, list_files, write_manifest
+from .metrics import current_name
 from .provenance import Provenance
 from .reader import CheckpointPlanner, CheckpointReader, first_line
 from .together import on_all, on_main, rank_and_world
@@ -128,6 +129,7 @@ def read_state(checkpoint: Path) -> tuple[RunState, int]:
         if not _fits(value, hints[name]):
             raise ValueError(f"{_RUN_FILE} has {name}={value!r}")
     state = RunState(**given)
+    state.means = {current_name(name): value for name, value in state.means.items()}
     if state.step < 0 or len(state.counters) != 2 or len(state.reads) != 2:
         raise ValueError(f"{_RUN_FILE} has step={state.step}, counters={state.counters}, reads={state.reads}")
     for name, value in state.means.items():

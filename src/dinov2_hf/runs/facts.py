@@ -11,8 +11,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult
 
 from ..config import PretrainConfig, SourceConfig
+from .metrics import read_metrics, terms_in
 
-_LOSS = re.compile(r"loss|dino(_global|_local)?|ibot|koleo|(cls|patch)_(cosine|smooth_l1)")
 
 
 @dataclass
@@ -50,7 +50,7 @@ class RunFacts:
             until: updates after which the model was taken; default: all that were made.
             known: fields that are known better.
         """
-        lines, state = _metrics(folder / "metrics.jsonl"), _newest_state(folder / "checkpoints")
+        lines, state = read_metrics(folder), _newest_state(folder / "checkpoints")
         lines = [line for line in lines if until is None or line["step"] <= until]
         facts = cls()
         facts.updates = max((line["step"] for line in lines), default=None)
@@ -62,8 +62,7 @@ class RunFacts:
             facts.hours = _hours(lines, facts.global_batch_size)
         prefix = f"{student}." if student else ""
         logged = next((line for line in reversed(lines) if "loss" in line), {})
-        losses = {name.removeprefix(prefix): value for name, value in logged.items() if name.startswith(prefix)}
-        facts.losses = {name: value for name, value in losses.items() if _LOSS.fullmatch(name) and value is not None}
+        facts.losses = terms_in(logged, student)
         facts.results = _results(lines, config, f"{prefix}knn_accuracy")
         facts.base_model = hub_name(config.init.path)
         return replace(facts, **known)
@@ -99,17 +98,6 @@ def name_of_source(source: SourceConfig) -> str:
     if "*" in path:
         path = str(Path(path.split("*")[0] + "x").parent)
     return public_name(path) + (f" ({source.name})" if source.name else "")
-
-
-def _metrics(path: Path) -> list[dict]:
-    """The lines; one that a kill cut short is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return [line for line in lines if isinstance(line, dict) and "step" in line]
 
 
 def _newest_state(checkpoints: Path) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..files import beside, sync
 
 FILE_NAME = "metrics.jsonl"
+_TERM_OF_0_5 = re.compile(r"([\w-]+\.)?(dino_global|dino_local|ibot|koleo|(cls|patch)_(cosine|smooth_l1))")
 
 
 class MeanMetrics:
@@ -105,15 +107,36 @@ def is_of_update(line: Mapping[str, float | None]) -> bool:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl` in `folder`; one that a kill cut short is left out."""
+    """Returns the lines of `metrics.jsonl` in `folder`, without one that a kill cut short."""
     path = folder / FILE_NAME
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append({current_name(name): value for name, value in line.items()})
     return lines
+
+
+def current_name(name: str) -> str:
+    """Returns the name of a metric; dinov2_hf 0.5 wrote `dino_global` for `loss/dino_global`."""
+    return f"loss/{name}" if _TERM_OF_0_5.fullmatch(name) else name
+
+
+def terms_in(line: Mapping[str, float | None], student: str = "") -> dict[str, float]:
+    """Returns the finite terms of the loss in a line of metrics, by the names that the objective gives them.
+
+    Args:
+        student: a further student of a distillation; default: the first one, with the whole `loss`.
+    """
+    found = {} if student else {"loss": line.get("loss")}
+    for name, value in line.items():
+        of, _, term = name.removeprefix("loss/").rpartition(".")
+        if name.startswith("loss/") and of == student:
+            found[term] = value
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def plot_metrics(folder: Path) -> Path:
@@ -125,25 +148,21 @@ def plot_metrics(folder: Path) -> Path:
 
     lines = read_metrics(folder)
     panels = {
-        "Objective": ["loss", "dino_global", "dino_local", "ibot", "koleo"],
-        "k-NN accuracy of the teacher (%)": ["knn_accuracy"],
-        "Gradient norm before clipping": ["grad_norm/backbone", "grad_norm/dino_head", "grad_norm/ibot_head"],
-        "Learning rate": ["lr", "last_layer_lr"],
-        "Targets: entropy (of its maximum) and share of prototypes used": [
-            "target_entropy/dino",
-            "target_entropy/ibot",
-            "prototypes_used/dino",
-            "prototypes_used/ibot",
-        ],
-        "Effective rank of the teacher's CLS (RankMe)": ["rankme"],
+        "Objective": ("loss", "loss/"),
+        "k-NN accuracy of the teacher (%)": ("knn_accuracy",),
+        "Gradient norm before clipping": ("grad_norm/",),
+        "Learning rate": ("lr", "last_layer_lr"),
+        "Targets: entropy (of its maximum) and share of prototypes used": ("target_entropy/", "prototypes_used/"),
+        "Effective rank of the teacher's CLS (RankMe)": ("rankme",),
     }
     figure, axes = plt.subplots(3, 2, figsize=(12, 12), layout="constrained")
-    for axis, (title, names) in zip(axes.flat, panels.items()):
-        for name in names:
+    logged = dict.fromkeys(name for line in lines for name in line)
+    for axis, (title, wanted) in zip(axes.flat, panels.items()):
+        for name in (n for w in wanted for n in logged if n == w or (w.endswith("/") and n.startswith(w))):
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             if points:
                 marker = "o" if len(points) < 30 else None
-                axis.plot(*zip(*points), label=name.removeprefix("grad_norm/"), marker=marker, markersize=4)
+                axis.plot(*zip(*points), label=name.removeprefix("loss/").removeprefix("grad_norm/"), marker=marker, markersize=4)
         axis.set_title(title)
         axis.set_xlabel("update")
         axis.grid(alpha=0.3)

@@ -66,7 +66,7 @@ class TrainingStep:
             diagnose: add the signs of health and the gradient norm of every part.
 
         Returns:
-            Scalars on the device: `loss`, its terms, `grad_norm/<network>`.
+            Scalars on the device: `loss`, `loss/<term>`, `grad_norm/<network>`.
         """
         accelerator, accumulation = self.accelerator, self.config.train.gradient_accumulation_steps
         apply_schedule(self._optimizer.param_groups, values)
@@ -79,7 +79,8 @@ class TrainingStep:
             with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
                 output = self._wrapped(batch, values.teacher_temp, diagnose=diagnose and last)
                 accelerator.backward(output.loss / accumulation)
-            for name, value in {"loss": output.loss.detach(), **output.terms}.items():
+            terms = {f"loss/{name}": term for name, term in output.terms.items()}
+            for name, value in {"loss": output.loss.detach(), **terms}.items():
                 share = value / accumulation
                 scalars[name] = scalars[name] + share if name in scalars else share
         accelerator.unscale_gradients()

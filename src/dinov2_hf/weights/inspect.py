@@ -20,7 +20,6 @@ from .read import ModelWeights, kind_of_names, read_tensors
 from .source import OpenSource, RunPart, dtype_of, open_source, run_folder
 
 _TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
-_TERM = re.compile(r"([\w-]+\.)?(loss|dino_global|dino_local|ibot|koleo|(cls|patch)_(cosine|smooth_l1))")
 
 Rows = list[tuple[str, str]]
 
@@ -60,7 +59,8 @@ def _describe_run(path: Path, run: RunPart) -> Rows:
     lines = [line for line in read_metrics(folder) if line["step"] <= step]
     losses = next((line for line in reversed(lines) if "loss" in line), None)
     if losses:
-        terms = [f"{name} {value:.4g}" for name, value in losses.items() if value is not None and _TERM.fullmatch(name)]
+        names = {name.removeprefix("loss/"): value for name, value in losses.items() if name.startswith("loss")}
+        terms = [f"{name} {value:.4g}" for name, value in names.items() if value is not None]
         rows.append(("losses", f"{', '.join(terms)} (mean up to update {losses['step']:,})"))
     rows += [("result", f"{name}: {value}") for name, value in run.facts.results_table().items()]
     further = getattr(run.config, "students", None)
