@@ -194,3 +194,36 @@ def test_a_file_is_whole_or_not_there_and_other_names_of_it_stay():
         temporary.write_bytes(b"half")
         raise OSError
     assert list(Path("new").iterdir()) == []
+
+
+def test_a_folder_replaces_a_folder_as_a_whole_or_leaves_it():
+    for content, error in (("first", None), ("half", OSError), ("second", None)):
+        try:
+            with beside(Path("new/model")) as temporary:
+                temporary.mkdir()
+                (temporary / content).write_text(content)
+                if error:
+                    raise error
+        except OSError:
+            pass
+        assert [path.name for path in Path("new").iterdir()] == ["model"]
+        assert [path.name for path in Path("new/model").iterdir()] == ["first" if error else content]
+    with pytest.raises(OSError), beside(Path("photos")) as temporary:  # a file never replaces a folder
+        temporary.write_text("file")
+    assert len(list(Path("photos").iterdir())) == 3
+
+
+def test_files_that_belong_to_a_file_are_moved_with_it():
+    with beside(Path("new/model.onnx")) as temporary:
+        assert temporary.name == "model.onnx"  # which refers to its data by name
+        temporary.write_text("model")
+        temporary.with_name("model.onnx.data").write_text("weights")
+        assert list(Path("new").glob("model*")) == []
+    assert sorted(path.name for path in Path("new").iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+def test_a_block_that_writes_nothing_keeps_the_file():
+    Path("kept").write_text("old")
+    with pytest.raises(FileNotFoundError), beside(Path("kept")):
+        pass
+    assert Path("kept").read_text() == "old"

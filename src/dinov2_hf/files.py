@@ -6,6 +6,8 @@ import errno
 import fnmatch
 import glob
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,14 +25,36 @@ _PICTURES = ("loss.png", "features.png", "picture.jpg")  # names that a pattern 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write to, which replaces `path` when the block ends without an error."""
+    """Yields a path to write a file or a folder to, which replaces `path` when the block ends without an error.
+
+    It has the name of `path` and lies in a temporary folder beside it. Other files that are written there, such as
+    `<name>.data`, are moved too, before `path`. Writes nothing where the block raises.
+
+    Raises:
+        OSError: nothing was written, a file would replace a folder, or the disk refuses.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}-", dir=path.parent))
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield temporary / path.name
+        others = [each for each in temporary.iterdir() if each.name != path.name]
+        for written in [*sorted(others), temporary / path.name]:
+            _move(written, path.with_name(written.name))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(written: Path, path: Path) -> None:
+    """Renames a file or folder to `path`; a folder that is there gives way to a folder."""
+    if not (written.is_dir() and path.is_dir()):
+        os.replace(written, path)
+        return
+    replaced = written.parent / f"{written.name}.replaced"  # removed with the temporary folder
+    os.rename(path, replaced)
+    try:
+        os.rename(written, path)
+    except OSError:
+        os.rename(replaced, path)
         raise
 
 

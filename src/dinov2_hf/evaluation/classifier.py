@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ..backbones import Dinov2ForImageClassification, Dinov2Model, VisionTransformer
 from ..data import EvalTransform, preprocessor_config
+from ..files import beside
 
 _BLOCK = re.compile(r"\.(?:layers?|blocks?)\.(\d+)\.")
 
@@ -72,14 +72,14 @@ class Classifier(nn.Module):
 def save_classifier(
     folder: Path, model: Classifier, names: Sequence[str], transform: EvalTransform, several: bool
 ) -> bool:
-    """Leaves a folder that `AutoModelForImageClassification` loads, written beside and renamed.
+    """Writes a folder that `AutoModelForImageClassification` loads, whole or not at all.
 
     Args:
         names: of the classes.
         several: whether images have several of them.
 
     Returns:
-        Whether it did: other models than those of this package have classifiers of other inputs.
+        Whether it did: models of other packages have classifiers of other inputs.
     """
     if not isinstance(model.backbone.model, Dinov2Model):
         return False
@@ -90,9 +90,8 @@ def save_classifier(
     whole = Dinov2ForImageClassification(config)
     whole.base_model.load_state_dict(model.backbone.model.state_dict())
     whole.classifier.load_state_dict(model.classifier.state_dict())
-    beside = folder.with_name(f"writing-{folder.name}")
-    whole.save_pretrained(beside)
-    (beside / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(transform), indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    preprocessor = json.dumps(preprocessor_config(transform), indent=2) + "\n"
+    with beside(folder) as temporary:
+        whole.save_pretrained(temporary)
+        (temporary / "preprocessor_config.json").write_text(preprocessor)
     return True

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config.evaluations import LinearProtocol
+from ..files import beside
 from .augmented import Draws, augmented_updates
 from .base import Evaluation, Result
 from .datasets import LabeledImages
@@ -215,12 +216,12 @@ def _augmented_batches(evaluation: Evaluation, train: LabeledImages) -> Iterator
 
 
 def _save(folder: Path, heads: list, best: _Head, stacks: dict, kind: str, where: str, names: Sequence[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "heads.csv", "w", newline="") as file:
+    with beside(folder / "heads.csv") as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["blocks", "pooling", "learning_rate", f"{kind}_{where}"])
         for head in heads:
             pooling = "cls_mean" if head.inputs.mean else "cls"
             writer.writerow([head.inputs.blocks, pooling, f"{head.learning_rate:g}", f"{head.chosen_by:.4f}"])
     settings = {"inputs": str(best.inputs), "learning_rate": f"{best.learning_rate:g}", "classes": json.dumps(names)}
-    save_file(stacks[best.inputs].tensors(best.index), folder / "head.safetensors", metadata=settings)
+    with beside(folder / "head.safetensors") as path:
+        save_file(stacks[best.inputs].tensors(best.index), path, metadata=settings)

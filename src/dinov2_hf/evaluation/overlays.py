@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..files import beside
 from .metrics.video import VOID, boundary
 
 _GAP, _TEXT, _WIDTH = 8, 15, 320
@@ -23,10 +24,10 @@ def palette(count: int = 256) -> np.ndarray:
 
 def save_index_mask(mask: np.ndarray, path: Path) -> None:
     """Writes an index mask `[H, W]` as a PNG file with the colours of DAVIS."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(mask.astype(np.uint8), "L")
     picture.putpalette(palette().ravel().tolist())
-    picture.save(path)
+    with beside(path) as temporary:
+        picture.save(temporary)
 
 
 def tint(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -72,5 +73,5 @@ def save_contact_sheet(
                 sheet.paste(Image.fromarray(tint(picture, small)), (x, y))
             else:
                 draw.text((x + size[0] // 2, y + size[1] // 2), "no mask", _INK, font, anchor="mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with beside(path) as temporary:
+        sheet.save(temporary)

@@ -59,7 +59,8 @@ class Report:
         with beside(folder / RESULTS_FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
         write_broken(folder, self.broken)
-        (folder / "results.md").write_text(f"# {self.protocol}: {self.model}\n\n{self.table()}\n")
+        with beside(folder / "results.md") as temporary:
+            temporary.write_text(f"# {self.protocol}: {self.model}\n\n{self.table()}\n")
 
 
 def run_protocol(name: str, evaluate, evaluation: Evaluation) -> Report:

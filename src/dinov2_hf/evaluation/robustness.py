@@ -21,6 +21,7 @@ from torch import Tensor
 from ..config.evaluations import RobustnessProtocol
 from ..data import EvalTransform
 from ..features import FeatureSet
+from ..files import beside
 from .base import Evaluation, Result
 from .corruptions import corrupt
 from .datasets import LabeledImages
@@ -90,8 +91,7 @@ def evaluate_robustness(evaluation: Evaluation) -> Iterator[Result]:
     if errors:
         yield _mean_error(errors, config)
     if table and evaluation.output and evaluation.is_main:
-        evaluation.output.mkdir(parents=True, exist_ok=True)
-        with open(evaluation.output / "corruptions.csv", "w", newline="") as file:
+        with beside(evaluation.output / "corruptions.csv") as path, path.open("w", newline="") as file:
             csv.writer(file).writerows([("corruption", "severity", "accuracy"), *table])
 
     for name, asked in shifted.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...files import beside
 from .cluster import kmeans
 from .join import ranked
 from .rows import BLOCK, as_rows, equal_blocks, exact_products, faiss_module
@@ -76,12 +76,9 @@ def build_index(
 
 
 def save_index(index: Any, path: str | Path) -> None:
-    """Writes the index beside `path` and renames it, so that a killed run leaves no half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    faiss_module().write_index(index, str(beside))
-    os.replace(beside, path)
+    """Writes the index whole or not at all, so that a killed run leaves no half of one."""
+    with beside(Path(path)) as temporary:
+        faiss_module().write_index(index, str(temporary))
 
 
 def load_index(path: str | Path) -> Any:
