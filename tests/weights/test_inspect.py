@@ -40,8 +40,8 @@ def test_run_is_described_with_its_progress_losses_and_heads(run, capsys, which)
     assert rows["updates"] == f"{step} of 6"
     assert ("all checkpoints" in rows) == (which == "output folder")
     line = next(line for line in read_metrics(run.folder) if line["step"] == step)
-    terms = ("loss", "dino_global", "dino_local", "ibot", "koleo")
-    shown = ", ".join(f"{name} {line[name]:.4g}" for name in line if name in terms)
+    names = ("loss", "loss/dino_global", "loss/dino_local", "loss/ibot", "loss/koleo")
+    shown = ", ".join(f"{name.removeprefix('loss/')} {line[name]:.4g}" for name in line if name in names)
     assert rows["losses"] == f"{shown} (mean up to update {step})" and shown.count(",") == 4
     assert rows["preset"] == "none of ours"
     assert rows["backbone"] == "width 32, 2 layers, 2 heads, MLP"
