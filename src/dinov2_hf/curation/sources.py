@@ -49,8 +49,7 @@ class Shard:
             )
         if self.count is not None:
             for position in range(self.count) if positions is None else positions:
-                value = images.dataset[self.first + int(position)][images.name]
-                yield int(position), *images.encoded(value, f"row {self.first + int(position)}")
+                yield int(position), *images.read(self.first + int(position))
             return
         shards = _shards(_key(self.config))
         wanted = None if positions is None else set(map(int, positions))

@@ -49,7 +49,7 @@ class PlainImages:
 
     def read(self, index: int) -> tuple[bytes, str]:
         """Bytes and name of image `index`."""
-        return self._images.encoded(self._images.dataset[index][self._images.name], f"row {index}")
+        return self._images.read(index)
 
 
 class BoxedImages:

@@ -32,11 +32,11 @@ class ImageRows:
         return self._images.fingerprint
 
     def __len__(self) -> int:
-        return len(self._images.dataset)
+        return len(self._images)
 
     def read(self, index: int) -> tuple[bytes, str]:
         """Bytes and name of row `index`."""
-        data, name = self._images.encoded(self._images.dataset[index][self._images.name], f"row {index}")
+        data, name = self._images.read(index)
         return data, os.path.basename(name)
 
 

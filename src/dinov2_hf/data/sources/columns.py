@@ -55,6 +55,14 @@ class ImageColumn:
                 digest.update(repr((name, name and state_of(name))).encode())
         return digest.hexdigest()
 
+    def __len__(self) -> int:
+        """Rows, where they can be read by number."""
+        return len(self.dataset)
+
+    def read(self, index: int) -> tuple[bytes, str]:
+        """Bytes and name of row `index`, where rows can be read by number; `Missing` with the reason for no bytes."""
+        return self.encoded(self.dataset[index][self.name], f"row {index}")
+
     def encoded(self, value: Any, position: str) -> tuple[bytes, str]:
         """Bytes and name of a value of the column; `Missing` with the reason where it has none.
 

@@ -104,13 +104,12 @@ class MapSource(LanedSource):
         self._order: tuple[int, Permutation] | None = None
 
     def at(self, lane: int, position: int, ahead: int = 0) -> Sample:
-        epoch, index = divmod((position + ahead) * self.lanes + lane, len(self._images.dataset))
+        epoch, index = divmod((position + ahead) * self.lanes + lane, len(self._images))
         if self._shuffle:
             if self._order is None or self._order[0] != epoch:
-                self._order = (epoch, Permutation(len(self._images.dataset), (*self._key, epoch)))
+                self._order = (epoch, Permutation(len(self._images), (*self._key, epoch)))
             index = self._order[1][index]
-        value = self._images.dataset[index][self._images.name]
-        return Sample(*self._images.encoded(value, f"row {index}"), epoch, index, self._source)
+        return Sample(*self._images.read(index), epoch, index, self._source)
 
 
 class StreamSource(LanedSource):

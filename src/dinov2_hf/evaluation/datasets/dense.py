@@ -65,11 +65,11 @@ class DenseImages(ABC):
         self._map_column = column
 
     def __len__(self) -> int:
-        return len(self._images.dataset)
+        return len(self._images)
 
     def read(self, index: int) -> tuple[bytes, str]:
         """Bytes and name of image `index`."""
-        data, name = self._images.encoded(self._images.dataset[index][self._images.name], f"row {index}")
+        data, name = self._images.read(index)
         return data, name_in(self.where, name)
 
     def map(self, index: int) -> np.ndarray:
@@ -136,7 +136,7 @@ class DenseImages(ABC):
         if self._maps is None:
             value: Any = self._arrays[index][self._map_column]
             return np.asarray(value if value is not None else [])
-        data, _ = self._maps.encoded(self._maps.dataset[index][self._map_column], f"row {index}")
+        data, _ = self._maps.read(index)
         if data.startswith(b"\x93NUMPY"):
             return np.load(io.BytesIO(data), allow_pickle=False)
         with open_with_pillow(io.BytesIO(data)) as image:

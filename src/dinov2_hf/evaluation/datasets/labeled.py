@@ -37,11 +37,11 @@ class LabeledImages:
         return self._images.fingerprint
 
     def __len__(self) -> int:
-        return len(self._images.dataset)
+        return len(self._images)
 
     def read(self, index: int) -> tuple[bytes, str]:
         """Bytes and name of image `index`."""
-        data, name = self._images.encoded(self._images.dataset[index][self._images.name], f"row {index}")
+        data, name = self._images.read(index)
         return data, name_in(self.where, name)
 
     def title_of(self, index: int) -> str:

@@ -65,7 +65,7 @@ class ListedFrames:
         self._images = ImageColumn(dataset.with_format("arrow"), column, folder)
 
     def __len__(self) -> int:
-        return len(self._images.dataset)
+        return len(self._images)
 
     def count(self, video: int) -> int:
         return len(self._list(video) or ())
@@ -107,17 +107,17 @@ class AnimatedFrames:
         self.fingerprint: str = images.fingerprint
 
     def __len__(self) -> int:
-        return len(self._images.dataset)
+        return len(self._images)
 
     def count(self, video: int) -> int:
         try:
-            with open_with_pillow(io.BytesIO(self._encoded(video)[0])) as animation:
+            with open_with_pillow(io.BytesIO(self._images.read(video)[0])) as animation:
                 return getattr(animation, "n_frames", 1)
         except Exception:  # Pillow raises anything on malformed files
             return 0
 
     def read(self, video: int, frame: int) -> tuple[bytes, str]:
-        data, name = self._encoded(video)
+        data, name = self._images.read(video)
         buffer = io.BytesIO()
         try:
             with open_with_pillow(io.BytesIO(data)) as animation:
@@ -127,9 +127,6 @@ class AnimatedFrames:
             missing = data if isinstance(data, Missing) else Missing(f"cannot be decoded: {error}")
             return missing, f"{name}, frame {frame}"
         return buffer.getvalue(), f"{name}, frame {frame}"
-
-    def _encoded(self, video: int) -> tuple[bytes, str]:
-        return self._images.encoded(self._images.dataset[video][self._images.name], f"row {video}")
 
 
 class LabeledClips:
