@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from dinov2_hf.backbones import Dinov2Config
+from dinov2_hf.backbones import Dinov2Config, find_family
 from dinov2_hf.config import DistillConfig, load_config
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import PrototypeTeacher
-from dinov2_hf.objectives.base import build_backbone, build_heads
+from dinov2_hf.objectives.base import build_heads
 from dinov2_hf.objectives.distillation import compare_all_patches
 from dinov2_hf.objectives.prototypes import build_centering, prototype_targets
 
@@ -40,7 +40,7 @@ def build_teacher(preset: str, prototypes: int) -> tuple[DistillConfig, Prototyp
     keys += [f"ibot.num_prototypes={prototypes}"]
     config = load_config("configs/distill/vits14_from_vitg14.yaml", keys, DistillConfig)
     config.model.preset, config.model.num_register_tokens = preset, 4
-    backbone = build_backbone(config.model, config.crops.global_size, 0.0)
+    backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
     heads = build_heads(config, backbone.config.hidden_size)
     return config, PrototypeTeacher(backbone, heads, config.colors.mean, config.colors.std), backbone.config
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dinov2_hf.backbones import find_family
 from dinov2_hf.data import SSLBatch
-from dinov2_hf.objectives.base import build_backbone
 from dinov2_hf.objectives.terms import Logits, assignments, cross_entropy, dino_loss, ibot_loss, sinkhorn_knopp
 
 from .context import Context, rounded
@@ -68,7 +68,7 @@ def losses(context: Context) -> None:
 def attention(context: Context) -> None:
     """Implementations on the same weights and crops: deviation of outputs and gradients from eager in float32."""
     config = case_config(context, "S64", "model.drop_path_rate=0", "model.layerscale_value=0.1")
-    backbone = build_backbone(config.model, config.crops.global_size, 0.0).to(device()).train()
+    backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0).to(device()).train()
     count = context.size(8, 1)
     sizes = ((count, config.crops.global_size), (2 * count, config.crops.local_size))
     crops = [torch.randn(number, 3, size, size, device=device()) for number, size in sizes]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dinov2_hf.objectives.base import recompute_layers
+from dinov2_hf.backbones import recompute_blocks
 
 # 4 crops of 1 + 2 + 16 tokens, then 6 of 1 + 2 + 4: CLS, registers and patches of both, in no order, one of them twice
 POSITIONS = torch.tensor([57, 0, 21, 1, 38, 75, 76 + 7, 76, 76 + 41, 20, 19, 76 + 14, 0, 30])
@@ -53,7 +53,7 @@ def test_wanted_tokens_equal_those_of_the_whole_forward(
     """Values and the gradients of all parameters."""
     model = tiny(drop_path_rate=drop_path_rate, use_swiglu_ffn=swiglu, attn_implementation=implementation).train()
     if checkpointing:
-        recompute_layers(model)
+        recompute_blocks(model)
     results = both(model, POSITIONS, *inputs, torch.randn(len(POSITIONS), 48))
     assert results[0][1].keys() == dict(model.named_parameters()).keys()
     assert_equal(results)
@@ -114,7 +114,7 @@ def test_last_layer_feeds_forward_the_wanted_tokens_alone(tiny, inputs, drop_pat
 def test_last_layer_is_recomputed_where_the_others_are(tiny, inputs, checkpointing):
     model = tiny().train()
     if checkpointing:
-        recompute_layers(model)
+        recompute_blocks(model)
     calls = []
     for layer in model.encoder.layer:
         layer.norm1.register_forward_hook(lambda module, *_: calls.append(module))

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from dinov2_hf import Dinov2Backbone, Dinov2Config, Dinov2Model
+from dinov2_hf.backbones import recompute_blocks
 from dinov2_hf.backbones.dinov2.attention import SelfAttentionProjections, eager_attention_forward
 from dinov2_hf.backbones.dinov2.embeddings import interpolate_positions
-from dinov2_hf.objectives.base import recompute_layers
 
 
 def test_rectangular_image_size_needs_no_interpolation_at_its_own_size(tiny):
@@ -146,7 +146,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny):
     for checkpointing in (False, True):
         model = tiny(drop_path_rate=0.5).train()
         if checkpointing:
-            recompute_layers(model)
+            recompute_blocks(model)
         torch.manual_seed(1)
         model(pixels).last_hidden_state.square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])

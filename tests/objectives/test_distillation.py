@@ -17,11 +17,11 @@ from transformers import (
     ViTModel,
 )
 
-from dinov2_hf.backbones import VisionTransformer
+from dinov2_hf.backbones import VisionTransformer, find_family
 from dinov2_hf.config import DistillConfig, load_config
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import Distillation, FeatureTeacher, PrototypeTeacher
-from dinov2_hf.objectives.base import build_backbone, build_heads
+from dinov2_hf.objectives.base import build_heads
 
 PIXELS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
 
@@ -42,7 +42,7 @@ def make_teacher(config, width=48, **changes):
     model.hidden_size, model.num_attention_heads = width, 3
     for name, value in changes.items():
         setattr(model, name, value)
-    backbone = build_backbone(model, config.crops.global_size, 0.0)
+    backbone = find_family("dinov2").build(model, config.crops.global_size, 0.0)
     teacher = PrototypeTeacher(backbone, build_heads(config, width), config.colors.mean, config.colors.std)
     with torch.no_grad():
         for parameter in teacher.parameters():

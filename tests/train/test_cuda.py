@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from dinov2_hf.backbones import VisionTransformer
+from dinov2_hf.backbones import VisionTransformer, find_family
 from dinov2_hf.config import DistillConfig, PretrainConfig, load_config, save_config
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import DINOv2Pretraining, Distillation, FeatureTeacher, PrototypeTeacher
-from dinov2_hf.objectives.base import build_backbone, build_heads
+from dinov2_hf.objectives.base import build_heads
 from dinov2_hf.train import TrainingStep, build_accelerator
 from dinov2_hf.train.schedules import StepValues
 
@@ -121,7 +121,7 @@ def test_changing_numbers_of_masked_patches_compile_nothing(traced, tmp_path, na
 def build(config):
     if not isinstance(config, DistillConfig):
         return DINOv2Pretraining(config)
-    backbone = build_backbone(config.model, config.crops.global_size, 0.0)
+    backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
     normalization = [0.2, 0.3, 0.4], [0.5, 0.5, 0.5]
     if config.distill.objective == "features":
         return Distillation(config, FeatureTeacher(VisionTransformer(backbone), *normalization))

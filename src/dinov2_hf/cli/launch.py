@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..backbones import Dinov2Config
+from ..backbones import Dinov2Config, Layers
 from ..config import (
     DistillConfig,
     PretrainConfig,
@@ -34,7 +34,6 @@ from ..files import Output, check_outputs, made_anything, made_run
 from ..hub import Publisher
 from ..runs import RunFacts, plot_metrics, read_metrics
 from ..train import PeriodicEvaluation, Pretrainer, Results, build_accelerator
-from ..train.loop import Layers
 from ..visualize import Picture, plot_patch_pca
 from ..weights import export_folder
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Dinov2Config, Dinov2Model, check_attention
-from ..config import HeadConfig, ModelConfig, PretrainConfig
+from ..backbones import Features
+from ..config import HeadConfig, PretrainConfig
 from .heads import DINOHead
 
 
@@ -30,13 +30,12 @@ class Students(nn.Module):
         return self
 
     @torch.no_grad()
-    def average_layers(self, pixel_values: Tensor, count: int = 1, student: str = "") -> list[tuple[Tensor, Tensor]]:
-        """CLS `[B, D]` and patches `[B, D, h, w]` of the last `count` blocks of a student's average, after the norm.
+    def average_layers(self, pixel_values: Tensor, count: int = 1, student: str = "") -> list[Features]:
+        """Features of the last `count` blocks of a student's average, each after the final norm.
 
         Collective where it is sharded.
         """
-        backbone = self.averages[student]["backbone"]
-        return [(cls, patches) for patches, cls in backbone.get_intermediate_layers(pixel_values, count)]
+        return self.averages[student]["backbone"].features(pixel_values, count)
 
     @torch.no_grad()
     def copy_students_to_averages(self) -> None:
@@ -57,30 +56,10 @@ class Students(nn.Module):
         """Moves a frozen teacher, which is no part of this module, to where the students are; here there is none."""
 
     def compile_layers(self, *networks: nn.ModuleDict) -> None:
-        """Compiles each transformer layer by itself."""
+        """Compiles each block of the backbones by itself."""
         for network in networks:
-            for layer in network["backbone"].encoder.layer:
-                layer.compile()
-
-
-def build_backbone(model: ModelConfig, image_size: int, drop_path_rate: float) -> Dinov2Model:
-    """A backbone with fresh weights.
-
-    Raises:
-        ValueError: the package of `model.attn_implementation` is not installed.
-    """
-    architecture = model.architecture() | {"drop_path_rate": drop_path_rate, "image_size": image_size}
-    if architecture["attn_implementation"] == "auto":
-        architecture["attn_implementation"] = "sdpa" if torch.accelerator.is_available() else "eager"
-    check_attention(architecture["attn_implementation"], "model.attn_implementation")
-    return Dinov2Model(Dinov2Config.preset(model.preset, **architecture))
-
-
-def recompute_layers(backbone: Dinov2Model) -> None:
-    """Makes the backward pass compute each layer again, instead of keeping its activations."""
-    # its name in transformers 6; releases before 5.23 only have the other
-    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+            for block in network["backbone"].blocks.values():
+                block.compile()
 
 
 def build_heads(config: PretrainConfig, width: int) -> dict[str, DINOHead]:

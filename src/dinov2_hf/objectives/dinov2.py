@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..backbones import find_family, recompute_blocks
 from ..config import PretrainConfig
 from ..data.batch import SSLBatch
-from .base import Students, build_backbone, build_heads, recompute_layers
+from .base import Students, build_heads
 from .diagnostics import diagnose_batch
 from .prototypes import build_centering, packed_positions, prototype_targets, prototype_terms, weighted_sum
 
@@ -42,7 +43,7 @@ class DINOv2Pretraining(Students):
         self.student = nn.ModuleDict(self.build_networks(config.model.drop_path_rate))
         self.teacher = nn.ModuleDict(self.build_networks(drop_path_rate=0.0))
         if config.model.gradient_checkpointing:
-            recompute_layers(self.student["backbone"])
+            recompute_blocks(self.student["backbone"])
         self.copy_students_to_averages()
         self.teacher.requires_grad_(False)
         if config.model.compile:
@@ -59,8 +60,8 @@ class DINOv2Pretraining(Students):
 
     def build_networks(self, drop_path_rate: float, student: str = "") -> dict[str, nn.Module]:
         """Backbone and heads as the config asks for, with fresh weights."""
-        backbone = build_backbone(self.config.model, self.config.crops.global_size, drop_path_rate)
-        return {"backbone": backbone, **build_heads(self.config, backbone.config.hidden_size)}
+        backbone = find_family("dinov2").build(self.config.model, self.config.crops.global_size, drop_path_rate)
+        return {"backbone": backbone, **build_heads(self.config, backbone.width)}
 
     def forward(self, batch: SSLBatch, teacher_temp: float, diagnose: bool = False) -> ObjectiveOutput:
         """The objective of a batch whose crops are normalised floats. Collective: call on all ranks.

@@ -14,10 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Dinov2Config
+from ..backbones import Dinov2Config, find_family, recompute_blocks
 from ..config import DistillConfig, ModelConfig
 from ..data.batch import SSLBatch
-from .base import Students, build_backbone, build_heads, recompute_layers
+from .base import Students, build_heads
 from .diagnostics import diagnose_batch
 from .dinov2 import ObjectiveOutput
 from .prototypes import build_centering, ibot_head_name, packed_positions, prototype_targets, prototype_terms
@@ -66,7 +66,7 @@ class Distillation(Students):
             average.requires_grad_(False)
             self.students[name]["backbone"].embeddings.mask_token.requires_grad_(False)  # nothing is masked
             if self._settings(name).gradient_checkpointing:
-                recompute_layers(self.students[name]["backbone"])
+                recompute_blocks(self.students[name]["backbone"])
             if self._settings(name).compile:
                 self.compile_layers(self.students[name], average)
         self.centering = build_centering(config) if self.has_prototypes else nn.ModuleDict()
@@ -94,8 +94,8 @@ class Distillation(Students):
 
     def build_networks(self, drop_path_rate: float, student: str = "") -> dict[str, nn.Module]:
         """Backbone and heads (prototypes) or projectors (features) of a student, with fresh weights."""
-        backbone = build_backbone(self._settings(student), self.config.crops.global_size, drop_path_rate)
-        width = backbone.config.hidden_size
+        backbone = find_family("dinov2").build(self._settings(student), self.config.crops.global_size, drop_path_rate)
+        width = backbone.width
         if self.has_prototypes:
             return {"backbone": backbone, **build_heads(self.config, width)}
         target = self.teacher.hidden_size

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from ..backbones import Layers
 from ..config import PretrainConfig, save_config
 from ..data import (
     PhotometricAugmentation,
@@ -51,8 +52,6 @@ from .step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
-Layers = Callable[[Tensor, int], list[tuple[Tensor, Tensor]]]
-"""Images and a number of blocks to CLS and patches of the last ones, of the average of a student."""
 Results = dict[str, dict[str, nn.Module]]
 """For each student (`""`, where there is one alone) the networks of its average."""
 Publish = Callable[[int, Results], None]

@@ -2,6 +2,7 @@
 
 from .attention import check_attention
 from .configuration import PRESETS, Dinov2Config
+from .family import build_dinov2
 from .modeling import Dinov2Backbone, Dinov2ForImageClassification, Dinov2Layer, Dinov2Model, Dinov2PreTrainedModel
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "Dinov2Layer",
     "Dinov2Model",
     "Dinov2PreTrainedModel",
+    "build_dinov2",
     "check_attention",
 ]

@@ -8,6 +8,7 @@ rename nothing.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 
+from ..base import CropGroup, Features, Tokens, check_layers
 from ..index import check_indices
 from .attention import Dinov2Attention
 from .configuration import Dinov2Config
@@ -224,6 +226,35 @@ class _Transformer(Dinov2PreTrainedModel):
 class Dinov2Model(_Transformer):
     """The backbone. `Dinov2Model(config)` starts from scratch, `from_pretrained` reads the published checkpoints."""
 
+    takes_masks = True
+
+    @property
+    def width(self) -> int:
+        """Channels D of the features."""
+        return self.config.hidden_size
+
+    @property
+    def stride(self) -> int:
+        """Pixels between two neighbouring patches."""
+        return self.config.patch_height_width[0]
+
+    @property
+    def blocks(self) -> dict[str, Dinov2Layer]:
+        """The layers, `layer_00`, `layer_01`, … from input to output."""
+        return {f"layer_{index:02}": layer for index, layer in enumerate(self.encoder.layer)}
+
+    def depth_of(self, name: str) -> int:
+        """Depth of the parameter `name`: 0 in the embeddings, `i + 1` in layer `i`, one more in the final norm."""
+        if name.startswith("embeddings."):
+            return 0
+        if match := re.match(r"encoder\.layer\.(\d+)\.", name):
+            return int(match[1]) + 1
+        return len(self.encoder.layer) + 1
+
+    def is_patch_embedding(self, name: str) -> bool:
+        """Whether the parameter `name` projects patches to tokens."""
+        return name.startswith("embeddings.patch_embeddings.")
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -285,6 +316,45 @@ class Dinov2Model(_Transformer):
         for layer in layers:
             tokens = layer(tokens, packing)
         return self.layernorm(last(tokens, packing, positions=positions))
+
+    def tokens(self, groups: Sequence[CropGroup]) -> list[Tokens]:
+        """One forward over groups of crops of different sizes; the last layer computes little more than what is wanted.
+
+        Returns:
+            For each group CLS `[B, D]` and the wanted patches `[M, D]`, after the final norm.
+        """
+        prefix, start = self.config.num_prefix_tokens, 0
+        positions, counts = [], []
+        for group in groups:
+            crops, device = len(group.pixels), group.pixels.device
+            rows, columns = self.config.grid_of(*group.pixels.shape[-2:])
+            length = prefix + rows * columns
+            positions.append(start + length * torch.arange(crops, device=device))
+            wanted = positions[0][:0] if group.wanted is None else group.wanted
+            crop, patch = wanted // (rows * columns), wanted % (rows * columns)
+            positions.append(start + length * crop + prefix + patch)
+            counts += [crops, len(wanted)]
+            start += crops * length
+        tokens = self.forward_at(
+            torch.cat(positions), [group.pixels for group in groups], [group.mask for group in groups]
+        )
+        parts = tokens.split(counts)
+        return [Tokens(cls, patches) for cls, patches in zip(parts[::2], parts[1::2])]
+
+    def features(self, pixels: Tensor, layers: int = 1) -> list[Features]:
+        """CLS `[B, D]` and patches `[B, D, h, w]` of the last `layers` layers, ascending, each after the final norm.
+
+        Raises:
+            ValueError: more layers than there are.
+        """
+        check_layers(layers, self)
+        return [Features(cls, patches) for patches, cls in self.get_intermediate_layers(pixels, layers)]
+
+    def attention(self, pixels: Tensor) -> Tensor:
+        """Share of the attention of CLS that each patch gets in the last layer, for each head: `[B, heads, h, w]`."""
+        attention = self(pixels, output_attentions=True).attentions[-1]
+        grid = self.config.grid_of(*pixels.shape[-2:])
+        return attention[:, :, 0, self.config.num_prefix_tokens :].unflatten(2, grid).float()
 
     def _embed(
         self, crops: Sequence[Tensor], bool_masked_pos: Sequence[Tensor | None] | None
