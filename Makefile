@@ -1,5 +1,6 @@
 # make quickstart   environment, pretraining on the bundled photographs, evaluation, export
-# make test         environment, tests
+# make test         environment, the fast tests
+# make test-all     environment, all tests
 # make lint         environment, linters
 # make clean        removes the environment and the runs
 
@@ -8,14 +9,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint clean
+# two workers; each computes with one thread, as the tensors of the tests are small
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+
+.PHONY: quickstart test test-all lint clean
 
 quickstart: $(READY)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		examples/pretrain.py --config configs/pretrain/quickstart.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: $(READY)
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -54,6 +54,6 @@ setup(
         "ray": RAY,
         "page": PAGE,
         "onnx": ONNX,
-        "dev": ["pytest>=8", "ruff>=0.12", "selenium>=4.20", *EVERYTHING],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.12", "selenium>=4.20", *EVERYTHING],
     },
 )

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,14 +43,26 @@ def whole(tensor):
 
 
 def worker(folder: str) -> None:
-    """Trains a few steps; the main process saves what the test compares."""
+    """Trains a few steps of each configuration in `folder`; the main process saves what the test compares."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState, GradientState
+
+    for config in sorted(Path(folder).glob("*/config.yaml")):
+        train(config.parent)
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+    PartialState().wait_for_everyone()
+    os._exit(0)  # once in some fifty launches a thread of gloo outlives the interpreter, and aborts the process
+
+
+def train(folder: Path) -> None:
     from dinov2_hf.config import DistillConfig, load_saved_config
     from dinov2_hf.objectives import DINOv2Pretraining, Distillation, PrototypeTeacher
     from dinov2_hf.train import build_accelerator
     from dinov2_hf.train.schedules import build_schedules, values_at
     from dinov2_hf.train.step import TrainingStep
 
-    config = load_saved_config(f"{folder}/config.yaml")
+    config = load_saved_config(folder / "config.yaml")
     accelerator = build_accelerator(config.train)
     torch.manual_seed(0)
     model = DINOv2Pretraining(config)
@@ -80,55 +93,60 @@ def worker(folder: str) -> None:
     outputs["sharded_units"] = torch.tensor([sharded])
     if accelerator.is_main_process:
         name = f"{accelerator.num_processes}-{accelerator.distributed_type.value}.safetensors"
-        save_file({key: value.contiguous() for key, value in outputs.items()}, f"{folder}/{name}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    os._exit(0)  # once in some fifty launches a thread of gloo outlives the interpreter, and aborts the process
+        save_file({key: value.contiguous() for key, value in outputs.items()}, folder / name)
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
-def runs(request, launch, fsdp2, tmp_path_factory, image_folder):
+@pytest.fixture(scope="module")
+def launched(request, launch, fsdp2, tmp_path_factory, image_folder):
+    """Folder of what each selected configuration gave on one process, on two and on two that shard."""
     from dinov2_hf.config import DistillConfig, PretrainConfig, load_config, save_config
 
-    folder = tmp_path_factory.mktemp(request.param)
-    config = load_config(
-        None,
-        [
-            "model.preset=tiny",
-            "model.hidden_size=32",
-            "model.num_hidden_layers=3",
-            "model.num_attention_heads=2",
-            "model.patch_size=8",
-            "model.num_register_tokens=2",
-            "model.drop_path_rate=0",
-            "model.layerscale_value=0.1",
-            "crops.global_size=32",
-            "crops.local_size=16",
-            "crops.num_local=2",
-            "dino.num_prototypes=24",
-            "dino.hidden_dim=16",
-            "dino.bottleneck_dim=8",
-            "ibot.num_prototypes=20",
-            "ibot.hidden_dim=16",
-            "ibot.bottleneck_dim=8",
-            "ibot.separate_head=true",
-            "koleo.distributed=true",
-            "optim.warmup_epochs=0.02",
-            "optim.freeze_last_layer_epochs=0.02",
-            "optim.base_lr=0.02",
-            f"data.train.path={image_folder}",
-            "train.epoch_length=100",
-            "train.precision=fp32",
-            f"train.output_dir={folder / 'run'}",
-            *CONFIGS[request.param],
-        ],
-        DistillConfig if request.param == "distilled" else PretrainConfig,
-    )
-    save_config(config, folder / "config.yaml")
+    folder = tmp_path_factory.mktemp("sharding")
+    overrides = [
+        "model.preset=tiny",
+        "model.hidden_size=32",
+        "model.num_hidden_layers=3",
+        "model.num_attention_heads=2",
+        "model.patch_size=8",
+        "model.num_register_tokens=2",
+        "model.drop_path_rate=0",
+        "model.layerscale_value=0.1",
+        "crops.global_size=32",
+        "crops.local_size=16",
+        "crops.num_local=2",
+        "dino.num_prototypes=24",
+        "dino.hidden_dim=16",
+        "dino.bottleneck_dim=8",
+        "ibot.num_prototypes=20",
+        "ibot.hidden_dim=16",
+        "ibot.bottleneck_dim=8",
+        "ibot.separate_head=true",
+        "koleo.distributed=true",
+        "optim.warmup_epochs=0.02",
+        "optim.freeze_last_layer_epochs=0.02",
+        "optim.base_lr=0.02",
+        f"data.train.path={image_folder}",
+        "train.epoch_length=100",
+        "train.precision=fp32",
+    ]
+    selected = {item.callspec.params["runs"] for item in request.session.items if item.path == Path(__file__)}
+    for name in selected:
+        kind = DistillConfig if name == "distilled" else PretrainConfig
+        config = load_config(None, [*overrides, f"train.output_dir={folder / name / 'run'}", *CONFIGS[name]], kind)
+        (folder / name).mkdir()
+        save_config(config, folder / name / "config.yaml")
     launch(1, __file__, folder)
     launch(2, __file__, folder)
     launch(2, __file__, folder, environment=fsdp2)
-    found = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+    return folder
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "compiled" else ()) for name in CONFIGS],
+)
+def runs(request, launched):
+    found = {path.stem: load_file(path) for path in (launched / request.param).glob("*.safetensors")}
     one = found.pop(next(name for name in found if name.startswith("1-")))
     assert len(found) == 2
     return one, found

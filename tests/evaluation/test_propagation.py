@@ -1,19 +1,11 @@
-import io
-import json
 import logging
-import os
-import re
-import subprocess
-import sys
 
 import numpy as np
-import pyarrow.parquet as parquet
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Image, List
 from PIL import Image as Pillow
-from PIL import ImageDraw
 
 from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
 from dinov2_hf.config import SourceConfig, load_config
@@ -32,6 +24,8 @@ from dinov2_hf.evaluation.metrics.video import (
 from dinov2_hf.evaluation.overlays import palette, save_contact_sheet, tint
 from dinov2_hf.evaluation.propagation import Propagation, _plan, decide, evaluate_propagation, propagate, soft_masks
 from dinov2_hf.features import Backbone
+
+from .moving import as_dataset, encoded, moving_videos
 
 # --- J and F ---------------------------------------------------------------------------------------------------------
 
@@ -258,53 +252,10 @@ def test_decision_stretches_each_mask_and_keeps_empty_ones_empty():
 
 # --- videos ----------------------------------------------------------------------------------------------------------
 
-CLOTHING = "examples/data/clothing/test.parquet"
-
-
-def encoded(pixels):
-    buffer = io.BytesIO()
-    Pillow.fromarray(pixels).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
 
 @pytest.fixture(scope="module")
-def photographs(pytestconfig):
-    table = parquet.read_table(pytestconfig.rootpath / CLOTHING, columns=["image"]).slice(0, 12)
-    pictures = [Pillow.open(io.BytesIO(row["bytes"])).convert("RGB") for row in table["image"].to_pylist()]
-    return [np.array(picture.resize((128, 96))) for picture in pictures]
-
-
-@pytest.fixture(scope="module")
-def moving(photographs):
-    """Three videos of a disk and a triangle cut from photographs that move over another, with their masks."""
-    videos = []
-    for number in range(3):
-        background, *textures = photographs[3 * number : 3 * number + 3]
-        frames, masks = [], []
-        for time in range(7 + number):
-            frame, mask = background.copy(), np.zeros((96, 128), dtype=np.uint8)
-            for index, ((y, x), (down, right)) in enumerate([((28, 24), (3, 8)), ((70, 100), (-3, -7))]):
-                y, x = y + time * down, x + time * right
-                shape = Pillow.new("L", (128, 96))
-                if index == 0:
-                    ImageDraw.Draw(shape).ellipse((x - 18, y - 18, x + 18, y + 18), fill=1)
-                else:
-                    ImageDraw.Draw(shape).polygon([(x, y - 18), (x + 18, y + 18), (x - 18, y + 18)], fill=1)
-                rows, columns = np.nonzero(np.array(shape))
-                frame[rows, columns] = textures[index][rows - y + 40, columns - x + 60]
-                mask[rows, columns] = index + 1
-            frames.append(frame)
-            masks.append(mask)
-        videos.append((frames, masks))
-    return videos
-
-
-def as_dataset(videos):
-    columns = {
-        "frames": [[encoded(frame) for frame in frames] for frames, _ in videos],
-        "masks": [[None if mask is None else encoded(mask) for mask in masks] for _, masks in videos],
-    }
-    return Dataset.from_dict(columns, features=Features(frames=List(Image()), masks=List(Image())))
+def moving():
+    return moving_videos()
 
 
 @pytest.fixture(scope="module")
@@ -563,54 +514,3 @@ def test_contact_sheet_shows_objects_in_their_colours(tmp_path):
     sheet = np.array(Pillow.open(tmp_path / "a.png"))
     for color in ([160, 90, 90], [90, 160, 90]):  # 0.45 of the frame and 0.55 of the object's colour
         assert (np.abs(sheet.astype(int) - color).max(axis=2) <= 1).sum() > 1000
-
-
-# --- several processes -----------------------------------------------------------------------------------------------
-
-SCRIPT = """
-import json, sys
-import torch
-from accelerate import Accelerator
-from dinov2_hf.config import SourceConfig
-from dinov2_hf.config.evaluations import PropagationProtocol
-from dinov2_hf.evaluation import Evaluation, evaluate_propagation
-from dinov2_hf.data import EvalTransform
-from dinov2_hf.features import Backbone
-from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
-
-torch.manual_seed(0)
-config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=64)
-backbone = Backbone.of(VisionTransformer(Dinov2Model(config)), EvalTransform(64, 64, [0.5] * 3, [0.25] * 3))
-plain = backbone.layers
-
-def collective(images, count):
-    # as a sharded network does it: every process takes part in every forward
-    torch.distributed.all_reduce(torch.ones(1))
-    return plain(images, count)
-
-accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == 2
-backbone.layers = collective
-source = SourceConfig(path=sys.argv[1])
-options = PropagationProtocol(test=source, resize_size=192, num_workers=0, radius=3, batch_size=4).check()
-found = [[r.metric, r.value, r.interval] for r in evaluate_propagation(Evaluation(backbone, options, accelerator))]
-print(f"\\nRANK {accelerator.process_index} {json.dumps(found)}\\n", flush=True)
-"""
-
-
-def test_two_processes_give_the_figures_of_one_though_their_shares_are_unequal(backbone, table, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(tmp_path / "script.py"), str(table)],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = dict(re.findall(r"^RANK (\d) (.*)$", done.stdout, re.MULTILINE))
-    assert set(found) == {"0", "1"} and found["0"] == found["1"]
-    expected = run(backbone, table, batch_size=4)
-    assert json.loads(found["0"]) == [[r.metric, r.value, list(r.interval)] for r in expected.values()]
