@@ -46,7 +46,6 @@ def server(tmp_path_factory):
 
 # --------------------------------------------------------------------------------------------------------------- kills
 
-UPDATES = {1: 60, 2: 28}
 SAVED_EVERY = 2
 KILLS = {
     (1, 0): ["in the first checkpoint", "in a checkpoint", "anywhere", "in a checkpoint"],
@@ -57,6 +56,12 @@ KILLS = {
     (2, 2): ["anywhere", "in a checkpoint"],
 }
 STREAMING = (1, 2)
+UPDATES = {1: 60, 2: 28}
+FEW_UPDATES = {1: 20, 2: 14}
+CASES = [(*case, ["in a checkpoint"], FEW_UPDATES) for case in KILLS]
+CASES += [pytest.param(*case, kills, UPDATES, marks=pytest.mark.slow) for case, kills in KILLS.items()]
+"""Of each case a run with one kill, and one with all of them."""
+CASE_NAMES = [f"{processes}-{workers}-{kills}" for kills in ("one", "all") for processes, workers in KILLS]
 
 
 def wait_for_moment(launch: Launch, folder: Path, moment: str, rng: np.random.Generator) -> None:
@@ -94,15 +99,15 @@ def naming_seed(seed: int):
 
 @pytest.fixture(scope="module")
 def uninterrupted(server, fsdp2, tmp_path_factory):
-    """Folder of the run of some processes, map-style or streaming, without data workers, that nothing disturbs."""
-    folders: dict[tuple[int, bool], Path] = {}
+    """Folder of the run of some processes and updates, map-style or streaming, without data workers or kills."""
+    folders: dict[tuple[int, int, bool], Path] = {}
 
-    def run(processes: int, streaming: bool, overrides: list[str]) -> Path:
-        if (processes, streaming) not in folders:
-            folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-            server.launch(processes, [*overrides, f"train.output_dir={folder}"], fsdp2).finish_well()
-            folders[processes, streaming] = folder
-        return folders[processes, streaming]
+    def run(processes: int, total: int, streaming: bool, overrides: list[str]) -> Path:
+        key = processes, total, streaming
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("uninterrupted") / "run"
+            server.launch(processes, [*overrides, f"train.output_dir={folders[key]}"], fsdp2).finish_well()
+        return folders[key]
 
     return run
 
@@ -113,16 +118,16 @@ def test_20_kills_are_drawn_and_half_of_them_fall_into_the_writing_of_a_checkpoi
     assert KILLS.keys() == {(processes, workers) for processes in (1, 2) for workers in (0, 1, 2)}
 
 
-@pytest.mark.parametrize(("processes", "workers"), KILLS)
+@pytest.mark.parametrize(("processes", "workers", "kills", "updates"), CASES, ids=CASE_NAMES)
 def test_killed_run_ends_in_the_tensors_of_the_uninterrupted_one(
-    server, fsdp2, uninterrupted, tiny_overrides, processes, workers
+    server, fsdp2, uninterrupted, tiny_overrides, processes, workers, kills, updates
 ):
-    streaming, total = (processes, workers) == STREAMING, UPDATES[processes]
+    streaming, total = (processes, workers) == STREAMING, updates[processes]
     overrides = [*tiny_overrides, f"train.epochs={total / 2}", "train.log_every=1", "train.keep_checkpoints=2"]
     assert {"train.epoch_length=2", "train.checkpoint_epochs=1", "model.drop_path_rate=0.3"} < set(overrides)
     if streaming:
         overrides += ["data.train.streaming=true", "data.shuffle_buffer=8"]
-    whole = uninterrupted(processes, streaming, overrides)
+    whole = uninterrupted(processes, total, streaming, overrides)
     folder = folder_of(overrides)
     overrides.append(f"data.num_workers={workers}")
 
@@ -130,7 +135,7 @@ def test_killed_run_ends_in_the_tensors_of_the_uninterrupted_one(
     rng = np.random.default_rng([seed, processes, workers])
     starts = []
     with naming_seed(seed):
-        for moment in KILLS[processes, workers]:
+        for moment in kills:
             starts.append(newest_step(folder))
             launch = server.launch(processes, overrides, fsdp2)
             wait_for_moment(launch, folder, moment, rng)
