@@ -2,6 +2,7 @@ import importlib.util
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 
@@ -420,15 +421,15 @@ def test_architecture_leaves_out_what_is_not_set():
 
 
 def test_config_is_read_and_checked_without_torch_or_accelerate():
-    file = importlib.util.find_spec("dinov2_hf.config").origin
-    # the package's __init__ imports torch, so the file is loaded by itself
+    folder = Path(importlib.util.find_spec("dinov2_hf").origin).parent
+    # the package's __init__ imports torch, so a package of that name without it takes its place
     script = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("config", sys.argv[1])
-sys.modules["config"] = config = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(config)
+import importlib, sys, types
+package = sys.modules["dinov2_hf"] = types.ModuleType("dinov2_hf")
+package.__path__ = [sys.argv[1]]
+config = importlib.import_module("dinov2_hf.config")
 assert config.load_config(None, ["data.train.path=/images", "optim.base_lr=1e-4"]).optim.base_lr == 1e-4
 print(sorted({"torch", "accelerate", "transformers", "datasets", "numpy"} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -18,6 +18,12 @@ SOFTWARE = "dinov2_hf"
 SIGNATURE = f"# Written by {SOFTWARE}"
 """The first line of the configurations that commands leave."""
 
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+STATE_FILE = "run.json"
+"""Names in the folder of a run: `runs.RunFolder` reads and writes them. The state lies in each checkpoint."""
+
 _LIST = ".txt"
 _LOGS = (".log", ".out", ".err")
 _PICTURES = ("loss.png", "features.png", "picture.jpg")  # names that a pattern of a source is compared with
@@ -308,12 +314,12 @@ def made_picture(path: Path) -> bool:
 
 def made_run(folder: Path) -> bool:
     """Whether a folder is that of a run."""
-    if (folder / "run.json").exists():  # one of its checkpoints
+    if (folder / STATE_FILE).exists():  # one of its checkpoints
         return False
-    config = folder / "config.yaml"
-    if _starts_with(config, SIGNATURE.encode()) or any(folder.glob("checkpoints/step-*/run.json")):
+    config = folder / CONFIG_FILE
+    if _starts_with(config, SIGNATURE.encode()) or any(folder.glob(f"{CHECKPOINTS}/step-*/{STATE_FILE}")):
         return True
-    return config.is_file() and (folder / "metrics.jsonl").is_file()  # of 0.5 and before
+    return config.is_file() and (folder / METRICS_FILE).is_file()  # of 0.5 and before
 
 
 def made_curation(folder: Path) -> bool:

@@ -17,7 +17,7 @@ MOMENTS = {
     "after log": "dinov2_hf.train.loop:Pretrainer._save",
     "checkpoint": "dinov2_hf.train.loop:save_checkpoint",
     "rename": "pathlib:Path.rename",
-    "prune": "dinov2_hf.train.loop:prune_checkpoints",
+    "prune": "dinov2_hf.runs.folder:RunFolder.prune_checkpoints",
     "evaluation": "dinov2_hf.train.loop:Pretrainer._evaluate",
     "push": "dinov2_hf.hub.publish:push_folder",
     "export": "dinov2_hf.cli.launch:export_folder",

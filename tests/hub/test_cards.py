@@ -12,7 +12,7 @@ from dinov2_hf import Dinov2Config, Dinov2Model
 from dinov2_hf.config import DistillConfig, dotted_keys, load_config, value_at
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.hub.contents import read_contents
-from dinov2_hf.runs import RunFacts
+from dinov2_hf.runs import RunFacts, RunFolder
 from dinov2_hf.weights import model_card
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,6 @@ def test_facts_of_a_run_are_told(config):
         num_processes=4,
         hardware="NVIDIA H100",
         hours=2.5,
-        num_images=123456,
         losses={"loss": 8.76543},
         results=[KNN],
         license="cc-by-4.0",
@@ -69,7 +68,6 @@ def test_facts_of_a_run_are_told(config):
     data, text = render(config, facts)
     expected = {
         "Images of": "satellite",
-        "Number of images": "123,456",
         "Images read, with repetitions": "256,000",
         "Updates": "1,000 of 125,000",
         "Images per update": "256",
@@ -101,7 +99,7 @@ def test_facts_of_a_run_are_told(config):
 def test_facts_that_are_not_known_leave_no_trace(config):
     data, text = render(config, RunFacts())
     assert set(data) == {"library_name", "pipeline_tag", "tags"}
-    for absent in ("Hardware", "Losses", "Evaluation", "Licence", "Started from", "Number of images", "Processes"):
+    for absent in ("Hardware", "Losses", "Evaluation", "Licence", "Started from", "Processes"):
         assert absent not in text
     assert rows(text)["Updates"] == "125,000" and rows(text)["Peak learning rate"] == "base 0.002"
     assert "They have not been evaluated." in text
@@ -166,13 +164,13 @@ def test_sets_and_models_on_the_hub_are_linked_and_folders_are_named(config, tmp
     ]
     overrides += ["data.mix.a.weight=2", "data.mix.b.weight=5", "data.train.name=small", "init.path=lab/dinov2-base"]
     config = load_config(ROOT / "configs" / "pretrain" / "vits14_1gpu.yaml", overrides)
-    data, text = render(config, RunFacts.of_run(tmp_path, config))
+    data, text = render(config, RunFacts.of_run(RunFolder(tmp_path), config))
     assert data["datasets"] == ["lab/photos"] and data["base_model"] == "lab/dinov2-base"
     shares = "lab/photos (small) (12% of the samples); mine (25% of the samples); shards (62% of the samples)"
     assert rows(text)["Images of"] == shares
     assert rows(text)["Started from"] == "lab/dinov2-base" and "private" not in text
     local = load_config(None, ["data.train.path=x", "init.path=data/mine"])
-    data, text = render(local, RunFacts.of_run(tmp_path, local))
+    data, text = render(local, RunFacts.of_run(RunFolder(tmp_path), local))
     assert "base_model" not in data and rows(text)["Started from"] == "mine"
 
 
@@ -208,7 +206,7 @@ def test_facts_are_read_from_what_a_run_writes(config, tmp_path):
         checkpoint = tmp_path / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
         (checkpoint / "run.json").write_text(json.dumps({"step": step, "global_batch_size": 512}))
-    facts = RunFacts.of_run(tmp_path, config, hardware="a GPU")
+    facts = RunFacts.of_run(RunFolder(tmp_path), config, hardware="a GPU")
     assert (facts.updates, facts.global_batch_size, facts.num_processes) == (300, 512, 2)
     assert facts.hours == pytest.approx((100 * 512 / 1000 + 200 * 512 / 500) / 3600)
     assert facts.losses == {"loss": 7.0, "dino_global": 3.0}
@@ -220,7 +218,7 @@ def test_facts_are_read_from_what_a_run_writes(config, tmp_path):
 
 
 def test_folder_in_which_nothing_was_written_gives_no_facts(config, tmp_path):
-    assert RunFacts.of_run(tmp_path / "nowhere", config) == RunFacts()
+    assert RunFacts.of_run(RunFolder(tmp_path / "nowhere"), config) == RunFacts()
 
 
 def test_facts_are_those_of_the_student_and_of_the_update_that_the_card_is_for(config, tmp_path):
@@ -234,7 +232,7 @@ def test_facts_are_those_of_the_student_and_of_the_update_that_the_card_is_for(c
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
     def told(**which):
-        facts = RunFacts.of_run(tmp_path, config, **which)
+        facts = RunFacts.of_run(RunFolder(tmp_path), config, **which)
         return facts.updates, facts.losses, [result.metric_value for result in facts.results]
 
     assert told() == (20, {"loss": 8.0, "cls_cosine": 0.5}, [50.0])

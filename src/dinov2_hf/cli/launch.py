@@ -32,7 +32,7 @@ from ..evaluation.datasets import LabeledImages, same_classes
 from ..features import Backbone
 from ..files import Output, check_outputs, made_anything, made_run
 from ..hub import Publisher
-from ..runs import RunFacts, plot_metrics, read_metrics
+from ..runs import RunFacts, RunFolder, plot_metrics
 from ..train import PeriodicEvaluation, Pretrainer, Results, build_accelerator
 from ..visualize import Picture, plot_patch_pca
 from ..weights import export_folder
@@ -75,7 +75,7 @@ def launch(description: str, kind: type[PretrainConfig], trainer_class: type[Pre
         evaluations = running_evaluations(config, accelerator)
         publisher = None
         if config.hub.repo_id and accelerator.is_main_process:
-            publisher = Publisher(config.hub, Path(config.train.output_dir) / "pushing")
+            publisher = Publisher(config.hub, RunFolder(config.train.output_dir).pushing)
         trainer = trainer_class(
             config,
             accelerator,
@@ -207,32 +207,30 @@ def _export(
     heads = {name: network for name, network in networks.items() if name.endswith("_head")}
     cuda = torch.cuda.is_available()
     hardware = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    told = RunFacts.of_run(Path(config.train.output_dir), config, student, hardware=hardware)
+    told = RunFacts.of_run(RunFolder(config.train.output_dir), config, student, hardware=hardware)
     return export_folder(folder, networks["backbone"].eval(), heads, transform, config, told)
 
 
 def _leave(config: PretrainConfig, results: Results, transform: EvalTransform) -> dict[str, Path]:
     """Exports every student's average, draws curves and features, and says where all of it is."""
-    output = Path(config.train.output_dir)
-    lines, role = read_metrics(output), "the student" if isinstance(config, DistillConfig) else "the teacher"
-    pictures = [plot_metrics(output)]
+    run = RunFolder(config.train.output_dir)
+    lines, role = run.read_metrics(), "the student" if isinstance(config, DistillConfig) else "the teacher"
+    pictures = [plot_metrics(run.path)]
     exported: dict[str, Path] = {}
     for student, networks in results.items():
         metric = f"{student}.knn_accuracy" if student else "knn_accuracy"
         accuracies = [line[metric] for line in lines if metric in line]
-        folder = output / (f"export-{student}" if student else "export")
-        exported[student] = _export(folder, networks, config, transform, student)
+        exported[student] = _export(run.export(student), networks, config, transform, student)
         if accuracies:
             queries = LabeledImages(config.knn.query)
             chosen = np.linspace(0, len(queries) - 1, num=min(16, len(queries)), dtype=int).tolist()
             larger = transform.enlarged(_PICTURED_PATCHES * networks["backbone"].config.patch_size)
             shown = [Picture(queries.title_of(index), larger.pixels(queries.read(index)[0])) for index in chosen]
-            picture = output / (f"features-{student}.png" if student else "features.png")
-            pictures.append(plot_patch_pca(networks["backbone"], larger, shown, picture))
+            pictures.append(plot_patch_pca(networks["backbone"], larger, shown, run.features_picture(student)))
             first, last = accuracies[0], accuracies[-1]
             print(f"\nk-NN accuracy of {student or role}: {first:.1f} % at first, {last:.1f} % at the end")
     print(f"Curves and pictures:  {', '.join(map(str, pictures))}")
-    print(f"Metrics:              {output / 'metrics.jsonl'} (TensorBoard: tensorboard --logdir {output})")
+    print(f"Metrics:              {run.metrics_file} (TensorBoard: tensorboard --logdir {run.path})")
     for folder in exported.values():
         print(f"Model:                {folder}")
     first_export = exported[""]

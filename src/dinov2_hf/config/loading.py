@@ -14,15 +14,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..files import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SIGNATURE, STATE_FILE
 from .runs import DistillConfig, PretrainConfig
 from .secrets import masked, refuse_tokens, strings_in
 
 Kind = TypeVar("Kind")
 
-SIGNATURE = "# Written by dinov2_hf"
-"""First line of the configurations that commands leave."""
-_SAVED = ("config.yaml", "curation.yaml")
-_BESIDE_SAVED = ("metrics.jsonl", "checkpoints/step-*", "run.json", ".metadata", "config.json", "stages")
+_SAVED = (CONFIG_FILE, "curation.yaml")
+_BESIDE_SAVED = (METRICS_FILE, f"{CHECKPOINTS}/step-*", STATE_FILE, ".metadata", "config.json", "stages")
 
 
 def load_config(

@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..config import find_tokens
+from ..files import STATE_FILE
 
 _WEIGHTS = r"model\.safetensors|model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json|heads\.safetensors"
 _GRAPHS = r"(onnx/)?[\w.-]+\.onnx([._]data)?"
@@ -26,7 +27,7 @@ REPLACED = re.compile(f"{_WEIGHTS}|{_GRAPHS}")
 _PICKLES = (".bin", ".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".joblib")
 _OPTIMIZER_FILE = re.compile(r"(optimizer|optim|scheduler|scaler|random_states|rng_state)([._-].*)?", re.IGNORECASE)
 _OPTIMIZER_TENSOR = re.compile(r"(^|\.)(optimizer|optim|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer)(\.|$)")
-_CHECKPOINT_FILES = ("run.json", ".metadata")
+_CHECKPOINT_FILES = (STATE_FILE, ".metadata")
 
 _PERSONAL = ("/home/", "/Users/", "/root/", "/mnt/", "/scratch/", "/workspace/")
 _EVERYWHERE = ("/bin/", "/dev/", "/etc/", "/lib/", "/proc/", "/sbin/", "/sys/", "/usr/")

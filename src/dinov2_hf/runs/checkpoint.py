@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from ..config import PretrainConfig, dotted_keys, load_saved_config, save_config, value_at
-from ..files import sync
+from ..files import CHECKPOINTS, CONFIG_FILE, STATE_FILE, sync
 from .manifest import Manifest, list_files, write_manifest
 from .metrics import current_name
 from .provenance import Provenance
@@ -36,8 +36,6 @@ from .reader import CheckpointPlanner, CheckpointReader, first_line
 from .together import on_all, on_main, rank_and_world
 
 _NAME = re.compile(r"step-(\d{8})")
-_RUN_FILE = "run.json"
-CONFIG_FILE = "config.yaml"
 _FORMAT = 2
 """Of what is written here. 1 is that of dinov2_hf 0.5: no manifest, no provenance."""
 
@@ -88,7 +86,7 @@ def step_of(checkpoint: Path) -> int:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is a checkpoint, whole or damaged."""
-    known = (".metadata", _RUN_FILE)
+    known = (".metadata", STATE_FILE)
     return path.is_dir() and bool(_NAME.fullmatch(path.name) or any((path / name).is_file() for name in known))
 
 
@@ -96,7 +94,7 @@ def checkpoint_at(path: Path) -> Path | None:
     """The checkpoint that `path` is, or the newest of the run that wrote into it, whole or damaged."""
     if is_checkpoint(path):
         return path
-    found = find_checkpoints(path / "checkpoints")
+    found = find_checkpoints(path / CHECKPOINTS)
     return found[-1] if found else None
 
 
@@ -107,39 +105,39 @@ def read_state(checkpoint: Path) -> tuple[RunState, int]:
         ValueError: it is missing, cannot be read or holds something else.
     """
     try:
-        given = json.loads((checkpoint / _RUN_FILE).read_text())
+        given = json.loads((checkpoint / STATE_FILE).read_text())
     except FileNotFoundError:
-        raise ValueError(f"{_RUN_FILE} is missing") from None
+        raise ValueError(f"{STATE_FILE} is missing") from None
     except OSError as error:
-        raise ValueError(f"{_RUN_FILE} cannot be read: {error.strerror or error}") from None
+        raise ValueError(f"{STATE_FILE} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError):
-        raise ValueError(f"{_RUN_FILE} is not JSON") from None
+        raise ValueError(f"{STATE_FILE} is not JSON") from None
     if not isinstance(given, dict):
-        raise ValueError(f"{_RUN_FILE} does not hold names and values")
+        raise ValueError(f"{STATE_FILE} does not hold names and values")
     version = given.pop("format", 1)
     if not isinstance(version, int) or version > _FORMAT:
-        raise ValueError(f"{_RUN_FILE} has format {version!r}, of a newer version of dinov2_hf; install that")
+        raise ValueError(f"{STATE_FILE} has format {version!r}, of a newer version of dinov2_hf; install that")
     hints = get_type_hints(RunState)
     if unknown := sorted(given.keys() - hints.keys()):
-        raise ValueError(f"{_RUN_FILE} has the unknown key {unknown[0]!r}")
+        raise ValueError(f"{STATE_FILE} has the unknown key {unknown[0]!r}")
     for name in ("step", "global_batch_size"):
         if name not in given:
-            raise ValueError(f"{_RUN_FILE} lacks {name!r}")
+            raise ValueError(f"{STATE_FILE} lacks {name!r}")
     for name, value in given.items():
         if not _fits(value, hints[name]):
-            raise ValueError(f"{_RUN_FILE} has {name}={value!r}")
+            raise ValueError(f"{STATE_FILE} has {name}={value!r}")
     state = RunState(**given)
     state.means = {current_name(name): value for name, value in state.means.items()}
     if state.step < 0 or len(state.counters) != 2 or len(state.reads) != 2:
-        raise ValueError(f"{_RUN_FILE} has step={state.step}, counters={state.counters}, reads={state.reads}")
+        raise ValueError(f"{STATE_FILE} has step={state.step}, counters={state.counters}, reads={state.reads}")
     for name, value in state.means.items():
         count, sums = value if len(value) == 2 else (0, [])
         if not (count and sums and _fits(count, int) and _fits(sums, list[float])):
-            raise ValueError(f"{_RUN_FILE} has {value!r} as the sums of {name!r}")
+            raise ValueError(f"{STATE_FILE} has {value!r} as the sums of {name!r}")
     if odd := next((item for item in state.broken if len(item) != 3), None):
-        raise ValueError(f"{_RUN_FILE} has {odd!r} among what is broken")
+        raise ValueError(f"{STATE_FILE} has {odd!r} among what is broken")
     if (named := _NAME.fullmatch(checkpoint.name)) and int(named[1]) != state.step:
-        raise ValueError(f"{_RUN_FILE} is that of update {state.step}")
+        raise ValueError(f"{STATE_FILE} is that of update {state.step}")
     return state, version
 
 
@@ -207,8 +205,8 @@ def _finish(
 ) -> None:
     """Completes what all processes have written, and gives it its name."""
     save_config(config, partial / CONFIG_FILE)
-    (partial / _RUN_FILE).write_text(json.dumps({"format": _FORMAT, **asdict(run)}))
-    written = [partial / CONFIG_FILE, partial / _RUN_FILE, provenance.write(partial)]
+    (partial / STATE_FILE).write_text(json.dumps({"format": _FORMAT, **asdict(run)}))
+    written = [partial / CONFIG_FILE, partial / STATE_FILE, provenance.write(partial)]
     for path in written:
         sync(path)
     write_manifest(partial, files | list_files([*written, partial / ".metadata"]))

@@ -1,8 +1,7 @@
-"""What a model card can tell of a run: what the run wrote down itself, and what whoever exports it knows besides."""
+"""What a model card says of a run: what the run wrote, and what the caller adds."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, field, replace
@@ -11,8 +10,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult
 
 from ..config import PretrainConfig, SourceConfig
-from .metrics import read_metrics, terms_in
-
+from .folder import RunFolder
+from .metrics import terms_in
 
 
 @dataclass
@@ -28,8 +27,6 @@ class RunFacts:
     """The device of a process, such as `NVIDIA H100 80GB HBM3`."""
     hours: float | None = None
     """Of training, without evaluation and checkpoints."""
-    num_images: int | None = None
-    """Images in the training data."""
     losses: dict[str, float] = field(default_factory=dict)
     """The last logged ones."""
     results: list[EvalResult] = field(default_factory=list)
@@ -41,22 +38,20 @@ class RunFacts:
 
     @classmethod
     def of_run(
-        cls, folder: Path, config: PretrainConfig, student: str = "", until: int | None = None, **known
+        cls, run: RunFolder, config: PretrainConfig, student: str = "", until: int | None = None, **known
     ) -> RunFacts:
-        """Reads `metrics.jsonl` and the newest checkpoint's `run.json` in a run's output folder, where they are.
+        """Reads metrics and the newest state of a run, where they are there.
 
         Args:
             student: a further student of a distillation, whose losses and results these are then.
             until: updates after which the model was taken; default: all that were made.
             known: fields that are known better.
         """
-        lines, state = read_metrics(folder), _newest_state(folder / "checkpoints")
-        lines = [line for line in lines if until is None or line["step"] <= until]
+        lines, state = run.read_metrics(until), run.read_state()
         facts = cls()
         facts.updates = max((line["step"] for line in lines), default=None)
-        facts.global_batch_size = state.get("global_batch_size")
-        facts.hardware = state.get("hardware")
-        if facts.global_batch_size:
+        if state is not None:
+            facts.global_batch_size = state.global_batch_size
             per_process = config.train.batch_size * config.train.gradient_accumulation_steps
             facts.num_processes = facts.global_batch_size // per_process or None
             facts.hours = _hours(lines, facts.global_batch_size)
@@ -98,17 +93,6 @@ def name_of_source(source: SourceConfig) -> str:
     if "*" in path:
         path = str(Path(path.split("*")[0] + "x").parent)
     return public_name(path) + (f" ({source.name})" if source.name else "")
-
-
-def _newest_state(checkpoints: Path) -> dict:
-    for path in sorted(checkpoints.glob("step-*/run.json"), reverse=True):
-        try:
-            state = json.loads(path.read_text())
-        except (OSError, ValueError):  # being replaced by the run, or damaged
-            continue
-        if isinstance(state, dict):
-            return state
-    return {}
 
 
 def _hours(lines: list[dict], global_batch_size: int) -> float | None:

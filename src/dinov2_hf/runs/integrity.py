@@ -10,8 +10,9 @@ from pathlib import Path
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from ..config import load_saved_config
+from ..files import CONFIG_FILE
 from . import manifest
-from .checkpoint import CONFIG_FILE, find_checkpoints, is_checkpoint, read_state, step_of
+from .checkpoint import find_checkpoints, is_checkpoint, read_state, step_of
 from .manifest import Manifest
 from .provenance import Provenance
 from .reader import CheckpointReader, first_line

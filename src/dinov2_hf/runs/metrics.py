@@ -13,9 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..files import beside, sync
+from ..files import METRICS_FILE, beside, sync
 
-FILE_NAME = "metrics.jsonl"
 _TERM_OF_0_5 = re.compile(r"([\w-]+\.)?(dino_global|dino_local|ibot|koleo|(cls|patch)_(cosine|smooth_l1))")
 
 
@@ -72,7 +71,7 @@ class MetricLog:
 
     def __init__(self, folder: Path, accelerator: Accelerator, start_step: int) -> None:
         self._accelerator = accelerator
-        self._path = folder / FILE_NAME
+        self._path = folder / METRICS_FILE
         self.evaluated = False
         accelerator.init_trackers(".", init_kwargs={"tensorboard": {"purge_step": start_step}})
         if accelerator.is_main_process:
@@ -108,7 +107,7 @@ def is_of_update(line: Mapping[str, float | None]) -> bool:
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Returns the lines of `metrics.jsonl` in `folder`, without one that a kill cut short."""
-    path = folder / FILE_NAME
+    path = folder / METRICS_FILE
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:
@@ -162,7 +161,12 @@ def plot_metrics(folder: Path) -> Path:
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             if points:
                 marker = "o" if len(points) < 30 else None
-                axis.plot(*zip(*points), label=name.removeprefix("loss/").removeprefix("grad_norm/"), marker=marker, markersize=4)
+                axis.plot(
+                    *zip(*points),
+                    label=name.removeprefix("loss/").removeprefix("grad_norm/"),
+                    marker=marker,
+                    markersize=4,
+                )
         axis.set_title(title)
         axis.set_xlabel("update")
         axis.grid(alpha=0.3)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..data import Broken, SSLBatch, write_broken
-from ..data.broken import FILE_NAME
+from ..runs import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class BrokenLog:
         reads: Sequence[int] = (0, 0),
     ) -> None:
         self._folder, self._accelerator = folder, accelerator
+        self._list = RunFolder(folder).broken_file
         self._items = {(item.kind, item.name): item for item in (Broken(*values) for values in items)}
         self._reads = list(reads)
         self._start_interval()
@@ -90,7 +91,7 @@ class BrokenLog:
         if fresh and self._accelerator.is_main_process:
             for item in fresh:
                 logger.warning("%s", item.message)
-            with (self._folder / FILE_NAME).open("a", encoding="utf-8") as file:
+            with self._list.open("a", encoding="utf-8") as file:
                 file.writelines(item.line for item in fresh)
 
     def check(self, max_share: float) -> None:
@@ -104,7 +105,7 @@ class BrokenLog:
             last = next(item for item in reversed(self.items) if item.kind == "image")
             raise ValueError(
                 f"{broken} of {read} images cannot be decoded, more than data.max_broken_share={max_share}; "
-                f"the last: {last}; all are listed in {self._folder / FILE_NAME}; repair the data or raise the share"
+                f"the last: {last}; all are listed in {self._list}; repair the data or raise the share"
             )
 
     def check_shards(self, max_share: float, num_shards: int) -> None:
@@ -119,5 +120,5 @@ class BrokenLog:
             raise ValueError(
                 f"{len(broken)} of {num_shards} shards (files) of streams are broken, more than "
                 f"data.max_broken_shards={max_share} allows; the last: {broken[-1]}; all are listed in "
-                f"{self._folder / FILE_NAME}; repair or remove them, or raise the share"
+                f"{self._list}; repair or remove them, or raise the share"
             )

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from ..backbones import Layers
-from ..config import PretrainConfig, save_config
+from ..config import PretrainConfig
 from ..data import (
     PhotometricAugmentation,
     SSLBatch,
@@ -30,18 +30,15 @@ from ..data import (
     reading_advice,
 )
 from ..data.paths import shown as shown_path
-from ..files import beside
 from ..objectives import DINOv2Pretraining, Students
+from ..runs import RunFolder
 from ..runs.checkpoint import (
     RunState,
-    find_checkpoints,
     load_checkpoint,
-    remove_partial_checkpoints,
     save_checkpoint,
     step_of,
 )
-from ..runs.integrity import choose_checkpoint, prune_checkpoints, set_aside
-from ..runs.metrics import MeanMetrics, MetricLog, read_metrics
+from ..runs.metrics import MeanMetrics, MetricLog
 from ..runs.provenance import environment_changes, listing_changes
 from .accelerator import describe_compute
 from .broken import BrokenLog
@@ -99,8 +96,8 @@ class Pretrainer:
         self.accelerator = accelerator
         self.evaluations = evaluations
         self.publish = publish
-        self.folder = Path(config.train.output_dir)
-        self.checkpoints = self.folder / "checkpoints"
+        self.run_folder = RunFolder(config.train.output_dir)
+        self.folder, self.checkpoints = self.run_folder.path, self.run_folder.checkpoints
         train = config.train
         self.accumulation = train.gradient_accumulation_steps
         self.global_batch_size = train.batch_size * accelerator.num_processes * self.accumulation
@@ -117,7 +114,7 @@ class Pretrainer:
         if resume == "never":
             self._refuse_old_run()
             resume = "auto"
-        checkpoint, self._damaged = choose_checkpoint(self.checkpoints, resume)
+        checkpoint, self._damaged = self.run_folder.choose_checkpoint(resume)
         torch.manual_seed(train.seed)
         self.model = self._build_model()
         if accelerator.is_main_process:
@@ -170,19 +167,17 @@ class Pretrainer:
         total = train.num_steps
         if accelerator.is_main_process:
             try:
-                with beside(self.folder / "config.yaml") as temporary:
-                    save_config(config, temporary)
+                self.run_folder.write_config(config)
             except OSError as error:
                 raise OSError(
                     f"train.output_dir={self.folder} cannot be written: {error}; mend that or give another folder"
                 ) from error
-            remove_partial_checkpoints(self.checkpoints)
+            self.run_folder.clean_checkpoints(self._damaged)
             self.broken.write()
-            set_aside(self._damaged)
         accelerator.wait_for_everyone()
         log = MetricLog(self.folder, accelerator, state.step)
         if accelerator.is_main_process:
-            for line in read_metrics(self.folder):
+            for line in self.run_folder.read_metrics():
                 self._collapse.look(line)  # what was said before the run was interrupted
 
         loader = self.open_loader(total)
@@ -356,12 +351,12 @@ class Pretrainer:
         self.state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
         saved = save_checkpoint(self.checkpoints, self.state, self.model, step.optimizer, self.config, accelerator)
         if accelerator.is_main_process:
-            prune_checkpoints(self.checkpoints, train.keep_checkpoints, train.keep_every, self.checkpoint_steps)
+            self.run_folder.prune_checkpoints(train.keep_checkpoints, train.keep_every, self.checkpoint_steps)
             if self.stopped:
                 tqdm.write(f"stopped by SIGTERM after update {self.step}; saved {saved}, launch again to continue")
 
     def _refuse_old_run(self) -> None:
-        if found := find_checkpoints(self.checkpoints):
+        if found := self.run_folder.find_checkpoints():
             raise ValueError(
                 f"{self.checkpoints} holds a run up to update {step_of(found[-1])}; "
                 "to start again give another train.output_dir or remove that folder, to continue use --resume auto"

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ..config import DistillConfig, PretrainConfig, load_saved_config
-from ..runs.checkpoint import CONFIG_FILE, find_checkpoints, read_model_tensors, read_state, step_of
+from ..files import CONFIG_FILE
+from ..runs import RunFolder
+from ..runs.checkpoint import read_model_tensors, read_state, step_of
 from ..runs.integrity import damage_on_all
 from ..runs.provenance import Provenance, combined, digest_of, digests_of, listing_changes
 from ..runs.together import on_main
@@ -91,7 +93,7 @@ def verify_run(run: Path, first: int | None = None, last: int | None = None) -> 
 
 
 def _choose(run: Path, first: int | None, last: int | None) -> tuple[Path, Path]:
-    found = {step_of(path): path for path in find_checkpoints(run / "checkpoints")}
+    found = {step_of(path): path for path in RunFolder(run).find_checkpoints()}
     if len(found) < 2:
         raise FileNotFoundError(
             f"{run} has {len(found)} checkpoint{'s' * (len(found) != 1)} and a stretch lies between two; "

@@ -117,7 +117,6 @@ def _data(config: PretrainConfig, facts: RunFacts) -> Rows:
     seen = facts.updates * facts.global_batch_size if facts.updates and facts.global_batch_size else None
     return {
         "Images of": "; ".join(f"{name_of_source(source)}{share}" for source, share in zip(sources, shares)),
-        "Number of images": f"{facts.num_images:,}" if facts.num_images else None,
         "Images read, with repetitions": f"{seen:,}" if seen else None,
     }
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..backbones import Dinov2Config
 from ..objectives import tensors_of
-from ..runs.checkpoint import checkpoint_at, find_checkpoints, read_state
+from ..runs import RunFolder
+from ..runs.checkpoint import checkpoint_at, read_state
 from ..runs.manifest import NAME, read_manifest
-from ..runs.metrics import read_metrics
 from ..runs.provenance import Provenance, describe_listing
 from .architecture import preset_of
 from .read import ModelWeights, kind_of_names, read_tensors
-from .source import OpenSource, RunPart, dtype_of, open_source, run_folder
+from .source import OpenSource, RunPart, dtype_of, open_source
 
 _TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -49,15 +49,14 @@ def inspect_path(path: str) -> str:
 
 
 def _describe_run(path: Path, run: RunPart) -> Rows:
-    step, train, folder = run.step, run.config.train, run_folder(run.checkpoint)
+    step, train, folder = run.step, run.config.train, RunFolder.of_checkpoint(run.checkpoint)
     rows = [("checkpoint", f"{run.checkpoint.name}, epoch {step / train.epoch_length:.4g} of {train.epochs:g}")]
     rows += [("updates", f"{step:,} of {train.num_steps:,}")]
     rows += _describe_provenance(run.checkpoint)
     if path.resolve() != run.checkpoint.resolve():
-        names = [checkpoint.name for checkpoint in find_checkpoints(path / "checkpoints")]
+        names = [checkpoint.name for checkpoint in RunFolder(path).find_checkpoints()]
         rows.append(("all checkpoints", ", ".join(names)))
-    lines = [line for line in read_metrics(folder) if line["step"] <= step]
-    losses = next((line for line in reversed(lines) if "loss" in line), None)
+    losses = next((line for line in reversed(folder.read_metrics(step)) if "loss" in line), None)
     if losses:
         names = {name.removeprefix("loss/"): value for name, value in losses.items() if name.startswith("loss")}
         terms = [f"{name} {value:.4g}" for name, value in names.items() if value is not None]
@@ -160,7 +159,7 @@ def _use(path: str, source: OpenSource) -> str:
     if source.run is None:
         return f"dinov2-hf export {path} OUTPUT writes it in another format; {start}"
     script = "distill.py" if hasattr(source.run.config, "distill") else "pretrain.py"
-    config = run_folder(source.run.checkpoint) / "config.yaml"
+    config = RunFolder.of_checkpoint(source.run.checkpoint).config_file
     return (
         f"dinov2-hf export {path} OUTPUT writes the model; "
         f"accelerate launch examples/{script} --config {config} goes on; {start}"

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..backbones import Dinov2Config
 from ..config import load_saved_config
+from ..files import CONFIG_FILE
 from ..objectives import tensors_of
-from ..runs.checkpoint import CONFIG_FILE, checkpoint_at, read_model_tensors
+from ..runs.checkpoint import checkpoint_at, read_model_tensors
 from ..runs.integrity import require_whole
 from .read import read_weights
 

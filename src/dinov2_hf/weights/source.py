@@ -9,7 +9,8 @@ import torch
 
 from ..config import PretrainConfig, load_saved_config
 from ..data import EvalTransform, evaluation_transform
-from ..runs import RunFacts
+from ..files import CONFIG_FILE
+from ..runs import RunFacts, RunFolder
 from ..runs.checkpoint import checkpoint_at, read_state
 from .folder import preprocessor_config
 from .read import ModelWeights, read_weights
@@ -73,7 +74,7 @@ def open_source(
 
 def _open_run(checkpoint: Path, network: str, student: str, device: str, name: str) -> OpenSource:
     source = read_run(checkpoint, student, device)
-    config = load_saved_config(checkpoint / "config.yaml")
+    config = load_saved_config(checkpoint / CONFIG_FILE)
     tensors = source.student if network == "student" else source.teacher
     architecture = source.config
     architecture._attn_implementation = "sdpa"
@@ -97,13 +98,8 @@ def _open_run(checkpoint: Path, network: str, student: str, device: str, name: s
     )
     step = read_state(checkpoint)[0].step
     known = {} if network == "teacher" else {"results": []}  # averages alone are evaluated
-    facts = RunFacts.of_run(run_folder(checkpoint), config, student, until=step, **known)
+    facts = RunFacts.of_run(RunFolder.of_checkpoint(checkpoint), config, student, until=step, **known)
     return OpenSource(weights, RunPart(checkpoint, step, config, transform, facts))
-
-
-def run_folder(checkpoint: Path) -> Path:
-    """The output folder of the run that a checkpoint is out of."""
-    return checkpoint.resolve().parent.parent
 
 
 def dtype_of(weights: ModelWeights) -> torch.dtype:

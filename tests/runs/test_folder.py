@@ -1,0 +1,57 @@
+"""`RunFolder` finds everything in the folder of a run by the names that the run wrote."""
+
+import json
+
+import pytest
+
+from dinov2_hf.config import load_config
+from dinov2_hf.files import made_run
+from dinov2_hf.runs import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with checkpoints after 2 and 4 updates, of which the newer one is damaged, and five lines of metrics."""
+    run = RunFolder(tmp_path / "run")
+    for step in (2, 4):
+        checkpoint = run.checkpoints / f"step-{step:08}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "run.json").write_text(json.dumps({"step": step, "global_batch_size": 8}))
+    (checkpoint / "run.json").write_text("{")
+    lines = [json.dumps({"step": step, "loss": 1.0, "koleo": 0.5}) for step in range(5)]
+    run.metrics_file.write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    return run
+
+
+def test_config_comes_back_and_the_folder_is_known_as_a_run(tmp_path):
+    run, config = RunFolder(tmp_path / "run"), load_config(None, ["data.train.path=x"])
+    run.write_config(config)
+    assert run.read_config() == config and made_run(run.path)
+    assert [path.name for path in run.path.iterdir()] == ["config.yaml"]
+
+
+def test_state_is_that_of_the_newest_checkpoint_in_which_it_can_be_read(run):
+    assert [path.name for path in run.find_checkpoints()] == ["step-00000002", "step-00000004"]
+    assert run.read_state().step == 2
+
+
+def test_metrics_end_with_the_update_that_is_asked_for_and_have_their_new_names(run):
+    assert [line["step"] for line in run.read_metrics()] == [0, 1, 2, 3, 4]
+    assert run.read_metrics(until=1) == [{"step": step, "loss": 1.0, "loss/koleo": 0.5} for step in (0, 1)]
+
+
+def test_checkpoint_leads_to_the_folder_of_its_run(run):
+    found = RunFolder.of_checkpoint(run.find_checkpoints()[0])
+    assert found.path == run.path.resolve() and found.config_file.name == "config.yaml"
+
+
+def test_each_student_has_an_export_and_a_picture_of_its_own(run):
+    places = [run.export(), run.export("small"), run.features_picture(), run.features_picture("small")]
+    assert [place.name for place in places] == ["export", "export-small", "features.png", "features-small.png"]
+
+
+def test_folder_that_is_not_there_holds_nothing(tmp_path):
+    run = RunFolder(tmp_path / "nowhere")
+    assert run.read_metrics() == run.find_checkpoints() == [] and run.read_state() is None
+    with pytest.raises(FileNotFoundError, match="config.yaml"):
+        run.read_config()
