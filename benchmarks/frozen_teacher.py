@@ -18,13 +18,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from dinov2_hf.objectives.distillation import compare_all_patches
 
 from dinov2_hf.backbones import Dinov2Config, find_family
 from dinov2_hf.config import DistillConfig, load_config
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import PrototypeTeacher
 from dinov2_hf.objectives.base import build_heads
-from dinov2_hf.objectives.distillation import compare_all_patches
 from dinov2_hf.objectives.prototypes import build_centering, prototype_targets
 
 WAYS = {

@@ -6,9 +6,7 @@
 Everything after the options overrides a key of the config file: section.key=value.
 """
 
-from dinov2_hf.cli.launch import launch
-from dinov2_hf.config import DistillConfig
-from dinov2_hf.train import Distiller
+from dinov2_hf.cli.train import train
 
 if __name__ == "__main__":
-    launch(__doc__, DistillConfig, Distiller)
+    train(__doc__, "distill_prototypes")

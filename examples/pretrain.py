@@ -5,9 +5,7 @@
 Everything after the options overrides a key of the config file: section.key=value.
 """
 
-from dinov2_hf.cli.launch import launch
-from dinov2_hf.config import PretrainConfig
-from dinov2_hf.train import Pretrainer
+from dinov2_hf.cli.train import train
 
 if __name__ == "__main__":
-    launch(__doc__, PretrainConfig, Pretrainer)
+    train(__doc__, "dinov2")

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..config import FAMILIES, BackboneConfig
+
 
 class Features(NamedTuple):
     """Features of images after one block: in this order everywhere."""
@@ -151,8 +153,8 @@ def register_backbone(
         missing = _missing_of(backbone)
         if not _takes(builder, _BUILDER):
             missing.append(f"{builder.__qualname__} must take ({_BUILDER})")
-        if not is_dataclass(config):
-            missing.append(f"config={config!r} must be a dataclass, the section model of a run")
+        if not (inspect.isclass(config) and is_dataclass(config) and issubclass(config, BackboneConfig)):
+            missing.append(f"config={config!r} must be a dataclass that derives from BackboneConfig, the section model")
         if missing:
             raise TypeError(f"{backbone.__qualname__} is not a backbone: {'; '.join(missing)}")
         known = _FAMILIES.get(name)
@@ -160,6 +162,7 @@ def register_backbone(
             raise ValueError(
                 f"family {name!r} is registered already, by {'.'.join(_origin(known.builder))}; take another name"
             )
+        FAMILIES[name] = config
         _FAMILIES[name] = Family(name, config, backbone, builder, classifier, tuple(model_types))
         return builder
 

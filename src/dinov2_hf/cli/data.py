@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from ..config import PretrainConfig, images_of, load_config
+from ..config import RunConfig, images_of, load_config
 from ..files import Output, check_outputs, made_picture
 from .arguments import positive
 
@@ -55,7 +55,7 @@ def _action(actions, name: str, run, description: str) -> argparse.ArgumentParse
     return parser
 
 
-def _config(args: argparse.Namespace) -> PretrainConfig:
+def _config(args: argparse.Namespace) -> RunConfig:
     """The run's configuration, in which other channels than three need no mean and deviation yet."""
     overrides = list(args.overrides)
     channels = [match[1] for item in overrides if (match := re.fullmatch(r"model\.num_channels=(\d+)", item))]

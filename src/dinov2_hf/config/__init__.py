@@ -8,27 +8,36 @@ from .data import ColorsConfig, CropsConfig, DataConfig, SourceConfig, TrainingS
 from .describe import describe_keys
 from .inputs import images_of, models_of
 from .loading import dotted_keys, load_config, load_saved_config, save_config, value_at
-from .model import (
+from .model import FAMILIES, PRESETS, BackboneConfig, InitConfig, ModelConfig
+from .names import hub_name, name_of_source, public_name
+from .objectives import DINOv2RunConfig, FeatureDistillationConfig, PrototypeDistillationConfig
+from .run import RUNS, RunConfig, register_run_config
+from .secrets import find_tokens, masked, refuse_tokens_in_arguments
+from .terms import (
+    TERMS,
     DinoConfig,
-    DistillationConfig,
     HeadConfig,
     IbotConfig,
-    InitConfig,
     KoleoConfig,
-    ModelConfig,
+    MomentumConfig,
+    PatchConfig,
     TeacherConfig,
+    TermConfig,
 )
-from .run import HubConfig, KnnConfig, OptimConfig, RunEvaluationConfig, TrainConfig
-from .runs import DistillConfig, PretrainConfig
-from .secrets import find_tokens, masked, refuse_tokens_in_arguments
+from .training import HubConfig, KnnConfig, OptimConfig, RunEvaluationConfig, TrainConfig
 
 __all__ = [
+    "FAMILIES",
+    "PRESETS",
+    "RUNS",
+    "TERMS",
+    "BackboneConfig",
     "ColorsConfig",
     "CropsConfig",
+    "DINOv2RunConfig",
     "DataConfig",
     "DinoConfig",
-    "DistillConfig",
-    "DistillationConfig",
+    "FeatureDistillationConfig",
     "HeadConfig",
     "HubConfig",
     "IbotConfig",
@@ -36,22 +45,30 @@ __all__ = [
     "KnnConfig",
     "KoleoConfig",
     "ModelConfig",
+    "MomentumConfig",
     "OptimConfig",
-    "PretrainConfig",
+    "PatchConfig",
+    "PrototypeDistillationConfig",
+    "RunConfig",
     "RunEvaluationConfig",
     "SourceConfig",
     "TeacherConfig",
+    "TermConfig",
     "TrainConfig",
     "TrainingSourceConfig",
     "describe_keys",
     "dotted_keys",
     "find_tokens",
+    "hub_name",
     "images_of",
     "load_config",
     "load_saved_config",
     "masked",
     "models_of",
+    "name_of_source",
+    "public_name",
     "refuse_tokens_in_arguments",
+    "register_run_config",
     "save_config",
     "value_at",
 ]

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..files import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SIGNATURE, STATE_FILE
-from .runs import DistillConfig, PretrainConfig
+from .run import RUNS, RunConfig, run_config_of
 from .secrets import masked, refuse_tokens, strings_in
+from .translate import translate
 
 Kind = TypeVar("Kind")
 
@@ -25,7 +26,7 @@ _BESIDE_SAVED = (METRICS_FILE, f"{CHECKPOINTS}/step-*", STATE_FILE, ".metadata",
 
 
 def load_config(
-    path: str | PathLike | None = None, overrides: Sequence[str] = (), kind: type[Kind] = PretrainConfig
+    path: str | PathLike | None = None, overrides: Sequence[str] = (), kind: type[Kind] = RunConfig
 ) -> Kind:
     """The checked configuration: defaults, then the YAML file at `path`, then dotted `key=value` overrides.
 
@@ -33,17 +34,17 @@ def load_config(
     which may be someone else's.
 
     Args:
-        kind: of run (`PretrainConfig` or `DistillConfig`), of evaluation, of curation: a dataclass with `check`.
+        kind: a dataclass with `check`: of a run (the key `objective` chooses among its subclasses; default: that of
+            `kind`), of an evaluation, of a curation.
 
     Raises:
         ValueError: a key that does not exist (with the nearest that does), a value of the wrong type, an impossible
             value or combination, an access token, an interpolation that is not resolved.
         FileNotFoundError: no file at `path`.
     """
-    merged = OmegaConf.structured(kind)
     layers: list[tuple[str, Any]] = []
     if path is not None:
-        layers.append((masked(str(path)), _read(Path(path))))
+        layers.append((masked(str(path)), OmegaConf.to_container(_read(Path(path)))))
     for override in overrides:
         if not re.match(r"[A-Za-z_][\w.]*=", override):
             raise ValueError(
@@ -57,11 +58,20 @@ def load_config(
             raise ValueError(
                 masked(f"{override!r} has a value that is not YAML ({reason}); quote the text: {key}='\"{value}\"'")
             ) from None
-    layers.append(("the command line", OmegaConf.from_dotlist(list(overrides))))
-    for origin, layer in layers:
-        given = OmegaConf.to_container(layer)
+    layers.append(("the command line", OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))))
+    for origin, given in layers:
         refuse_tokens(given, origin)
-        _refuse_unknown(given, _known_keys(given, kind), origin)
+    if issubclass(kind, RunConfig):
+        layers = translate(layers)
+        names = [str(given["objective"]) for _, given in layers if "objective" in given]
+        kind = run_config_of(names[-1]) if names else RUNS[kind.objective]
+    template = kind()
+    for _, given in layers:
+        _fill_sections(template, given)
+    merged = OmegaConf.structured(template)
+    for origin, given in layers:
+        _refuse_unknown(given, _known_keys(given, kind, template), origin, kind)
+        layer = OmegaConf.create(given)
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
@@ -106,16 +116,15 @@ def save_config(config: Any, path: str | PathLike) -> None:
     Path(path).write_text(f"{SIGNATURE}\n{OmegaConf.to_yaml(OmegaConf.structured(config))}")
 
 
-def load_saved_config(path: str | PathLike) -> PretrainConfig:
-    """The configuration that a run saved, of pretraining or of distillation, which has a section `distill`.
+def load_saved_config(path: str | PathLike) -> RunConfig:
+    """The configuration that a run saved.
 
     Raises:
         ValueError: not such a file, or one with an interpolation: a run saves the values themselves.
         FileNotFoundError: no file at `path`.
     """
-    saved = _read(Path(path))
-    _refuse_interpolations(saved, path)
-    return load_config(path, kind=DistillConfig if "distill" in saved else PretrainConfig)
+    _refuse_interpolations(_read(Path(path)), path)
+    return load_config(path)
 
 
 def _read(path: Path) -> DictConfig:
@@ -160,29 +169,41 @@ def _refuse_unsavable(config: Any) -> None:
             )
 
 
-def _known_keys(given: dict, kind: type) -> list[str]:
+def _known_keys(given: dict, kind: type, template: Any) -> list[str]:
     """The keys of a configuration whose tables have the sections that `given` names."""
     config = kind()
-    _fill_tables(config, given)
+    if hasattr(template, "model"):
+        config.model = template.model
+    _fill_sections(config, given)
     return list(dotted_keys(config))
 
 
-def _fill_tables(config: Any, given: Any) -> None:
-    """Gives every table of sections in `config`, such as `data.mix`, an empty section for each name in `given`."""
+def _fill_sections(config: Any, given: Any) -> None:
+    """Makes the sections of `config` those that `given` asks for.
+
+    A table of sections, such as `data.mix`, gets a section for each name in `given`; `NAME` stands for one where there
+    are none. A section whose class depends on its values (`section_for`) gets that class.
+    """
     given = given if isinstance(given, dict) else {}
     hints = get_type_hints(type(config))
     for item in fields(config):
-        inside = given.get(item.name)
+        inside, kind = given.get(item.name), hints[item.name]
         if is_dataclass(getattr(config, item.name)):
-            _fill_tables(getattr(config, item.name), inside)
-        elif get_origin(hints[item.name]) is dict and is_dataclass(section := get_args(hints[item.name])[1]):
-            table = {name: section() for name in (inside if isinstance(inside, dict) else ["NAME"])}
-            for name, value in table.items():
-                _fill_tables(value, inside.get(name) if isinstance(inside, dict) else None)
-            setattr(config, item.name, table)
+            if hasattr(kind, "section_for") and isinstance(inside, dict) and "family" in inside:
+                chosen = kind.section_for(item.name, inside)
+                if type(chosen) is not type(getattr(config, item.name)):
+                    setattr(config, item.name, chosen)
+            _fill_sections(getattr(config, item.name), inside)
+        elif get_origin(kind) is dict and is_dataclass(section := get_args(kind)[1]):
+            table = getattr(config, item.name)
+            for name in inside if isinstance(inside, dict) else ():
+                if name not in table:
+                    values = inside[name] if isinstance(inside[name], dict) else {}
+                    table[name] = section.section_for(name, values) if hasattr(section, "section_for") else section()
+                _fill_sections(table[name], inside[name])
 
 
-def _refuse_unknown(given: dict, known: list[str], origin: str, prefix: str = "") -> None:
+def _refuse_unknown(given: dict, known: list[str], origin: str, kind: type, prefix: str = "") -> None:
     sections = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
     for name, value in given.items():
         key = f"{prefix}{name}"
@@ -190,11 +211,28 @@ def _refuse_unknown(given: dict, known: list[str], origin: str, prefix: str = ""
             if not isinstance(value, dict):
                 inside = ", ".join(other for other in known if other.startswith(f"{key}."))
                 raise ValueError(f"{key}={value!r} in {origin}: {key} is a section; set one of {inside}")
-            _refuse_unknown(value, known, origin, f"{key}.")
+            _refuse_unknown(value, known, origin, kind, f"{key}.")
         elif key not in known:
             candidates = known + sorted(sections)
+            if readers := _objectives_that_read(key, kind):
+                raise ValueError(
+                    f"{key} in {origin} is not read by objective={kind.objective}; remove it, or set "
+                    f"objective={' or '.join(readers)}"
+                )
             near = difflib.get_close_matches(key, candidates, n=1) or [
                 other for other in candidates if other.rsplit(".", 1)[-1] == str(name)
             ]
             hint = f"; did you mean {near[0]}?" if near else f"; known sections: {', '.join(sorted(sections))}"
             raise ValueError(f"{key} in {origin} is not a config key{hint}")
+
+
+def _objectives_that_read(key: str, kind: type) -> list[str]:
+    """The objectives whose runs have a key or section that the runs of this one do not have."""
+    if not issubclass(kind, RunConfig):
+        return []
+    found = []
+    for name, other in RUNS.items():
+        keys = list(dotted_keys(other()))
+        if any(one == key or one.startswith(f"{key}.") for one in keys):
+            found.append(name)
+    return found

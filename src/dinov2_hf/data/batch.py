@@ -43,6 +43,23 @@ class SSLBatch:
         return indices, weights[indices]
 
     @property
+    def all_patches(self) -> Tensor:
+        """`[2B N]`: positions of all patches of the global crops in the flattened patches."""
+        return torch.arange(self.masks.numel(), device=self.masks.device)
+
+    def patches_of(self, stride: int) -> tuple[Tensor, Tensor]:
+        """All patches that a backbone of this stride in pixels makes of the global crops.
+
+        Returns:
+            Their positions in the flattened patches, and one over the number of patches in the same crop, `[2B N]`.
+        """
+        crops, device = len(self.global_crops), self.global_crops.device
+        height, width = self.global_crops.shape[-2:]
+        patches = (height // stride) * (width // stride)
+        weights = torch.full((crops * patches,), 1 / patches, device=device)
+        return torch.arange(crops * patches, device=device), weights
+
+    @property
     def num_images(self) -> int:
         """B."""
         return self.global_crops.shape[0] // 2

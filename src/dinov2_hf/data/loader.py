@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..config import PretrainConfig
+from ..config import RunConfig
 from .batch import SSLBatch
 from .broken import Broken
 from .crops import MultiCrop
@@ -55,7 +55,7 @@ class TrainingBatches(IterableDataset):
     """
 
     def __init__(
-        self, source: TrainingSource, config: PretrainConfig, start: int, stop: int, rank: int = 0, world_size: int = 1
+        self, source: TrainingSource, config: RunConfig, start: int, stop: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self._source = source
         self._config = config
@@ -100,8 +100,7 @@ class TrainingBatches(IterableDataset):
 
         rng = np.random.default_rng([config.train.seed, _MASKS, number, self._rank])
         grid = (crops.global_size // config.model.patch_size,) * 2
-        probability = config.ibot.mask_probability if config.ibot.loss_weight else 0.0
-        masks = torch.from_numpy(draw_batch_masks(rng, 2 * images, grid, probability, tuple(config.ibot.mask_ratio)))
+        masks = torch.from_numpy(draw_batch_masks(rng, 2 * images, grid, *config.masks))
         indices, weights = SSLBatch.flatten_masks(masks)
         return SSLBatch(
             global_crops=torch.from_numpy(global_crops).flatten(0, 1),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..config import PretrainConfig
+from ..config import RunConfig
 
 PREFETCH = 2
 """Batches that each worker prepares ahead."""
 _FOLDER = Path("/dev/shm")
 
 
-def batch_bytes(config: PretrainConfig) -> int:
+def batch_bytes(config: RunConfig) -> int:
     """Bytes of the crops of a batch, as a worker hands them over."""
     crops, channels = config.crops, config.model.num_channels
     pixels = 2 * crops.global_size**2 + crops.num_local * crops.local_size**2

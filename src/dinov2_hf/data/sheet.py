@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ..config import PretrainConfig
+from ..config import RunConfig
 from ..files import SOFTWARE, beside
 from .broken import Broken
 from .loader import TrainingBatches
@@ -22,7 +22,7 @@ _GAP, _HEADER = 6, 22
 _INK, _PAPER, _MASK = (40, 40, 40), (255, 255, 255), (230, 60, 60)
 
 
-def draw_sheet(config: PretrainConfig, num_images: int, path: Path) -> list[Broken]:
+def draw_sheet(config: RunConfig, num_images: int, path: Path) -> list[Broken]:
     """Draws the first images of the run, a row each, to `path`: global crops, masked patches tinted, then local crops.
 
     Returns:
@@ -63,7 +63,7 @@ def draw_sheet(config: PretrainConfig, num_images: int, path: Path) -> list[Brok
     return batch.broken
 
 
-def _pixels(crops: Tensor, config: PretrainConfig) -> np.ndarray:
+def _pixels(crops: Tensor, config: RunConfig) -> np.ndarray:
     """Normalised crops `[B, C, H, W]` as uint8 `[B, H, W, 3]`; of other than 3 channels the first, in grey."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (config.colors.mean, config.colors.std))
     values = (crops * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)

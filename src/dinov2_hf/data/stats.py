@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..config import PretrainConfig
+from ..config import RunConfig
 from .broken import Broken
 from .crops import MultiCrop, as_crop
 from .decode import SHALLOW_BITS, BrokenImage, Decoding, decoded, is_shallow
@@ -77,7 +77,7 @@ class _Part:
 
 
 class _Parts(Dataset):
-    def __init__(self, source: TrainingSource, config: PretrainConfig, num_images: int) -> None:
+    def __init__(self, source: TrainingSource, config: RunConfig, num_images: int) -> None:
         self._source, self._config, self._num_images = source, config, num_images
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ def _moments(pixels: Tensor) -> np.ndarray:
     return np.stack((values.mean(axis=1), np.square(values).mean(axis=1)))
 
 
-def measure_source(config: PretrainConfig, num_images: int, num_workers: int) -> SourceStatistics:
+def measure_source(config: RunConfig, num_images: int, num_workers: int) -> SourceStatistics:
     """Reads `num_images` images as training would, or all where there are fewer.
 
     Raises:
@@ -168,7 +168,7 @@ def measure_source(config: PretrainConfig, num_images: int, num_workers: int) ->
     return found
 
 
-def describe(found: SourceStatistics, config: PretrainConfig, num_workers: int) -> str:
+def describe(found: SourceStatistics, config: RunConfig, num_workers: int) -> str:
     """The report that a person reads, with the config lines to use at the end."""
     sizes = np.array(found.sizes)
     short = sizes.min(axis=1)
@@ -220,7 +220,7 @@ def _some(items: list[Broken]) -> list[str]:
     return [f"{' ' * 13}{item}" for item in items[:10]] + more
 
 
-def _describe_depth(found: SourceStatistics, config: PretrainConfig) -> list[str]:
+def _describe_depth(found: SourceStatistics, config: RunConfig) -> list[str]:
     """What is said of images of 16 bits."""
     if not found.deep:
         return []

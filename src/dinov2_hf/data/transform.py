@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import PretrainConfig
+from ..config import RunConfig
 from .crops import as_crop, resample
 from .decode import DEFAULT_DECODING, Decoding, decoded, open_image
 from .photometric import as_unit, normalize
@@ -113,7 +113,7 @@ def _side(size: int | Mapping[str, int]) -> int:
     return next(size[name] for name in ("shortest_edge", "height", "longest_edge") if size.get(name))
 
 
-def evaluation_transform(config: PretrainConfig) -> EvalTransform:
+def evaluation_transform(config: RunConfig) -> EvalTransform:
     """What a run evaluates with, or would: crops of the size that it trains on."""
     size, colors = config.crops.global_size, config.colors
     resize, crop = (config.knn.resize_size, config.knn.crop_size) if config.knn.enabled else (size * 256 // 224, size)

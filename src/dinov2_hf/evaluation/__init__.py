@@ -25,6 +25,7 @@ from .copy_detection import evaluate_copy_detection
 from .dense import predict_map
 from .dense_heads import load_dense_head
 from .depth import evaluate_depth
+from .during_run import evaluations_of, load_evaluations
 from .fine_grained import evaluate_fine_grained
 from .finetune import evaluate_finetune
 from .knn import evaluate_knn, weighted_knn
@@ -102,7 +103,9 @@ __all__ = [
     "evaluate_robustness",
     "evaluate_segmentation",
     "evaluate_video",
+    "evaluations_of",
     "load_dense_head",
+    "load_evaluations",
     "open_labeled",
     "predict_map",
     "run_protocol",

@@ -9,9 +9,8 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor
 
 from ..backbones import VisionTransformer, load_vision_transformer
-from ..config import ColorsConfig
+from ..config import ColorsConfig, public_name
 from ..data import EvalTransform
-from ..runs.facts import public_name
 from ..weights.formats import default_preprocessor
 from ..weights.source import open_source
 from .backbone import Backbone

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..config import SourceConfig
+from ..config import SourceConfig, hub_name, name_of_source
 from ..files import beside
-from ..runs.facts import hub_name, name_of_source
 
 _TASKS = {"segmentation": "image-segmentation", "depth": "depth-estimation", "video": "video-classification"}
 """The Hub's word for what a protocol does, where that is not classification."""

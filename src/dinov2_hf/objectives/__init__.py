@@ -1,19 +1,46 @@
 """What is minimised: whole networks with their targets and terms, one file for each objective."""
 
-from .base import Students
-from .dinov2 import DINOv2Pretraining, ObjectiveOutput
-from .distillation import Distillation
-from .heads import HEADS_FILE, DINOHead, tensors_of
-from .teachers import FeatureTeacher, PrototypeTeacher
+from .base import (
+    OBJECTIVES,
+    Networks,
+    Objective,
+    ObjectiveOutput,
+    Places,
+    Scheduled,
+    Teacher,
+    Term,
+    find_objective,
+    register_objective,
+)
+from .dinov2 import DINOv2
+from .distill_features import FeatureDistillation
+from .distill_prototypes import PrototypeDistillation
+from .further import FurtherTerm, TermInput, register_term
+from .heads import HEADS_FILE, DINOHead, Projected, tensors_of
+from .teachers import FeatureTeacher, FrozenTeacher, PrototypeTeacher
 
 __all__ = [
     "HEADS_FILE",
+    "OBJECTIVES",
     "DINOHead",
-    "DINOv2Pretraining",
-    "Distillation",
+    "DINOv2",
+    "FeatureDistillation",
     "FeatureTeacher",
+    "FrozenTeacher",
+    "FurtherTerm",
+    "Networks",
+    "Objective",
     "ObjectiveOutput",
+    "Places",
+    "Projected",
+    "PrototypeDistillation",
     "PrototypeTeacher",
-    "Students",
+    "Scheduled",
+    "Teacher",
+    "Term",
+    "TermInput",
+    "find_objective",
+    "register_objective",
+    "register_term",
     "tensors_of",
 ]

@@ -1,82 +1,261 @@
-"""What every objective trains: students, each with the moving average that a run leaves."""
+"""What every objective is: networks, terms and values, and the registry of objectives.
+
+An objective is one module, because accelerate prepares one model with its optimiser: all that is sharded is in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Features
-from ..config import HeadConfig, PretrainConfig
-from .heads import DINOHead
+from ..backbones import Features, recompute_blocks
+from ..config import RUNS, RunConfig
+from ..data import SSLBatch
 
 
-class Students(nn.Module):
-    """Base of the objectives. Accelerate prepares one model with its optimiser, so all that is sharded is in it.
+@dataclass(frozen=True)
+class Term:
+    """A term of the loss, declared once."""
 
-    `students` and `averages` are the trained networks and their exponential moving averages, by the name of the student
-    (`""` where there is one alone): each a `backbone` and what the objective puts on it. The averages are in float32
-    like the students (increments vanish in half precision), take no gradient, and never drop anything.
+    weight: float
+    title: str
+    """What it measures, for plots, tables and model cards."""
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A value that changes over the run: a straight line from `warmup`, then half a cosine from `base` to `final`."""
+
+    base: float
+    final: float
+    warmup: float = 0.0
+    warmup_epochs: float = 0.0
+    epochs: float | None = None
+    """Length in epochs, after which it keeps `final`; None: that of the run."""
+
+
+class Networks(NamedTuple):
+    """The networks of a student by name, `backbone` and what the objective puts on it, and their moving averages."""
+
+    student: nn.ModuleDict
+    average: nn.ModuleDict
+
+
+class Teacher(NamedTuple):
+    """A frozen teacher that is read from a path."""
+
+    path: str
+    """A run, an export, a file or a name on the Hub."""
+    build: Callable[[Any], nn.Module]
+    """Makes the teacher of what is there, opened (`weights.Weights`)."""
+
+
+class Places(NamedTuple):
+    """Where the networks of a student are in the objective, and in its checkpoints."""
+
+    student: str
+    average: str
+
+
+@dataclass
+class ObjectiveOutput:
+    """The loss of a batch and its terms, scalars in float32."""
+
+    loss: Tensor
+    """What is minimised: the weighted sum of the terms."""
+    terms: dict[str, Tensor]
+    """The terms before their weights, detached; those of a further student as `<student>.<term>`."""
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    """Signs of health of the global batch, where they were asked for; see `objectives.diagnostics`."""
+
+
+class Objective(nn.Module):
+    """Base of the objectives.
+
+    A subclass defines `terms_of`, `build_networks` and `forward`, calls `build_students()` in its constructor, and is
+    registered with `register_objective`. The averages are in float32 like the students (increments vanish in half
+    precision), take no gradient, and never drop anything.
+
+    Args:
+        config: the run.
+        teachers: what `teachers_of` asks for, by the same keys.
     """
 
-    students: Mapping[str, nn.ModuleDict]
-    averages: Mapping[str, nn.ModuleDict]
+    name: ClassVar[str]
+    """The value of the key `objective`."""
+    label: ClassVar[str] = "Training"
+    """What the progress bar says."""
 
-    def train(self, mode: bool = True) -> Students:
+    def __init__(self, config: RunConfig, teachers: Mapping[str, nn.Module] | None = None) -> None:
+        super().__init__()
+        self.config = config
+
+    # What the configuration says, without networks
+
+    @classmethod
+    def terms_of(cls, config: RunConfig) -> dict[str, Term]:
+        """Returns the terms of the loss that are switched on, by name."""
+        raise NotImplementedError
+
+    @classmethod
+    def schedules_of(cls, config: RunConfig) -> dict[str, Scheduled]:
+        """Returns the scheduled values that `forward` and `update_averages` read, by name, besides the optimiser's."""
+        return {"teacher_momentum": Scheduled(0.996, 1.0)}
+
+    @classmethod
+    def teachers_of(cls, config: RunConfig) -> dict[str, Teacher]:
+        """Returns the frozen teachers that the run reads, by the key that names the path. No checkpoint has them."""
+        return {}
+
+    @classmethod
+    def places_of(cls, config: RunConfig) -> dict[str, Places]:
+        """Returns where the networks of each student are, by its name; the first one is `""`."""
+        return {"": Places("student", "average")}
+
+    @classmethod
+    def describe(cls, config: RunConfig) -> str:
+        """Returns how the run trains, for a model card: `pretrained without labels (…)`."""
+        return f"trained without labels ({cls.name})"
+
+    @classmethod
+    def recipe(cls, config: RunConfig) -> dict[str, str | None]:
+        """Returns the rows of a model card's recipe that only this objective has."""
+        terms = cls.terms_of(config)
+        return {f"Loss weights ({', '.join(terms)})": ", ".join(f"{term.weight:.4g}" for term in terms.values())}
+
+    # Networks
+
+    def build_networks(self, student: str, drop_path_rate: float) -> dict[str, nn.Module]:
+        """Builds the networks of a student with fresh weights: `backbone` and what the objective puts on it."""
+        raise NotImplementedError
+
+    @property
+    def networks(self) -> dict[str, Networks]:
+        """Student and average of each student, by its name."""
+        return {
+            name: Networks(self.get_submodule(place.student), self.get_submodule(place.average))
+            for name, place in self.places_of(self.config).items()
+        }
+
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """Frozen teachers that are not part of this module: in no checkpoint, and placed by the training step."""
+        return []
+
+    def build_students(self) -> None:
+        """Builds every student and its average, equal to it, where `places_of` says."""
+        models = self.config.models
+        for name, place in self.places_of(self.config).items():
+            model = models[name]
+            student = nn.ModuleDict(self.build_networks(name, model.drop_path_rate))
+            average = nn.ModuleDict(self.build_networks(name, 0.0))
+            _put(self, place.student, student)
+            _put(self, place.average, average)
+        for name, (student, average) in self.networks.items():
+            for part, network in student.items():
+                average[part].load_state_dict(network.state_dict())
+            average.requires_grad_(False)
+            if models[name].gradient_checkpointing:
+                recompute_blocks(student["backbone"])
+            if models[name].compile:
+                for network in (student, average):
+                    for block in network["backbone"].blocks.values():
+                        block.compile()
+
+    def train(self, mode: bool = True) -> Objective:
         super().train(mode)
-        for average in self.averages.values():
-            average.eval()
+        for networks in self.networks.values():
+            networks.average.eval()
         return self
 
+    def forward(self, batch: SSLBatch, values: Any, diagnose: bool = False) -> ObjectiveOutput:
+        """Computes the loss of a batch. Collective: call on all ranks.
+
+        Args:
+            batch: crops that are normalised floats, masks and mask indices, see `SSLBatch`.
+            values: the scheduled values of this step as attributes, see `schedules_of`.
+            diagnose: fill `ObjectiveOutput.diagnostics` too.
+        """
+        raise NotImplementedError
+
     @torch.no_grad()
-    def average_layers(self, pixel_values: Tensor, count: int = 1, student: str = "") -> list[Features]:
-        """Features of the last `count` blocks of a student's average, each after the final norm.
+    def features(self, pixel_values: Tensor, layers: int = 1, student: str = "") -> list[Features]:
+        """Returns the features of the last `layers` blocks of a student's average.
 
         Collective where it is sharded.
         """
-        return self.averages[student]["backbone"].features(pixel_values, count)
+        return self.networks[student].average["backbone"].features(pixel_values, layers)
 
     @torch.no_grad()
-    def copy_students_to_averages(self) -> None:
-        """Makes the averages equal to the students."""
-        for name, student in self.students.items():
-            for part, network in student.items():
-                self.averages[name][part].load_state_dict(network.state_dict())
-
-    @torch.no_grad()
-    def update_averages(self, momentum: float) -> None:
-        """One step of the moving averages, over local shards: `average = m average + (1 - m) student`."""
-        for name, student in self.students.items():
-            averaged, trained = list(self.averages[name].parameters()), list(student.parameters())
-            torch._foreach_mul_(averaged, momentum)
-            torch._foreach_add_(averaged, trained, alpha=1 - momentum)
-
-    def place_teacher(self, device: torch.device, dtype: torch.dtype, sharded: bool) -> None:
-        """Moves a frozen teacher, which is no part of this module, to where the students are; here there is none."""
-
-    def compile_layers(self, *networks: nn.ModuleDict) -> None:
-        """Compiles each block of the backbones by itself."""
-        for network in networks:
-            for block in network["backbone"].blocks.values():
-                block.compile()
+    def update_averages(self, values: Any) -> None:
+        """Moves the averages one step, over local shards: `average = m average + (1 - m) student`."""
+        for student, average in self.networks.values():
+            averaged, trained = list(average.parameters()), list(student.parameters())
+            torch._foreach_mul_(averaged, values.teacher_momentum)
+            torch._foreach_add_(averaged, trained, alpha=1 - values.teacher_momentum)
 
 
-def build_heads(config: PretrainConfig, width: int) -> dict[str, DINOHead]:
-    """The projection heads that the objective needs, on a backbone of `width` channels, with fresh weights."""
+def _put(module: nn.Module, place: str, network: nn.Module) -> None:
+    """Makes `network` the submodule at the dotted `place`, with `ModuleDict`s on the way."""
+    *path, name = place.split(".")
+    for part in path:
+        if part not in dict(module.named_children()):
+            module.add_module(part, nn.ModuleDict())
+        module = module.get_submodule(part)
+    module.add_module(name, network)
 
-    def head(settings: HeadConfig) -> DINOHead:
-        return DINOHead(
-            width,
-            settings.num_prototypes,
-            hidden_dim=settings.hidden_dim,
-            bottleneck_dim=settings.bottleneck_dim,
-            num_layers=settings.num_layers,
-        )
 
-    heads = {}
-    if config.dino.loss_weight or (config.ibot.loss_weight and not config.ibot.separate_head):
-        heads["dino_head"] = head(config.dino)
-    if config.ibot.loss_weight and config.ibot.separate_head:
-        heads["ibot_head"] = head(config.ibot)
-    return heads
+OBJECTIVES: dict[str, type[Objective]] = {}
+"""By the value of the key `objective`."""
+
+
+def register_objective(
+    name: str, config: type[RunConfig] | None = None
+) -> Callable[[type[Objective]], type[Objective]]:
+    """Registers an objective under the value of the key `objective`, and the configuration of its runs.
+
+    Args:
+        name: the value of the key.
+        config: derives from `RunConfig`; default: one that is registered under the same name.
+
+    Raises:
+        TypeError: the class lacks a part of the contract, which the message names.
+    """
+
+    def register(kind: type[Objective]) -> type[Objective]:
+        if not (inspect.isclass(kind) and issubclass(kind, Objective)):
+            raise TypeError(f"the objective {name!r} must derive from Objective, not {kind!r}")
+        missing = [
+            part
+            for part in ("terms_of", "build_networks", "forward")
+            if inspect.getattr_static(kind, part) is inspect.getattr_static(Objective, part)
+        ]
+        if missing:
+            raise TypeError(f"the objective {name!r} ({kind.__name__}) does not define {', '.join(missing)}")
+        if config is not None:
+            if not (inspect.isclass(config) and issubclass(config, RunConfig)):
+                raise TypeError(f"the configuration of the objective {name!r} must derive from RunConfig")
+            RUNS[name] = config
+        elif name not in RUNS:
+            raise TypeError(f"the objective {name!r} has no configuration; give one that derives from RunConfig")
+        kind.name = name
+        OBJECTIVES[name] = kind
+        return kind
+
+    return register
+
+
+def find_objective(config: RunConfig) -> type[Objective]:
+    """Returns the objective of a run.
+
+    Raises:
+        ValueError: none of that name is registered.
+    """
+    if config.objective not in OBJECTIVES:
+        raise ValueError(f"objective={config.objective!r} is not one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[config.objective]

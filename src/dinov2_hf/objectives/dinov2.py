@@ -1,96 +1,100 @@
-"""The DINOv2 objective over a student and its teacher (Oquab et al., 2023, section 4).
+"""The objective of DINOv2 over a student and its moving average (Oquab et al., 2023, section 4).
 
-Axes: `V` views, `B` images, `N` patches, `D` width, `K` prototypes, `M` masked patches.
+Axes: `B` images, `N` patches, `D` width, `M` masked patches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones import find_family, recompute_blocks
-from ..config import PretrainConfig
-from ..data.batch import SSLBatch
-from .base import Students, build_heads
+from ..backbones import CropGroup, Tokens, find_family
+from ..config import DINOv2RunConfig
+from ..data import SSLBatch
+from .base import Objective, ObjectiveOutput, Places, Scheduled, Term, register_objective
 from .diagnostics import diagnose_batch
-from .prototypes import build_centering, packed_positions, prototype_targets, prototype_terms, weighted_sum
+from .further import FURTHER_TERMS, TermInput
+from .prototypes import (
+    build_centering,
+    build_heads,
+    prototype_recipe,
+    prototype_schedules_of,
+    prototype_targets,
+    prototype_terms,
+    prototype_terms_of,
+)
 
 
-@dataclass
-class ObjectiveOutput:
-    """The objective of a batch and its terms, scalars in float32."""
+@register_objective("dinov2")
+class DINOv2(Objective):
+    """DINO, iBOT and KoLeo. The teacher is the moving average of the student, and never masks anything.
 
-    loss: Tensor
-    """What is minimised: the weighted sum of the terms."""
-    terms: dict[str, Tensor]
-    """`dino_global`, `dino_local`, `ibot`, `koleo`: those that are switched on, before their weights; detached."""
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
-    """Signs of health of the global batch, where they were asked for; see `objectives.diagnostics`."""
-
-
-class DINOv2Pretraining(Students):
-    """Student, teacher and objective in one module. The teacher is the student's moving average.
-
-    `student` and `teacher` hold a `backbone`, a `dino_head` and, if iBOT has a head of its own, an `ibot_head`. The
-    teacher starts as a copy of the student and never masks anything.
+    `student` and `teacher` hold a `backbone`, a `dino_head` and, if iBOT has a head of its own, an `ibot_head`.
     """
 
-    def __init__(self, config: PretrainConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.student = nn.ModuleDict(self.build_networks(config.model.drop_path_rate))
-        self.teacher = nn.ModuleDict(self.build_networks(drop_path_rate=0.0))
-        if config.model.gradient_checkpointing:
-            recompute_blocks(self.student["backbone"])
-        self.copy_students_to_averages()
-        self.teacher.requires_grad_(False)
-        if config.model.compile:
-            self.compile_layers(self.student, self.teacher)
+    label = "Pretraining"
+
+    def __init__(self, config: DINOv2RunConfig, teachers: Mapping[str, nn.Module] | None = None) -> None:
+        super().__init__(config)
+        self.build_students()
         self.centering = build_centering(config)
+        if config.terms:
+            self.terms = nn.ModuleDict({name: FURTHER_TERMS[name](term, self) for name, term in config.terms.items()})
 
-    @property
-    def students(self) -> dict[str, nn.ModuleDict]:
-        return {"": self.student}
+    @classmethod
+    def terms_of(cls, config: DINOv2RunConfig) -> dict[str, Term]:
+        further = {name: Term(term.weight, FURTHER_TERMS[name].title) for name, term in config.terms.items()}
+        return prototype_terms_of(config) | further
 
-    @property
-    def averages(self) -> dict[str, nn.ModuleDict]:
-        return {"": self.teacher}
+    @classmethod
+    def schedules_of(cls, config: DINOv2RunConfig) -> dict[str, Scheduled]:
+        return prototype_schedules_of(config)
 
-    def build_networks(self, drop_path_rate: float, student: str = "") -> dict[str, nn.Module]:
-        """Backbone and heads as the config asks for, with fresh weights."""
-        backbone = find_family("dinov2").build(self.config.model, self.config.crops.global_size, drop_path_rate)
+    @classmethod
+    def places_of(cls, config: DINOv2RunConfig) -> dict[str, Places]:
+        return {"": Places("student", "teacher")}
+
+    @classmethod
+    def describe(cls, config: DINOv2RunConfig) -> str:
+        return "pretrained without labels (DINO + iBOT + KoLeo)"
+
+    @classmethod
+    def recipe(cls, config: DINOv2RunConfig) -> dict[str, str | None]:
+        return prototype_recipe(config, config.masks[0])
+
+    def build_networks(self, student: str, drop_path_rate: float) -> dict[str, nn.Module]:
+        model = self.config.model
+        backbone = find_family(model.family).build(model, self.config.crops.global_size, drop_path_rate)
         return {"backbone": backbone, **build_heads(self.config, backbone.width)}
 
-    def forward(self, batch: SSLBatch, teacher_temp: float, diagnose: bool = False) -> ObjectiveOutput:
-        """The objective of a batch whose crops are normalised floats. Collective: call on all ranks.
-
-        Args:
-            batch: crops, masks and mask indices, see `SSLBatch`.
-            teacher_temp: temperature of the teacher's targets at this step.
-            diagnose: fill `ObjectiveOutput.diagnostics` too.
-        """
-        config, student = self.config, self.student
-        num_global, num_masked = len(batch.global_crops), len(batch.mask_indices)
-        views = [batch.global_crops]
-        masks = [batch.masks]
+    def forward(self, batch: SSLBatch, values: Any, diagnose: bool = False) -> ObjectiveOutput:
+        config, student, teacher = self.config, self.student, self.teacher
+        whole = batch.all_patches if config.terms else None
+        wanted = batch.mask_indices if whole is None else whole
+        views = [CropGroup(batch.global_crops, batch.masks, wanted)]
         if len(batch.local_crops):
-            views, masks = views + [batch.local_crops], masks + [None]
-        global_positions, local_positions = packed_positions(batch, student["backbone"].config)
-
+            views.append(CropGroup(batch.local_crops))
         with torch.no_grad():
-            teacher_tokens = self.teacher["backbone"].forward_at(global_positions, [batch.global_crops])
-            teacher_cls, teacher_patches = teacher_tokens.split([num_global, num_masked])
-            targets = prototype_targets(
-                config, self.teacher, self.centering, teacher_cls, teacher_patches, teacher_temp
-            )
-
-        positions = torch.cat((global_positions, local_positions))
-        tokens = student["backbone"].forward_at(positions, views, masks)
-        global_cls, patches, local_cls = tokens.split([num_global, num_masked, len(batch.local_crops)])
-        terms = prototype_terms(config, student, global_cls, local_cls, patches, batch.mask_weights, targets)
-        output = ObjectiveOutput(weighted_sum(config, terms), {name: term.detach() for name, term in terms.items()})
+            (seen_by_teacher,) = teacher["backbone"].tokens([CropGroup(batch.global_crops, wanted=wanted)])
+            compared = _at(seen_by_teacher, batch.mask_indices, whole)
+            targets = prototype_targets(config, teacher, self.centering, compared, values.teacher_temp)
+        seen, *local = student["backbone"].tokens(views)
+        local_cls = local[0].cls if local else seen.cls[:0]
+        tokens = _at(seen, batch.mask_indices, whole)
+        terms = prototype_terms(config, student, tokens, local_cls, batch.mask_weights, targets)
+        for name in config.terms:
+            terms[name] = self.terms[name](TermInput(batch, values, seen, seen_by_teacher))
+        declared = self.terms_of(config)
+        loss: Tensor = sum(declared[name].weight * term for name, term in terms.items())
+        output = ObjectiveOutput(loss, {name: term.detach() for name, term in terms.items()})
         if diagnose:
-            output.diagnostics = diagnose_batch(global_cls, teacher_cls, targets)
+            output.diagnostics = diagnose_batch(tokens.cls, compared.cls, targets)
         return output
+
+
+def _at(tokens: Tokens, masked: Tensor, whole: Tensor | None) -> Tokens:
+    """The tokens with the masked patches only, where all patches were asked for."""
+    return tokens if whole is None else Tokens(tokens.cls, tokens.patches.index_select(0, masked))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 HEADS_FILE = "heads.safetensors"
 """Where an exported model keeps its heads, beside the backbone's `model.safetensors`."""
-
-Result = TypeVar("Result")
 
 
 def tensors_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -38,12 +36,23 @@ class PrototypeLayer(nn.Module):
         """The prototypes `[K, d]`, float32."""
         return torch._weight_norm(self.weight_v.float(), self.weight_g.float(), 0)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return nn.functional.linear(features, self.weight.to(features.dtype))
+
+class Projected(NamedTuple):
+    """What a head makes of features: they are compared with prototypes a few rows at a time, or all at once."""
+
+    features: Tensor
+    """`[M, d]`, of unit length."""
+    prototypes: Tensor
+    """`[K, d]`, float32."""
+
+    @property
+    def logits(self) -> Tensor:
+        """`[M, K]`, in the dtype of the features."""
+        return nn.functional.linear(self.features, self.prototypes.to(self.features.dtype))
 
 
 class DINOHead(nn.Module):
-    """MLP, L2 normalisation, prototypes: features `[M, D]` to logits `[M, K]`.
+    """MLP, L2 normalisation, prototypes: features `[M, D]` to `Projected`, whose logits are `[M, K]`.
 
     Args:
         in_dim: width D of the backbone.
@@ -92,13 +101,12 @@ class DINOHead(nn.Module):
             raise ValueError(f"not the tensors of a head: {error}") from None
         return head
 
-    def forward(self, features: Tensor, criterion: Callable[[Tensor, Tensor], Result] | None = None) -> Tensor | Result:
-        """Logits `[M, K]`, or what `criterion` makes of unit-length features `[M, d]` and prototypes `[K, d]`.
+    def forward(self, features: Tensor) -> Projected:
+        """Projects features `[M, D]`.
 
-        With a criterion the logits are its affair, and it need not hold all of them at once. It is called in here
-        because only here sharded prototypes are whole.
+        The prototypes are returned with them, because sharded parameters are whole only during this call.
         """
         features = self.mlp(features)
         dtype = features.dtype
         features = nn.functional.normalize(features.float(), dim=-1).to(dtype)
-        return self.last_layer(features) if criterion is None else criterion(features, self.last_layer.weight)
+        return Projected(features, self.last_layer.weight)

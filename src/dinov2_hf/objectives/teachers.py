@@ -1,43 +1,42 @@
-"""Frozen teachers of distillation. They are in the compute dtype throughout, and never in a checkpoint."""
+"""Frozen teachers of distillation. They compute in the compute dtype throughout, and no checkpoint has them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from ..backbones import Dinov2Layer, Dinov2Model, VisionTransformer
-from ..data.batch import SSLBatch
+from ..backbones import Backbone, CropGroup, Features, Tokens
 from .heads import DINOHead
-from .prototypes import packed_positions
-
-Targets = TypeVar("Targets")
 
 
 class FrozenTeacher(nn.Module):
-    """A network that is only asked.
+    """A backbone that is only evaluated, and its heads.
 
     Args:
+        backbone: frozen.
         mean, std: what its images are normalised with, per channel.
+        heads: on the backbone; may be empty.
     """
 
-    _shard_units: tuple[str, ...]
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, backbone: Backbone, mean: Sequence[float], std: Sequence[float], heads: dict[str, DINOHead] | None = None
+    ) -> None:
         super().__init__()
         self.mean, self.std = list(mean), list(std)
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads or {})
 
     def place(self, device: torch.device, dtype: torch.dtype, sharded: bool) -> None:
-        """Moves the weights; shards every layer and head where the students are sharded. Collective then."""
+        """Moves the weights; shards every block and head where the students are sharded. Collective then."""
         self.to(device=device, dtype=dtype)
         if sharded:
-            for module in list(self.modules()):
-                if type(module).__name__ in self._shard_units:
-                    fully_shard(module)
+            for module in (*self.backbone.blocks.values(), *self.heads.values()):
+                fully_shard(module)
             fully_shard(self)
 
     def renormalize(self, crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -54,68 +53,57 @@ class FrozenTeacher(nn.Module):
 
 
 class PrototypeTeacher(FrozenTeacher):
-    """A backbone of ours with its heads: `dino_head` and, where iBOT has its own, `ibot_head`.
+    """A teacher with heads: `dino_head` and, where the patch-level term has its own, `ibot_head`."""
 
-    Args:
-        mean, std: what its images are normalised with, per channel.
-    """
+    @classmethod
+    def of(cls, weights: Any) -> PrototypeTeacher:
+        """Builds the teacher of opened weights (`weights.Weights`).
 
-    _shard_units = (Dinov2Layer.__name__, DINOHead.__name__)
-
-    def __init__(
-        self, backbone: Dinov2Model, heads: dict[str, DINOHead], mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        super().__init__(mean, std)
-        self.backbone = backbone
-        self.heads = nn.ModuleDict(heads)
+        Raises:
+            ValueError: they have no heads, or are damaged.
+        """
+        found = {name: state for name, state in weights.heads().items() if name in ("dino_head", "ibot_head")}
+        if not found:
+            raise ValueError(
+                f"{weights.where} has no heads; give a run or an export that has, or use objective=distill_features"
+            )
+        try:
+            heads = {name: DINOHead.from_state(state) for name, state in sorted(found.items())}
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{weights.where} is damaged: {error}") from None
+        return cls(weights.build(), *weights.normalization, heads)
 
     @torch.no_grad()
-    def forward(
-        self,
-        batch: SSLBatch,
-        targets_of: Callable[[nn.ModuleDict, Tensor, Tensor], Targets],
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> tuple[Tensor, Targets]:
-        """CLS of the global crops `[2B, D]`, and what `targets_of` makes of heads, CLS and compared patches.
-
-        The crops are normalised with `mean` and `std`.
-        """
-        positions, _ = packed_positions(batch, self.backbone.config)
-        crops = self.renormalize(batch.global_crops, mean, std)
+    def forward(self, crops: Tensor, wanted: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tokens:
+        """Returns CLS `[2B, D]` and the wanted patches `[M, D]` of crops that are normalised with `mean` and `std`."""
+        crops = self.renormalize(crops, mean, std)
         with torch.autocast(crops.device.type, enabled=False):
-            tokens = self.backbone.forward_at(positions, [crops.to(self.dtype)])
-            cls, patches = tokens.split([len(batch.global_crops), len(batch.mask_indices)])
-            return cls, targets_of(self.heads, cls, patches)
+            (tokens,) = self.backbone.tokens([CropGroup(crops.to(self.dtype), wanted=wanted)])
+        return tokens
 
 
 class FeatureTeacher(FrozenTeacher):
-    """Any vision transformer, with its own patch size and normalisation.
+    """Any backbone, with its own stride and normalisation."""
 
-    Args:
-        network: the transformer, or what `VisionTransformer` makes one of.
-        mean, std: what its images are normalised with.
-    """
-
-    def __init__(self, network: VisionTransformer, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(mean, std)
-        self.network = network
-        self.patch_size, self.hidden_size = network.patch_size, network.hidden_size
-        self._shard_units = network.shard_units
+    @classmethod
+    def of(cls, weights: Any) -> FeatureTeacher:
+        """Builds the teacher of opened weights (`weights.Weights`)."""
+        return cls(weights.build(), *weights.normalization)
 
     @torch.no_grad()
-    def forward(self, crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """CLS `[V, D]` and the map of patch features `[V, D, h, w]` of crops normalised with `mean` and `std`.
+    def forward(self, crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Features:
+        """Returns the features of crops that are normalised with `mean` and `std`, the map in float32.
 
-        Crops whose side the patch does not divide are resized to the nearest that it does.
+        Crops whose side the stride does not divide are resized to the nearest side that it does.
         """
-        height, width = (max(round(side / self.patch_size), 1) * self.patch_size for side in crops.shape[-2:])
+        stride = self.backbone.stride
+        height, width = (max(round(side / stride), 1) * stride for side in crops.shape[-2:])
         if (height, width) != tuple(crops.shape[-2:]):
             crops = nn.functional.interpolate(crops, (height, width), mode="bicubic", antialias=True)
         crops = self.renormalize(crops, mean, std)
         with torch.autocast(crops.device.type, enabled=False):
-            ((cls, patches),) = self.network(crops)
-        return cls, patches.float()
+            ((cls, patches),) = self.backbone.features(crops.to(self.dtype))
+        return Features(cls, patches.float())
 
 
 @lru_cache(maxsize=16)

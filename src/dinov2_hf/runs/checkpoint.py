@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from ..config import PretrainConfig, dotted_keys, load_saved_config, save_config, value_at
+from ..config import RunConfig, dotted_keys, load_saved_config, save_config, value_at
 from ..files import CHECKPOINTS, CONFIG_FILE, STATE_FILE, sync
 from .manifest import Manifest, list_files, write_manifest
 from .metrics import current_name
@@ -162,7 +162,7 @@ def save_checkpoint(
     run: RunState,
     model: nn.Module,
     optimizer: Optimizer,
-    config: PretrainConfig,
+    config: RunConfig,
     accelerator: Accelerator,
 ) -> Path:
     """Writes the state after `run.step` updates. Returns when all of it is on the disk.
@@ -201,7 +201,7 @@ def _begin(partial: Path) -> None:
 
 
 def _finish(
-    partial: Path, final: Path, run: RunState, config: PretrainConfig, provenance: Provenance, files: Manifest
+    partial: Path, final: Path, run: RunState, config: RunConfig, provenance: Provenance, files: Manifest
 ) -> None:
     """Completes what all processes have written, and gives it its name."""
     save_config(config, partial / CONFIG_FILE)
@@ -226,7 +226,7 @@ def remove_partial_checkpoints(folder: Path) -> None:
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: Optimizer, config: PretrainConfig, global_batch_size: int
+    path: Path, model: nn.Module, optimizer: Optimizer, config: RunConfig, global_batch_size: int
 ) -> RunState:
     """Loads a checkpoint that `integrity` has found whole into model and optimiser. Collective: call on all ranks.
 
@@ -277,7 +277,7 @@ def read_model_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
-def check_same_run(path: Path, config: PretrainConfig, saved_batch_size: int, global_batch_size: int) -> None:
+def check_same_run(path: Path, config: RunConfig, saved_batch_size: int, global_batch_size: int) -> None:
     """Refuses to continue a checkpoint under a config that would change what the run computes."""
     saved = load_saved_config(path / CONFIG_FILE)
     for key in dict.fromkeys([*dotted_keys(saved), *dotted_keys(config)]):  # a source of a mixture may be in one alone

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from ..config import PretrainConfig, SourceConfig
+from ..config import RunConfig, hub_name, name_of_source
 from .folder import RunFolder
 from .metrics import terms_in
 
@@ -38,7 +36,7 @@ class RunFacts:
 
     @classmethod
     def of_run(
-        cls, run: RunFolder, config: PretrainConfig, student: str = "", until: int | None = None, **known
+        cls, run: RunFolder, config: RunConfig, student: str = "", until: int | None = None, **known
     ) -> RunFacts:
         """Reads metrics and the newest state of a run, where they are there.
 
@@ -75,26 +73,6 @@ class RunFacts:
         return rows
 
 
-def hub_name(path: str | None) -> str | None:
-    """A path of the configuration, if it is the name of something on the Hub and not of a file or folder here."""
-    if path is None or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
-        return None
-    return None if path.endswith(".pth") or Path(path).exists() or Path(path).parent.exists() else path
-
-
-def public_name(path: str) -> str:
-    """What may be told of a path: its name on the Hub, or its last part."""
-    return hub_name(path) or re.split(r"[\\/]", path.rstrip("\\/"))[-1]
-
-
-def name_of_source(source: SourceConfig) -> str:
-    """A source of images as a card names it; a pattern of files by the folder that they are in."""
-    path = source.path or ""
-    if "*" in path:
-        path = str(Path(path.split("*")[0] + "x").parent)
-    return public_name(path) + (f" ({source.name})" if source.name else "")
-
-
 def _hours(lines: list[dict], global_batch_size: int) -> float | None:
     """From the rate between two lines and the images between them."""
     seconds, before = 0.0, 0
@@ -106,7 +84,7 @@ def _hours(lines: list[dict], global_batch_size: int) -> float | None:
     return seconds / 3600 or None
 
 
-def _results(lines: list[dict], config: PretrainConfig, metric: str) -> list[EvalResult]:
+def _results(lines: list[dict], config: RunConfig, metric: str) -> list[EvalResult]:
     accuracy = next((line[metric] for line in reversed(lines) if line.get(metric) is not None), None)
     if accuracy is None or not config.knn.enabled or not math.isfinite(accuracy):
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
-from ..config import PretrainConfig, load_saved_config, save_config
+from ..config import RunConfig, load_saved_config, save_config
 from ..data.broken import FILE_NAME as BROKEN_FILE
 from ..files import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, beside
 from .checkpoint import RunState, find_checkpoints, read_state, remove_partial_checkpoints
@@ -59,7 +59,7 @@ class RunFolder:
         """The picture of the features of a student's average."""
         return self.path / (f"features-{student}.png" if student else "features.png")
 
-    def read_config(self) -> PretrainConfig:
+    def read_config(self) -> RunConfig:
         """Reads the config of the newest launch.
 
         Raises:
@@ -68,7 +68,7 @@ class RunFolder:
         """
         return load_saved_config(self.config_file)
 
-    def write_config(self, config: PretrainConfig) -> None:
+    def write_config(self, config: RunConfig) -> None:
         """Writes the config of a launch, whole or not at all.
 
         Raises:

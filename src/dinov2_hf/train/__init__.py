@@ -1,15 +1,18 @@
 """The accelerate-driven training loop and what it is made of."""
 
 from .accelerator import build_accelerator
-from .distill import Distiller
-from .loop import PeriodicEvaluation, Pretrainer, Results
+from .build import build_objective
+from .callbacks import Callback, Results, StudentFeatures
+from .fit import Trainer, fit
 from .step import TrainingStep
 
 __all__ = [
-    "Distiller",
-    "PeriodicEvaluation",
-    "Pretrainer",
+    "Callback",
     "Results",
+    "StudentFeatures",
+    "Trainer",
     "TrainingStep",
     "build_accelerator",
+    "build_objective",
+    "fit",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -13,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..config import TrainConfig
-from ..objectives import DINOHead
+from ..objectives import DINOHead, Objective
 
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,9 +55,11 @@ def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     return _DTYPES[accelerator.mixed_precision]
 
 
-def describe_compute(accelerator: Accelerator, attention: str, compiled: bool) -> str:
+def describe_compute(accelerator: Accelerator, backbones: Sequence[nn.Module], compiled: bool) -> str:
     """One line on what decides speed and rounding: device, precision, attention kernels, TF32, compilation."""
     device, cuda = accelerator.device.type, torch.backends.cuda
+    kinds = {getattr(getattr(backbone, "config", None), "_attn_implementation", None) for backbone in backbones}
+    attention = ", ".join(sorted(kinds - {None})) or "none"
     if device == "cuda":
         device = torch.cuda.get_device_name(accelerator.device)
         if attention == "sdpa":
@@ -99,12 +102,18 @@ def _configure_sharding(accelerator: Accelerator) -> None:
     )
 
 
-def wrap_what_is_there(accelerator: Accelerator, model: nn.Module) -> None:
-    """Drops the heads from the classes that FSDP2 wraps where a model has none, as one that distils features."""
+def shard_by_blocks(accelerator: Accelerator, model: Objective) -> None:
+    """Makes FSDP2 shard each block of the backbones and each head by itself, whatever their classes are."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    names = plugin.transformer_cls_names_to_wrap if plugin else None
-    if names and not any(isinstance(module, DINOHead) for module in model.modules()):
-        plugin.transformer_cls_names_to_wrap = [name for name in names if name != DINOHead.__name__]
+    if plugin and plugin.transformer_cls_names_to_wrap:
+        blocks = [
+            block
+            for networks in model.networks.values()
+            for network in networks
+            for block in network["backbone"].blocks.values()
+        ]
+        heads = [module for module in model.modules() if isinstance(module, DINOHead)]
+        plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in (*blocks, *heads)})
 
 
 def _prepare_cpu() -> None:

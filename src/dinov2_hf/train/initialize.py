@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ..backbones import Dinov2Model
 from ..config import InitConfig
-from ..objectives import Students, tensors_of
+from ..objectives import Objective, tensors_of
 from ..weights import resize_position_embeddings
 from ..weights.run import Source, read_source
 
 logger = logging.getLogger(__name__)
 
 
-def initialize(model: Students, config: InitConfig) -> bool:
+def initialize(objective: Objective, config: InitConfig) -> bool:
     """Loads the weights at `config.path` into the (first) student and its average; position embeddings are resized.
 
     A run gives the student its student and the teacher its teacher; all else gives both the same.
@@ -34,7 +34,8 @@ def initialize(model: Students, config: InitConfig) -> bool:
     """
     source = read_source(config.path)
     missing: set[str] = set()
-    for networks, tensors in ((model.students[""], source.student), (model.averages[""], source.teacher)):
+    student, average = objective.networks[""]
+    for networks, tensors in ((student, source.student), (average, source.teacher)):
         for name, network in networks.items():
             state = tensors_of(tensors, f"{name}.")
             if name == "backbone":
@@ -43,8 +44,9 @@ def initialize(model: Students, config: InitConfig) -> bool:
                 _load(network, state, name, source.name)
             else:
                 missing.add(name)  # student and teacher keep the heads they were built with, which are equal
-    if not missing and source.centering and source.centering.keys() == model.centering.state_dict().keys():
-        model.centering.load_state_dict(source.centering)
+    centering = getattr(objective, "centering", None)
+    if centering and not missing and source.centering.keys() == centering.state_dict().keys():
+        centering.load_state_dict(source.centering)
     anew = f"; {' and '.join(sorted(missing))} new" if missing else ""
     logger.info(
         "starting from %s: %s%s",

@@ -6,12 +6,13 @@ weight-normalised prototypes are decayed, as they were when the released models 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
+from ..config import OptimConfig
+from ..objectives.heads import PrototypeLayer
 from .schedules import StepValues
 
 
@@ -25,41 +26,36 @@ class Multipliers:
     is_backbone: bool
 
 
-def multipliers_of(name: str, num_layers: int, layerwise_decay: float, patch_embed_lr_mult: float) -> Multipliers:
-    """The multipliers of the parameter `name` of the student (`backbone.…`, `dino_head.…`, `ibot_head.…`).
+def build_param_groups(networks: nn.ModuleDict, optim: OptimConfig) -> list[dict]:
+    """Builds the optimiser groups of a student's trainable parameters, one for each set of equal multipliers.
 
-    Embeddings count as layer 0 and layer `i` of the backbone as `i + 1`; the learning rate falls by `layerwise_decay`
-    for each layer below the final norm. Biases, norms and LayerScale are not decayed.
+    In the backbone the learning rate falls by `optim.layerwise_decay` with each block below the output, and the patch
+    embedding has `optim.patch_embed_lr_mult` on top. Vectors (biases, gains of norms, LayerScale) are not decayed.
     """
-    depth = num_layers + 1
-    if name.startswith("backbone.embeddings."):
-        depth = 0
-    elif match := re.match(r"backbone\.encoder\.layer\.(\d+)\.", name):
-        depth = int(match[1]) + 1
-    lr = layerwise_decay ** (num_layers + 1 - depth)
-    if "patch_embeddings" in name:
-        lr *= patch_embed_lr_mult
-    undecayed = name.endswith(".bias") or "norm" in name or "layer_scale" in name
-    return Multipliers(
-        lr=lr,
-        weight_decay=0.0 if undecayed else 1.0,
-        is_last_layer=".last_layer." in name,
-        is_backbone=name.startswith("backbone."),
-    )
-
-
-def build_param_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    num_layers: int,
-    layerwise_decay: float,
-    patch_embed_lr_mult: float,
-) -> list[dict]:
-    """Optimiser groups of the trainable parameters, one for each set of equal multipliers."""
     groups: dict[Multipliers, list[nn.Parameter]] = {}
-    for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            key = multipliers_of(name, num_layers, layerwise_decay, patch_embed_lr_mult)
-            groups.setdefault(key, []).append(parameter)
+    backbone = networks["backbone"]
+    last_layers = {
+        id(parameter)
+        for module in networks.modules()
+        if isinstance(module, PrototypeLayer)
+        for parameter in module.parameters()
+    }
+    for name, parameter in networks.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part, _, inside = name.partition(".")
+        lr = 1.0
+        if part == "backbone":
+            lr = optim.layerwise_decay ** (len(backbone.blocks) + 1 - backbone.depth_of(inside))
+            if backbone.is_patch_embedding(inside):
+                lr *= optim.patch_embed_lr_mult
+        key = Multipliers(
+            lr=lr,
+            weight_decay=0.0 if parameter.ndim < 2 else 1.0,
+            is_last_layer=id(parameter) in last_layers,
+            is_backbone=part == "backbone",
+        )
+        groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,

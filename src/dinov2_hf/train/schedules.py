@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 
-from ..config import PretrainConfig
+from ..config import RunConfig
+from ..objectives import Scheduled
 
 
 class Schedule:
@@ -41,33 +42,30 @@ class Schedule:
         return float(self._values[step]) if step < len(self._values) else float(self.final_value)
 
 
-@dataclass(frozen=True)
-class StepValues:
-    """The scheduled values of one step."""
+class StepValues(SimpleNamespace):
+    """The scheduled values of one step as attributes.
 
-    lr: float
-    last_layer_lr: float
-    weight_decay: float
-    teacher_momentum: float
-    teacher_temp: float
-    backbone_lr_scale: float = 1.0
+    `lr`, `last_layer_lr`, `weight_decay` and `backbone_lr_scale` are the optimiser's; the objective adds its own.
+    """
 
 
 def build_schedules(
-    config: PretrainConfig, global_batch_size: int, head_warmup_steps: int = 0
+    config: RunConfig, scheduled: Mapping[str, Scheduled], global_batch_size: int, head_warmup_steps: int = 0
 ) -> Mapping[str, Schedule]:
-    """The schedules of a run, by the names of `StepValues`.
+    """Builds the schedules of a run, by the names of `StepValues`.
 
     `lr` follows the published rule `base_lr * sqrt(global_batch_size / 1024)`, where the global batch counts all
     processes and accumulated gradients. Lengths given in epochs are multiplied by `train.epoch_length`. The backbone
     stands still for `head_warmup_steps`, then its learning rate rises over the warm-up's length.
+
+    Args:
+        scheduled: the values of the objective, `Objective.schedules_of`.
     """
 
     def steps(epochs: float) -> int:
         return round(epochs * config.train.epoch_length)
 
-    optim, teacher = config.optim, config.teacher
-    total = config.train.num_steps
+    optim, total = config.optim, config.train.num_steps
     learning_rate = dict(
         base_value=optim.base_lr * (global_batch_size / 1024) ** 0.5,
         final_value=optim.min_lr,
@@ -75,10 +73,20 @@ def build_schedules(
         warmup_steps=steps(optim.warmup_epochs),
     )
     rise = max(steps(optim.warmup_epochs), 1)
-    warmup_temp_steps = steps(teacher.warmup_temp_epochs)
     return {
         "lr": Schedule(**learning_rate),
         "last_layer_lr": Schedule(**learning_rate, frozen_steps=steps(optim.freeze_last_layer_epochs)),
+        "weight_decay": Schedule(optim.weight_decay, optim.weight_decay_end, total),
+        **{
+            name: Schedule(
+                value.base,
+                value.final,
+                total if value.epochs is None else steps(value.epochs),
+                warmup_steps=steps(value.warmup_epochs),
+                warmup_value=value.warmup,
+            )
+            for name, value in scheduled.items()
+        },
         "backbone_lr_scale": Schedule(
             1.0,
             1.0,
@@ -87,18 +95,9 @@ def build_schedules(
             warmup_value=-head_warmup_steps / rise,
             frozen_steps=head_warmup_steps,
         ),
-        "weight_decay": Schedule(optim.weight_decay, optim.weight_decay_end, total),
-        "teacher_momentum": Schedule(teacher.momentum, teacher.final_momentum, total),
-        "teacher_temp": Schedule(
-            teacher.temp,
-            teacher.temp,
-            warmup_temp_steps,
-            warmup_steps=warmup_temp_steps,
-            warmup_value=teacher.warmup_temp,
-        ),
     }
 
 
 def values_at(schedules: Mapping[str, Schedule], step: int) -> StepValues:
-    """The values of all schedules at `step`."""
+    """Returns the values of all schedules at `step`."""
     return StepValues(**{name: schedule[step] for name, schedule in schedules.items()})

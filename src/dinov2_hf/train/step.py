@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from ..config import PretrainConfig
+from ..config import RunConfig
 from ..data import SSLBatch
-from ..objectives import Students
-from .accelerator import compute_dtype, wrap_what_is_there
+from ..objectives import Objective
+from .accelerator import compute_dtype, shard_by_blocks
 from .param_groups import apply_schedule, build_param_groups
 from .schedules import StepValues
 
@@ -30,23 +30,21 @@ class TrainingStep:
     optimiser gets a flag. `counters` `[2]` holds the updates skipped so far, and in a row.
     """
 
-    def __init__(self, model: Students, config: PretrainConfig, accelerator: Accelerator) -> None:
+    def __init__(self, model: Objective, config: RunConfig, accelerator: Accelerator) -> None:
         optim = config.optim
         self.config = config
         self.accelerator = accelerator
         self.model = model
-        groups = []
-        for student in model.students.values():
-            num_layers = student["backbone"].config.num_hidden_layers
-            decay, patch_embed = optim.layerwise_decay, optim.patch_embed_lr_mult
-            groups += build_param_groups(student.named_parameters(), num_layers, decay, patch_embed)
+        _refuse_parameters_of_no_student(model)
+        groups = [group for student, _ in model.networks.values() for group in build_param_groups(student, optim)]
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=tuple(optim.betas), fused=True)
         self._wrapped: nn.Module
         self._optimizer: AcceleratedOptimizer
-        wrap_what_is_there(accelerator, model)
+        shard_by_blocks(accelerator, model)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
-        register_fsdp_forward_method(model, "average_layers")  # does nothing where parameters are not sharded
-        model.place_teacher(accelerator.device, compute_dtype(accelerator), sharded=isinstance(model, FSDPModule))
+        register_fsdp_forward_method(model, "features")  # does nothing where parameters are not sharded
+        for teacher in model.frozen:
+            teacher.place(accelerator.device, compute_dtype(accelerator), sharded=isinstance(model, FSDPModule))
         self.counters = torch.zeros(2, device=accelerator.device)
 
     @property
@@ -77,7 +75,7 @@ class TrainingStep:
             self._seed_forward(step, micro)
             last = micro == accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
-                output = self._wrapped(batch, values.teacher_temp, diagnose=diagnose and last)
+                output = self._wrapped(batch, values, diagnose=diagnose and last)
                 accelerator.backward(output.loss / accumulation)
             terms = {f"loss/{name}": term for name, term in output.terms.items()}
             for name, value in {"loss": output.loss.detach(), **terms}.items():
@@ -89,7 +87,7 @@ class TrainingStep:
         scalars |= self._clip()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self.model.update_averages(values.teacher_momentum)
+        self.model.update_averages(values)
         return scalars
 
     def _clip(self) -> dict[str, Tensor]:
@@ -108,19 +106,17 @@ class TrainingStep:
 
     def _networks(self) -> Iterator[tuple[str, nn.Module]]:
         """The trained networks, by name; where there are several students, after the name of theirs."""
-        for student, networks in self.model.students.items():
-            for name, network in networks.items():
+        for student, networks in self.model.networks.items():
+            for name, network in networks.student.items():
                 yield f"{student}.{name}" if student else name, network
 
     def _norms_of_parts(self) -> dict[str, Tensor]:
-        """Gradient norms before clipping of embeddings, layers, final norm, and of MLP and prototypes of the heads."""
+        """Gradient norms before clipping: of the blocks and other parts of backbones, and of the parts of heads."""
         parts = {}
         for name, network in self._networks():
             prefix = name.removesuffix("backbone")
             if prefix != name:
-                parts[f"{prefix}embeddings"] = network.embeddings
-                parts |= {f"{prefix}layer_{index:02}": layer for index, layer in enumerate(network.encoder.layer)}
-                parts[f"{prefix}layernorm"] = network.layernorm
+                parts |= {f"{prefix}{part}": module for part, module in _parts_of(network).items()}
             else:
                 parts |= {f"{name}.{part}": module for part, module in network.named_children()}
         norms = {}
@@ -134,6 +130,34 @@ class TrainingStep:
         """Stochastic depth is drawn from `(seed, step, forward, rank)`, so a resumed run draws the same."""
         entropy = [self.config.train.seed, _STOCHASTIC_DEPTH, step, micro, self.accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def _parts_of(backbone: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a backbone in the place of the child that holds them, and its other children."""
+    parts: dict[str, nn.Module] = {}
+    blocks = dict(backbone.blocks)
+    held = set(map(id, blocks.values()))
+    for name, child in backbone.named_children():
+        if any(id(module) in held for module in child.modules()):
+            parts |= blocks
+        elif next(child.parameters(), None) is not None:
+            parts[name] = child
+    return parts
+
+
+def _refuse_parameters_of_no_student(model: Objective) -> None:
+    """Refuses trainable parameters that no optimiser would move.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    trained = {id(parameter) for student, _ in model.networks.values() for parameter in student.parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in trained:
+            raise ValueError(
+                f"{name} of {type(model).__name__} is trainable but part of no student, so no optimiser moves it; "
+                "return its module from build_networks, or freeze it"
+            )
 
 
 def _whole(norm: Tensor) -> Tensor:

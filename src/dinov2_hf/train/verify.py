@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from ..config import DistillConfig, PretrainConfig, load_saved_config
+from ..config import RunConfig, load_saved_config
 from ..files import CONFIG_FILE
 from ..runs import RunFolder
 from ..runs.checkpoint import read_model_tensors, read_state, step_of
@@ -19,8 +19,7 @@ from ..runs.integrity import damage_on_all
 from ..runs.provenance import Provenance, combined, digest_of, digests_of, listing_changes
 from ..runs.together import on_main
 from .accelerator import build_accelerator
-from .distill import Distiller
-from .loop import Pretrainer
+from .fit import Trainer
 
 
 @dataclass
@@ -79,8 +78,7 @@ def verify_run(run: Path, first: int | None = None, last: int | None = None) -> 
         _require_processes(start, config, then, accelerator)
         if then and accelerator.device.type == "cpu":
             torch.set_num_threads(int(then.environment["threads"]))  # sums depend on it in the last bits
-        kind = Distiller if isinstance(config, DistillConfig) else Pretrainer
-        trainer = kind(config, accelerator, resume=str(start.absolute()))
+        trainer = Trainer.from_config(config, accelerator, resume=str(start.absolute()))
         expected, found = _expected_digest(end), _train(trainer, step_of(end))
     replay = Replay(start, end, expected, found)
     if not replay.equal:
@@ -120,9 +118,7 @@ def _provenance(checkpoint: Path) -> Provenance | None:
         return None
 
 
-def _require_processes(
-    checkpoint: Path, config: PretrainConfig, then: Provenance | None, accelerator: Accelerator
-) -> None:
+def _require_processes(checkpoint: Path, config: RunConfig, then: Provenance | None, accelerator: Accelerator) -> None:
     per_process = config.train.batch_size * config.train.gradient_accumulation_steps
     recorded = then.environment.get("processes") if then else None
     processes = recorded or max(read_state(checkpoint)[0].global_batch_size // per_process, 1)
@@ -133,12 +129,12 @@ def _require_processes(
         )
 
 
-def _train(trainer: Pretrainer, until: int) -> str:
+def _train(trainer: Trainer, until: int) -> str:
     """Makes the updates to `until`, without evaluations, metrics and checkpoints; the digest of the weights there."""
     loader = trainer.open_loader(until)
     while trainer.step < until:
         trainer.update(loader)
-    return digest_of(get_model_state_dict(trainer.model))
+    return digest_of(get_model_state_dict(trainer.objective))
 
 
 def _expected_digest(checkpoint: Path) -> str:
@@ -153,10 +149,10 @@ def _expected_digest(checkpoint: Path) -> str:
     return digest
 
 
-def _different_tensors(trainer: Pretrainer, checkpoint: Path) -> list[str]:
+def _different_tensors(trainer: Trainer, checkpoint: Path) -> list[str]:
     """How many tensors differ, and the largest difference. Collective."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    found: dict[str, Tensor] = get_model_state_dict(trainer.model, options=options)
+    found: dict[str, Tensor] = get_model_state_dict(trainer.objective, options=options)
 
     def compare() -> list[str]:
         expected = read_model_tensors(checkpoint)

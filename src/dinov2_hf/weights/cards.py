@@ -8,9 +8,19 @@ from importlib import resources
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..backbones import PRESETS, Dinov2Config, Dinov2Model
-from ..config import ModelConfig, PretrainConfig, value_at
+from ..config import (
+    DINOv2RunConfig,
+    ModelConfig,
+    RunConfig,
+    dotted_keys,
+    hub_name,
+    name_of_source,
+    public_name,
+    value_at,
+)
 from ..data import EvalTransform
-from ..runs.facts import RunFacts, hub_name, name_of_source, public_name
+from ..objectives import find_objective
+from ..runs.facts import RunFacts
 
 _SIZES = {"tiny": "ViT-tiny", "small": "ViT-S", "base": "ViT-B", "large": "ViT-L", "giant": "ViT-g"}
 
@@ -26,7 +36,7 @@ Rows = dict[str, str | None]
 
 
 def model_card(
-    backbone: Dinov2Model, transform: EvalTransform, config: PretrainConfig, facts: RunFacts, has_heads: bool = True
+    backbone: Dinov2Model, transform: EvalTransform, config: RunConfig, facts: RunFacts, has_heads: bool = True
 ) -> ModelCard:
     """The card of a backbone.
 
@@ -62,7 +72,7 @@ def model_card(
         metadata,
         template_str=resources.files("dinov2_hf.model_cards").joinpath("template.md").read_text(),
         title=title,
-        method=_method(config),
+        method=find_objective(config).describe(config),
         architecture=backbone.config,
         tables={name: rows for name, rows in tables.items() if rows},
         evaluated=bool(tables["Evaluation"]),
@@ -84,16 +94,6 @@ def size_name(config: Dinov2Config) -> str:
     return f"{name}/{patch}{registers}" if preset else f"{name}, patch {patch}{registers}"
 
 
-def _method(config: PretrainConfig) -> str:
-    distillation = getattr(config, "distill", None)
-    if distillation is None:
-        return "pretrained without labels (DINO + iBOT + KoLeo)"
-    teacher = public_name(distillation.teacher)
-    if distillation.objective == "features":
-        return f"distilled without labels from the features of {teacher}"
-    return f"distilled without labels from {teacher} with the DINOv2 objective"
-
-
 def _architecture(backbone: Dinov2Model, transform: EvalTransform) -> Rows:
     config = backbone.config
     shape = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
@@ -110,7 +110,7 @@ def _architecture(backbone: Dinov2Model, transform: EvalTransform) -> Rows:
     }
 
 
-def _data(config: PretrainConfig, facts: RunFacts) -> Rows:
+def _data(config: RunConfig, facts: RunFacts) -> Rows:
     sources = [config.data.train, *config.data.mix.values()]
     total = sum(source.weight for source in sources)
     shares = [f" ({source.weight / total:.0%} of the samples)" if len(sources) > 1 else "" for source in sources]
@@ -121,31 +121,21 @@ def _data(config: PretrainConfig, facts: RunFacts) -> Rows:
     }
 
 
-def _recipe(config: PretrainConfig, model: ModelConfig, facts: RunFacts) -> Rows:
+def _recipe(config: RunConfig, model: ModelConfig, facts: RunFacts) -> Rows:
     """The values that a reader asks for; `config.yaml` of the run has all."""
-    optim, teacher, crops, train = config.optim, config.teacher, config.crops, config.train
+    optim, crops, train = config.optim, config.crops, config.train
     total, done = train.num_steps, facts.updates
     batch = facts.global_batch_size
     lr = f"{optim.base_lr * (batch / 1024) ** 0.5:.3g}" if batch else None
-    heads = [("DINO", config.dino, config.dino.loss_weight)]
-    heads += [("iBOT", config.ibot, config.ibot.loss_weight)] if config.ibot.separate_head else []
-    distillation = getattr(config, "distill", None)
-    masks = config.ibot.mask_probability if config.ibot.loss_weight else 0
-    rows: Rows = {
+    momentum = find_objective(config).schedules_of(config)["teacher_momentum"]
+    return {
         "Started from": public_name(config.init.path) if config.init.path else None,
-        "Teacher": public_name(distillation.teacher) if distillation else None,
         "Updates": f"{done:,} of {total:,}" if done is not None and done < total else f"{total:,}",
         "Images per update": f"{batch:,}" if batch else None,
         "Crops": f"2 of {crops.global_size} pixels"
         + (f" and {crops.num_local} of {crops.local_size} pixels" if crops.num_local else ""),
-        "Loss weights (DINO, iBOT, KoLeo)": _numbers(
-            [getattr(config, n).loss_weight for n in ("dino", "ibot", "koleo")]
-        ),
-        "Prototypes": ", ".join(f"{head.num_prototypes:,} ({name})" for name, head, weight in heads if weight) or None,
-        "Masked patches": f"{_share(config.ibot.mask_ratio)} in {masks:.0%} of the global crops" if masks else None,
-        "Centering": teacher.centering,
-        "Teacher temperature": f"{teacher.warmup_temp:g} to {teacher.temp:g}",
-        "Teacher momentum": f"{teacher.momentum:g} to {teacher.final_momentum:g}",
+        **find_objective(config).recipe(config),
+        "Teacher momentum": f"{momentum.base:g} to {momentum.final:g}",
         "Peak learning rate": f"{lr} (base {optim.base_lr:g})" if lr else f"base {optim.base_lr:g}",
         "Warm-up": f"{round(optim.warmup_epochs * train.epoch_length):,} updates",
         "Weight decay": f"{optim.weight_decay:g} to {optim.weight_decay_end:g}",
@@ -154,12 +144,6 @@ def _recipe(config: PretrainConfig, model: ModelConfig, facts: RunFacts) -> Rows
         "Precision": train.precision,
         "Seed": str(train.seed),
     }
-    if distillation and distillation.objective == "features":  # nothing of heads and prototypes
-        for name in ("Loss weights (DINO, iBOT, KoLeo)", "Prototypes", "Masked patches", "Centering"):
-            rows[name] = None
-        rows["Teacher temperature"] = None
-        rows["Loss weights (CLS, patches)"] = _numbers([distillation.cls_weight, distillation.patch_weight])
-    return rows
 
 
 def _hardware(facts: RunFacts) -> Rows:
@@ -179,9 +163,9 @@ def _license(name: str | None) -> dict[str, str]:
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")}
 
 
-def _section_of(config: PretrainConfig, architecture: Dinov2Config) -> ModelConfig:
+def _section_of(config: RunConfig, architecture: Dinov2Config) -> ModelConfig:
     """The section of the run's configuration that this backbone was made by; a distillation may have several."""
-    sections = [config.model, *getattr(config, "students", {}).values()]
+    sections = config.models.values()
     for section in sections:
         options = {name: value for name in _MODEL[1:] if (value := getattr(section, name)) is not None}
         if all(getattr(architecture, name) == value for name, value in (PRESETS[section.preset] | options).items()):
@@ -189,11 +173,11 @@ def _section_of(config: PretrainConfig, architecture: Dinov2Config) -> ModelConf
     return config.model
 
 
-def _shape_overrides(config: PretrainConfig, model: ModelConfig) -> list[str]:
+def _shape_overrides(config: RunConfig, model: ModelConfig) -> list[str]:
     """Overrides with which a run has the architecture and heads of this one."""
-    default = PretrainConfig()
+    default, keys = DINOv2RunConfig(), set(dotted_keys(config))
     values = [(f"model.{name}", getattr(model, name), getattr(default.model, name)) for name in _MODEL]
-    values += [(key, value_at(config, key), value_at(default, key)) for key in _SHAPES]
+    values += [(key, value_at(config, key), value_at(default, key)) for key in _SHAPES if key in keys]
     overrides = []
     for key, value, published in values:
         if value is not None and value != published:
@@ -204,10 +188,6 @@ def _shape_overrides(config: PretrainConfig, model: ModelConfig) -> list[str]:
 
 def _numbers(values) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
-
-
-def _share(interval: list[float]) -> str:
-    return " to ".join(f"{value:.0%}" for value in interval)
 
 
 def _duration(hours: float) -> str:

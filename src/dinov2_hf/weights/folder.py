@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..backbones import Dinov2Model
-from ..config import PretrainConfig
+from ..config import RunConfig
 from ..data import EvalTransform, preprocessor_config
 from ..objectives import HEADS_FILE
 from ..runs.facts import RunFacts
@@ -24,7 +24,7 @@ def export_folder(
     backbone: Dinov2Model,
     heads: Mapping[str, nn.Module],
     transform: EvalTransform,
-    config: PretrainConfig,
+    config: RunConfig,
     facts: RunFacts,
 ) -> Path:
     """Writes a model in the interchange format.

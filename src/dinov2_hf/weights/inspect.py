@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..backbones import Dinov2Config
-from ..objectives import tensors_of
+from ..objectives import find_objective, tensors_of
 from ..runs import RunFolder
 from ..runs.checkpoint import checkpoint_at, read_state
 from ..runs.manifest import NAME, read_manifest
@@ -62,7 +62,7 @@ def _describe_run(path: Path, run: RunPart) -> Rows:
         terms = [f"{name} {value:.4g}" for name, value in names.items() if value is not None]
         rows.append(("losses", f"{', '.join(terms)} (mean up to update {losses['step']:,})"))
     rows += [("result", f"{name}: {value}") for name, value in run.facts.results_table().items()]
-    further = getattr(run.config, "students", None)
+    further = [name for name in run.config.models if name]
     if further:
         rows.append(("further students", f"{', '.join(further)} (--student NAME)"))
     return rows
@@ -158,7 +158,7 @@ def _use(path: str, source: OpenSource) -> str:
     start = f"init.path={path} starts training from it"
     if source.run is None:
         return f"dinov2-hf export {path} OUTPUT writes it in another format; {start}"
-    script = "distill.py" if hasattr(source.run.config, "distill") else "pretrain.py"
+    script = "distill.py" if find_objective(source.run.config).teachers_of(source.run.config) else "pretrain.py"
     config = RunFolder.of_checkpoint(source.run.checkpoint).config_file
     return (
         f"dinov2-hf export {path} OUTPUT writes the model; "

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..backbones import Dinov2Config
 from ..config import load_saved_config
 from ..files import CONFIG_FILE
-from ..objectives import tensors_of
+from ..objectives import find_objective, tensors_of
 from ..runs.checkpoint import checkpoint_at, read_model_tensors
 from ..runs.integrity import require_whole
 from .read import read_weights
@@ -66,17 +66,17 @@ def read_run(checkpoint: Path, student: str = "", device: str = "cpu") -> Source
     require_whole(checkpoint, contents=device != "meta")
     run = load_saved_config(checkpoint / CONFIG_FILE)
     tensors = read_model_tensors(checkpoint, device)
-    models = {"": run.model, **getattr(run, "students", {})}
+    models = run.models
     if student not in models:
         others = ", ".join(filter(None, models)) or "none besides the one"
         raise ValueError(f"the run of {checkpoint} has no student {student!r}; its further students: {others}")
     architecture = models[student].architecture() | {"image_size": run.crops.global_size}
     config = Dinov2Config.preset(models[student].preset, **architecture)
-    place = f"further.{student}." if student else ""
+    place = find_objective(run).places_of(run)[student]
     return Source(
         str(checkpoint),
-        tensors_of(tensors, f"{place}student."),
-        tensors_of(tensors, f"{place}teacher.") or tensors_of(tensors, f"{place}average."),
+        tensors_of(tensors, f"{place.student}."),
+        tensors_of(tensors, f"{place.average}."),
         config,
         config.num_attention_heads,
         tensors_of(tensors, "centering."),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ..config import PretrainConfig, load_saved_config
+from ..config import RunConfig, load_saved_config
 from ..data import EvalTransform, evaluation_transform
 from ..files import CONFIG_FILE
+from ..objectives import find_objective
 from ..runs import RunFacts, RunFolder
 from ..runs.checkpoint import checkpoint_at, read_state
 from .folder import preprocessor_config
@@ -26,7 +27,7 @@ class RunPart:
     checkpoint: Path
     step: int
     """Updates made."""
-    config: PretrainConfig
+    config: RunConfig
     transform: EvalTransform
     """Of its evaluation."""
     facts: RunFacts
@@ -90,7 +91,7 @@ def _open_run(checkpoint: Path, network: str, student: str, device: str, name: s
     transform = evaluation_transform(config)
     weights = ModelWeights(
         f"{name}={checkpoint}",
-        f"checkpoint of a {'distillation' if hasattr(config, 'distill') else 'pretraining'} run",
+        f"checkpoint of a run, {find_objective(config).describe(config)}",
         parts["backbone"],
         architecture,
         parts["heads"],

@@ -7,17 +7,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from ...config import PRESETS
+
 _WITHOUT_REGISTERS = "dinov2"
 _WITH_REGISTERS = "dinov2_with_registers"
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3},
-    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
-    "giant": {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True},
-}
-"""Architectures of the paper (Appendix B, table 17): `small`, `base`, `large` and `giant` (ViT-g); `tiny` is ours."""
 
 
 class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):

@@ -1,8 +1,9 @@
 """From the configuration of a source to its images in order."""
 
-from .training import open_training_source, reading_advice
+from .training import TrainingSource, open_training_source, reading_advice
 
 __all__ = [
+    "TrainingSource",
     "open_training_source",
     "reading_advice",
 ]

@@ -8,36 +8,39 @@ done twice.
 Axes: `G` crops that share a target, `M` samples, `K` prototypes, `d` width of the bottleneck.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .assignments import chunks
+from .assignments import Assignments, chunks
 
-Targets = Callable[[int, int], Tensor]
-"""Gives the targets `[G or 1, stop - start, K]` of a range of samples, float32."""
+Views = Sequence[Sequence[int]]
+"""For each of `G` crops, or once for all of them, the views of the teacher whose assignments are summed."""
 
 
 def prototype_cross_entropy(
-    features: Tensor, prototypes: Tensor, targets: Targets, mass: float, weights: Tensor, student_temp: float
+    features: Tensor, prototypes: Tensor, teacher: Assignments, views: Views, weights: Tensor, student_temp: float
 ) -> Tensor:
-    """`-sum_gm weights_m sum_k targets_gmk log softmax(features_gm . prototypes / student_temp)_k`, a float32 scalar.
+    """Computes the cross-entropy of the student's assignments with those of the teacher, summed, a float32 scalar.
+
+    `-sum_gm weights_m sum_k targets_gmk log softmax(features_gm . prototypes / student_temp)_k`
 
     Args:
         features: `[G, M, d]`, of unit length; the logits are computed in its dtype. `G` or `M` may be 0.
         prototypes: `[K, d]` float32.
-        targets: of which every row sums to `mass`.
-        mass: what each row of the targets sums to.
+        teacher: assignments of its views; view `v` is rows `v M` to `(v + 1) M`.
+        views: what each crop is compared with; the same number of views for each.
         weights: `[M]`.
     """
-    return _PrototypeCrossEntropy.apply(features, prototypes, targets, mass, weights, student_temp)
+    return _PrototypeCrossEntropy.apply(features, prototypes, teacher, views, weights, student_temp)
 
 
 class _PrototypeCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, prototypes, targets, mass, weights, student_temp):
+    def forward(ctx, features, prototypes, teacher, views, weights, student_temp):
+        mass = len(views[0])
         needs_gradient = any(ctx.needs_input_grad[:2])
         # float16 cannot hold gradients of the order of 1 / K, nor weights of the order of one over the masked patches
         lift = 256.0 if features.dtype == torch.float16 else 1.0
@@ -52,7 +55,8 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
             for start, stop in chunks(features.shape[1], features.shape[0] * prototypes.shape[0]):
                 part, weight = features[:, start:stop], weights[start:stop, None]
                 logits = (sharpened[:, start:stop].flatten(0, 1) @ matrix.T).view(*part.shape[:2], -1)
-                losses, gradient = _losses_and_gradient(logits, targets(start, stop), mass * lift, lift)
+                target = _targets(teacher, views, features.shape[1], start, stop)
+                losses, gradient = _losses_and_gradient(logits, target, mass * lift, lift)
                 total += (losses * weight[:, 0]).sum()
                 if needs_gradient:
                     gradient = gradient.flatten(0, 1)
@@ -73,6 +77,21 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output):
         features_grad, prototypes_grad = ctx.saved_tensors
         return (features_grad * grad_output).to(ctx.dtype), prototypes_grad * grad_output, None, None, None, None
+
+
+def _targets(teacher: Assignments, views: Views, num_samples: int, start: int, stop: int) -> Tensor:
+    """Targets `[G or 1, stop - start, K]` of a range of samples, float32."""
+    rows = {
+        view: teacher.rows(view * num_samples + start, view * num_samples + stop)
+        for view in sorted({view for group in views for view in group})
+    }
+    sums = []
+    for first, *others in views:
+        target = rows[first]
+        for view in others:
+            target = target.add_(rows[view]) if len(views) == 1 else target + rows[view]
+        sums.append(target)
+    return sums[0].unsqueeze(0) if len(sums) == 1 else torch.stack(sums)
 
 
 def _losses_and_gradient(logits: Tensor, target: Tensor, mass: float, lift: float) -> tuple[Tensor, Tensor]:

@@ -30,20 +30,7 @@ def dino_loss(
     batch = features.shape[1]
     weights = torch.full((batch,), 1 / max(batch, 1), device=features.device)
 
-    def views(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        return teacher.rows(start, stop), teacher.rows(batch + start, batch + stop)
-
-    def of_other_view(start: int, stop: int) -> Tensor:
-        first, second = views(start, stop)
-        return torch.stack((second, first))
-
-    def of_both_views(start: int, stop: int) -> Tensor:
-        first, second = views(start, stop)
-        return first.add_(second).unsqueeze(0)
-
     global_crops, local_crops = features[:NUM_GLOBAL_CROPS], features[NUM_GLOBAL_CROPS:]
-    among_global = prototype_cross_entropy(global_crops, prototypes, of_other_view, 1, weights, student_temp)
-    with_local = prototype_cross_entropy(
-        local_crops, prototypes, of_both_views, NUM_GLOBAL_CROPS, weights, student_temp
-    )
+    among_global = prototype_cross_entropy(global_crops, prototypes, teacher, [[1], [0]], weights, student_temp)
+    with_local = prototype_cross_entropy(local_crops, prototypes, teacher, [[0, 1]], weights, student_temp)
     return among_global, with_local

@@ -26,9 +26,5 @@ def ibot_loss(
         weights: `[M]`, one over the number of masked patches of the patch's image.
         num_images: global crops of this process, those without a mask included.
     """
-
-    def of_same_patch(start: int, stop: int) -> Tensor:
-        return teacher.rows(start, stop).unsqueeze(0)
-
-    summed = prototype_cross_entropy(features.unsqueeze(0), prototypes, of_same_patch, 1, weights, student_temp)
+    summed = prototype_cross_entropy(features.unsqueeze(0), prototypes, teacher, [[0]], weights, student_temp)
     return summed / num_images

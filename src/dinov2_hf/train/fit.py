@@ -6,8 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
-from ..backbones import Layers
-from ..config import PretrainConfig
+from ..config import RunConfig
 from ..data import (
     PhotometricAugmentation,
     SSLBatch,
@@ -30,7 +28,8 @@ from ..data import (
     reading_advice,
 )
 from ..data.paths import shown as shown_path
-from ..objectives import DINOv2Pretraining, Students
+from ..data.sources import TrainingSource
+from ..objectives import Objective
 from ..runs import RunFolder
 from ..runs.checkpoint import (
     RunState,
@@ -42,6 +41,8 @@ from ..runs.metrics import MeanMetrics, MetricLog
 from ..runs.provenance import environment_changes, listing_changes
 from .accelerator import describe_compute
 from .broken import BrokenLog
+from .build import build_objective
+from .callbacks import Callback, Results, StudentFeatures
 from .health import CollapseWatch
 from .initialize import initialize
 from .schedules import StepValues, build_schedules, values_at
@@ -49,60 +50,56 @@ from .step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
-Results = dict[str, dict[str, nn.Module]]
-"""For each student (`""`, where there is one alone) the networks of its average."""
-Publish = Callable[[int, Results], None]
+
+def fit(
+    objective: Objective,
+    source: TrainingSource,
+    config: RunConfig,
+    accelerator: Accelerator,
+    callbacks: Sequence[Callback] = (),
+    resume: str = "auto",
+) -> Results:
+    """Trains an objective on a source to the end of the run, see `Trainer`."""
+    return Trainer(objective, source, config, accelerator, callbacks, resume).run()
 
 
-@dataclass(frozen=True)
-class PeriodicEvaluation:
-    """What is measured during the run: at the start, at the end, and in between."""
-
-    epochs: float
-    """Epochs between two of them."""
-    evaluate: Callable[[str, Layers], dict[str, float]]
-    """Called with the name of a student and the features of its average; its numbers are logged. Collective: called on
-    all ranks."""
-
-
-class Pretrainer:
-    """A pretraining run: `Pretrainer(config, accelerator).run()`.
+class Trainer:
+    """A run: `Trainer(objective, source, config, accelerator).run()`.
 
     Args:
+        objective: with fresh weights; from `build_objective`, or one of your own.
+        source: the images; from `open_training_source`, or one of your own.
         config: the checked configuration.
         accelerator: from `build_accelerator`.
-        evaluations: of the averages.
-        publish: called every `hub.push_every` with the number of updates and what `run` returns at the end, on the main
-            process only; called again where a run continues from a checkpoint at such an update.
+        callbacks: what is measured and done during the run.
         resume: `auto` continues from the newest checkpoint in `train.output_dir` if there is one, `never` refuses a
             folder that has one, and a path continues from that checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: what a user can mend, said in one line.
+        ValueError, FileNotFoundError: what a user can fix, said in one line.
         OSError: the output folder cannot be written.
     """
 
-    _description = "Pretraining"
-
     def __init__(
         self,
-        config: PretrainConfig,
+        objective: Objective,
+        source: TrainingSource,
+        config: RunConfig,
         accelerator: Accelerator,
-        evaluations: Sequence[PeriodicEvaluation] = (),
+        callbacks: Sequence[Callback] = (),
         resume: str = "auto",
-        publish: Publish | None = None,
     ) -> None:
+        self.objective = objective
+        self.source = source
         self.config = config
         self.accelerator = accelerator
-        self.evaluations = evaluations
-        self.publish = publish
+        self.callbacks = callbacks
         self.run_folder = RunFolder(config.train.output_dir)
         self.folder, self.checkpoints = self.run_folder.path, self.run_folder.checkpoints
         train = config.train
         self.accumulation = train.gradient_accumulation_steps
         self.global_batch_size = train.batch_size * accelerator.num_processes * self.accumulation
         self.checkpoint_steps = max(round(train.checkpoint_epochs * train.epoch_length), 1)
-        self.source = open_training_source(config.data, train.seed)
         advice = reading_advice(self.source, train.batch_size, config.data.num_workers, accelerator.num_processes)
         if advice and accelerator.is_main_process:
             logger.info(advice)
@@ -115,21 +112,19 @@ class Pretrainer:
             self._refuse_old_run()
             resume = "auto"
         checkpoint, self._damaged = self.run_folder.choose_checkpoint(resume)
-        torch.manual_seed(train.seed)
-        self.model = self._build_model()
         if accelerator.is_main_process:
-            backbones = [networks["backbone"].config for networks in self.model.students.values()]
-            attention = ", ".join(sorted({backbone._attn_implementation for backbone in backbones}))
-            compiled = any(model.compile for model in (config.model, *getattr(config, "students", {}).values()))
-            logger.info(describe_compute(accelerator, attention, compiled))
+            compiled = any(model.compile for model in config.models.values())
+            backbones = [networks.student["backbone"] for networks in objective.networks.values()]
+            logger.info(describe_compute(accelerator, backbones, compiled))
         head_warmup_steps = 0
-        if config.init.path and checkpoint is None and initialize(self.model, config.init):
+        if config.init.path and checkpoint is None and initialize(objective, config.init):
             head_warmup_steps = round(config.init.head_warmup_epochs * train.epoch_length)
-        self.training_step = TrainingStep(self.model, config, accelerator)
+        self.training_step = TrainingStep(objective, config, accelerator)
         self.state = RunState(0, self.global_batch_size, head_warmup_steps, listing=self.source.listing())
         if checkpoint is not None:
             self._load(checkpoint)
-        self.schedules = build_schedules(config, self.global_batch_size, self.state.head_warmup_steps)
+        scheduled = objective.schedules_of(config)
+        self.schedules = build_schedules(config, scheduled, self.global_batch_size, self.state.head_warmup_steps)
 
         self.stopped = False
         """Whether SIGTERM ended the run before its end; a checkpoint was saved then."""
@@ -138,8 +133,17 @@ class Pretrainer:
         self._collapse = CollapseWatch()
         self._terminated = threading.Event()
 
-    def _build_model(self) -> Students:
-        return DINOv2Pretraining(self.config)
+    @classmethod
+    def from_config(
+        cls,
+        config: RunConfig,
+        accelerator: Accelerator,
+        callbacks: Sequence[Callback] = (),
+        resume: str = "auto",
+    ) -> Trainer:
+        """Makes the trainer of a run whose source and objective are those that the configuration names."""
+        source = open_training_source(config.data, config.train.seed)
+        return cls(build_objective(config), source, config, accelerator, callbacks, resume)
 
     @property
     def step(self) -> int:
@@ -150,7 +154,7 @@ class Pretrainer:
         """Trains to the end, or until SIGTERM, and saves a checkpoint there.
 
         Returns:
-            The networks of each student's average: `backbone`, `dino_head`, `ibot_head`. Where parameters are
+            The networks of each student's average, such as `backbone` and `dino_head`. Where parameters are
             sharded, whole copies on the main process and nothing on the others.
         """
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -184,7 +188,7 @@ class Pretrainer:
         progress = tqdm(
             total=total * self.global_batch_size,
             initial=state.step * self.global_batch_size,
-            desc=self._description,
+            desc=self.objective.label,
             unit="img",
             unit_scale=True,
             disable=not accelerator.is_main_process,
@@ -223,8 +227,8 @@ class Pretrainer:
         means = MeanMetrics()
         means.load(state.means, accelerator)
         if not self._on_any_process(log.evaluated):
-            self._evaluate(log, shown)
-        self._publish()
+            self._measure(log, shown)
+        self._act()
         since, since_step = time.perf_counter(), state.step
         while state.step < total and not self.stopped:
             logged = (state.step + 1) % train.log_every == 0 or state.step + 1 == total
@@ -249,10 +253,10 @@ class Pretrainer:
             if self.stopped or state.step % self.checkpoint_steps == 0 or state.step == total:
                 self._save(means, log)
             if not self.stopped:  # after the checkpoint: a run that continues from it begins with them
-                if self._evaluate(log, shown):
+                if self._measure(log, shown):
                     progress.set_postfix(shown)
                     since, since_step = time.perf_counter(), state.step
-                self._publish()
+                self._act()
 
     def _on_any_process(self, condition: bool) -> bool:
         """Whether `condition` holds on any process. Collective, and where there are several it waits for the device."""
@@ -260,25 +264,25 @@ class Pretrainer:
             return condition
         return self.accelerator.reduce(torch.tensor(float(condition), device=self.accelerator.device)).item() > 0
 
-    def _publish(self) -> None:
-        """Pushes the averages where that is due after this update."""
-        train, step = self.config.train, self.step
-        publish_steps = max(round(self.config.hub.push_every * train.epoch_length), 1)
-        if self.publish and 0 < step < train.num_steps and step % publish_steps == 0:
+    def _act(self) -> None:
+        """Calls the callbacks that act where they are due after this update, but at the start and the end."""
+        due = [callback for callback in self.callbacks if callback.act and self._is_due(callback)]
+        if due and 0 < self.step < self.config.train.num_steps:
             results = self._results()
             if self.accelerator.is_main_process:
-                self.publish(step, results)
+                for callback in due:
+                    callback.act(self.step, results)
 
     def _results(self) -> Results:
-        return {student: self._whole_average(student) for student in self.model.averages}
+        return {student: self._whole_average(student) for student in self.objective.networks}
 
     def _whole_average(self, student: str) -> dict[str, nn.Module]:
         """The networks of a student's average, not sharded, on the main process; the others get none. Collective."""
-        average = dict(self.model.averages[student].items())
-        if not isinstance(self.model, FSDPModule):
+        average = dict(self.objective.networks[student].average.items())
+        if not isinstance(self.objective, FSDPModule):
             return average
         main = self.accelerator.is_main_process
-        whole = self.model.build_networks(0.0, student) if main else {}
+        whole = self.objective.build_networks(student, 0.0) if main else {}
         for name, network in average.items():
             target = whole[name].state_dict() if main else {}
             for key, shard in network.state_dict().items():
@@ -315,26 +319,28 @@ class Pretrainer:
                 "lengthen optim.warmup_epochs or use train.precision=fp32, and resume from the last checkpoint"
             )
 
-    def _is_due(self, evaluation: PeriodicEvaluation) -> bool:
+    def _is_due(self, callback: Callback) -> bool:
         train = self.config.train
-        every = max(round(evaluation.epochs * train.epoch_length), 1)
+        every = max(round(callback.epochs * train.epoch_length), 1)
         return self.step % every == 0 or self.step == train.num_steps
 
-    def _evaluate(self, log: MetricLog, shown: dict[str, str]) -> bool:
+    def _measure(self, log: MetricLog, shown: dict[str, str]) -> bool:
         """Measures and logs what is due after this update. Returns whether anything was. Collective."""
-        evaluations = [item for item in self.evaluations if self._is_due(item)]
-        if not evaluations:
+        due = [callback for callback in self.callbacks if callback.measure and self._is_due(callback)]
+        if not due:
             return False
-        self.model.eval()
+        self.objective.eval()
         results = {}
-        for student in self.model.averages:
-            layers = partial(self.model.average_layers, student=student)
+        for student, networks in self.objective.networks.items():
+            backbone = networks.average["backbone"]
+            layers = partial(self.objective.features, student=student)
+            features = StudentFeatures(student, layers, backbone.width, backbone.stride, len(backbone.blocks))
             found: dict[str, float] = {}
-            for evaluation in evaluations:
-                found |= evaluation.evaluate(student, layers)
+            for callback in due:
+                found |= callback.measure(features)
             results |= {f"{student}.{name}" if student else name: value for name, value in found.items()}
-        if isinstance(self.model, FSDPModule):
-            self.model.reshard()  # what is gathered for a forward stays so until the next backward
+        if isinstance(self.objective, FSDPModule):
+            self.objective.reshard()  # what is gathered for a forward stays so until the next backward
         log.write(self.step, results)
         shown.update({name: f"{value:.1f}" for name, value in results.items()})
         if self.accelerator.is_main_process:
@@ -349,7 +355,7 @@ class Pretrainer:
         train, accelerator, step = self.config.train, self.accelerator, self.training_step
         self.state.counters = step.counters.tolist()
         self.state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-        saved = save_checkpoint(self.checkpoints, self.state, self.model, step.optimizer, self.config, accelerator)
+        saved = save_checkpoint(self.checkpoints, self.state, self.objective, step.optimizer, self.config, accelerator)
         if accelerator.is_main_process:
             self.run_folder.prune_checkpoints(train.keep_checkpoints, train.keep_every, self.checkpoint_steps)
             if self.stopped:
@@ -364,7 +370,7 @@ class Pretrainer:
 
     def _load(self, path: Path) -> None:
         step, accelerator = self.training_step, self.accelerator
-        self.state = load_checkpoint(path, self.model, step.optimizer, self.config, self.global_batch_size)
+        self.state = load_checkpoint(path, self.objective, step.optimizer, self.config, self.global_batch_size)
         step.counters = torch.tensor(self.state.counters, device=accelerator.device)
         if accelerator.scaler and self.state.scaler:
             accelerator.scaler.load_state_dict(self.state.scaler)

@@ -1,0 +1,63 @@
+"""Configurations of dinov2_hf 0.5, which had one class for both distillations, as they are written today."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_NOT_READ = {
+    "features": (
+        "distill.objective dino ibot koleo teacher.centering teacher.temp teacher.warmup_temp "
+        "teacher.warmup_temp_epochs teacher.student_temp"
+    ),
+    "prototypes": (
+        "distill.objective distill.cls_weight distill.patch_weight distill.cosine_weight distill.smooth_l1_weight "
+        "ibot.mask_ratio"
+    ),
+}
+"""Keys that 0.5 accepted in a distillation and did not read, by `distill.objective`."""
+
+
+def translate(layers: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the layers of a configuration, origin and values each, with those of 0.5 translated.
+
+    A configuration is of 0.5 if it has a section `distill` and no key `objective`, or the key `distill.objective`. Says
+    so in one line of the log.
+    """
+    sections = [values.get("distill") for _, values in layers]
+    given = [section["objective"] for section in sections if isinstance(section, dict) and "objective" in section]
+    named = any("objective" in values for _, values in layers)
+    if not given and (named or not any(isinstance(section, dict) for section in sections)):
+        return list(layers)
+    kind = str(given[-1]) if given else "prototypes"
+    if kind not in _NOT_READ:
+        raise ValueError(f"distill.objective={kind!r} is not one of prototypes, features; set objective=distill_…")
+    dropped: list[str] = []
+    translated = []
+    for origin, values in layers:
+        values = {name: dict(part) if isinstance(part, dict) else part for name, part in values.items()}
+        dropped += [key for key in _NOT_READ[kind].split() if _remove(values, key) and key != "distill.objective"]
+        if kind == "prototypes" and isinstance(ibot := values.get("ibot"), dict) and ibot.get("mask_probability") == 0:
+            del ibot["mask_probability"]
+        translated.append((origin, values))
+    origin, values = translated[0]
+    translated[0] = (origin, {"objective": f"distill_{kind}"} | values)
+    _say(origin, f"distill_{kind}", ", ".join(dict.fromkeys(dropped)))
+    return translated
+
+
+def _remove(values: dict[str, Any], key: str) -> bool:
+    section, _, name = key.partition(".")
+    if not name:
+        return values.pop(section, None) is not None
+    return isinstance(values.get(section), dict) and values[section].pop(name, None) is not None
+
+
+@lru_cache
+def _say(origin: str, objective: str, dropped: str) -> None:
+    left_out = f"; left out, as they have no effect there: {dropped}" if dropped else ""
+    logger.info("%s is a configuration of dinov2_hf 0.5; read with objective=%s%s", origin, objective, left_out)

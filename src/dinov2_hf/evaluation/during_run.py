@@ -1,0 +1,90 @@
+"""Evaluations of the moving averages during a run: the sections `knn` and `evaluations` of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..backbones import Features
+from ..config import RunConfig, load_config
+from ..config.evaluations import EvaluationConfig, KnnProtocol
+from ..data import evaluation_transform
+from ..features import Backbone
+from ..train import Callback, StudentFeatures
+from .base import Evaluation, Result, open_labeled
+from .datasets import LabeledImages, same_classes
+
+
+def load_evaluations(config: RunConfig) -> dict[str, EvaluationConfig]:
+    """Reads the configuration of every evaluation of the section `evaluations`, by its name there.
+
+    Raises:
+        ValueError, FileNotFoundError: an unknown protocol, a file that cannot be read.
+    """
+    from . import PROTOCOLS
+
+    found = {}
+    for name, item in config.evaluations.items():
+        if item.protocol not in PROTOCOLS:
+            raise ValueError(f"evaluations.{name}.protocol={item.protocol!r} is not one of {', '.join(PROTOCOLS)}")
+        found[name] = load_config(item.config, kind=PROTOCOLS[item.protocol].config)
+    return found
+
+
+def evaluations_of(config: RunConfig, accelerator: Accelerator) -> list[Callback]:
+    """Makes the callbacks that evaluate the moving averages of a run.
+
+    Raises:
+        ValueError, FileNotFoundError: a set, or the file of an evaluation, cannot be read.
+    """
+    from . import PROTOCOLS
+
+    found = []
+    if config.knn.enabled:
+        knn = config.knn
+        settings = KnnProtocol(
+            train=knn.reference,
+            test=knn.query,
+            k=[knn.k],
+            temperature=knn.temperature,
+            batch_size=knn.batch_size,
+            num_workers=config.data.num_workers,
+        )
+        sets: dict[str, LabeledImages] = {}
+        references = open_labeled(knn.reference, sets, "knn.reference")
+        same_classes(references, open_labeled(knn.query, sets, "knn.query"))  # before the run starts
+        evaluate = PROTOCOLS["knn"].evaluate
+        found.append(_callback(evaluate, settings, knn.epochs, "knn_accuracy", config, accelerator, sets))
+    for name, settings in load_evaluations(config).items():
+        item = config.evaluations[name]
+        evaluate = PROTOCOLS[item.protocol].evaluate
+        found.append(_callback(evaluate, settings, item.epochs, f"{name}.{{metric}}", config, accelerator, {}))
+    return found
+
+
+def _callback(
+    evaluate: Callable[[Evaluation], Iterator[Result]],
+    settings: EvaluationConfig,
+    epochs: float,
+    name: str,
+    config: RunConfig,
+    accelerator: Accelerator,
+    sets: dict[str, LabeledImages],
+) -> Callback:
+    """An evaluation of the averages, its metrics logged as `name` with their key in it; `sets` are open already."""
+    transform = evaluation_transform(config)
+
+    def measure(student: StudentFeatures) -> dict[str, float]:
+        def features(images: Tensor, count: int) -> list[Features]:
+            with accelerator.autocast():
+                found = student(images, count)
+            return [Features(cls.float(), patches.float()) for cls, patches in found]
+
+        shape = student.width, student.stride, student.num_layers
+        backbone = Backbone(features, transform, *shape, accelerator.device, student.name or "teacher")
+        evaluation = Evaluation(backbone, settings, accelerator, sets=sets)
+        return {name.format(metric=result.metric): result.value for result in evaluate(evaluation)}
+
+    return Callback(epochs, measure)
