@@ -30,7 +30,7 @@ from datasets import load_dataset
 from listing import measure_listing
 from PIL import Image, ImageEnhance, ImageOps
 
-from dinov2_hf.config import PretrainConfig
+from dinov2_hf.config import DINOv2RunConfig
 from dinov2_hf.data import PhotometricAugmentation, TrainingBatches
 from dinov2_hf.data.crops import MultiCrop, as_crop, draw_box, resample
 from dinov2_hf.data.decode import open_image
@@ -204,7 +204,7 @@ class Files:
 
 
 def our_paths(files: list[bytes]):
-    config = PretrainConfig()
+    config = DINOv2RunConfig()
     config.train.batch_size = len(files)
     batches = TrainingBatches(Files(files), config, 0, 1_000_000)
     augment = PhotometricAugmentation(config.colors)
@@ -221,7 +221,7 @@ def our_paths(files: list[bytes]):
 
 def stage_times(files: list[bytes], rounds: int) -> dict[str, float]:
     """Milliseconds an image of each stage of ours."""
-    config = PretrainConfig()
+    config = DINOv2RunConfig()
     batches = TrainingBatches(Files(files), config, 0, 1)
     config.train.batch_size = len(files)
     batch = batches.batch(0)

@@ -21,11 +21,10 @@ import torch
 from dinov2_hf.objectives.distillation import compare_all_patches
 
 from dinov2_hf.backbones import Dinov2Config, find_family
-from dinov2_hf.config import DistillConfig, load_config
+from dinov2_hf.config import PrototypeDistillationConfig, load_config
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import PrototypeTeacher
-from dinov2_hf.objectives.base import build_heads
-from dinov2_hf.objectives.prototypes import build_centering, prototype_targets
+from dinov2_hf.objectives.prototypes import build_centering, build_heads, prototype_targets
 
 WAYS = {
     "float32, as the teacher of a pretraining run": (torch.float32, 1),
@@ -34,11 +33,11 @@ WAYS = {
 }
 
 
-def build_teacher(preset: str, prototypes: int) -> tuple[DistillConfig, PrototypeTeacher, Dinov2Config]:
+def build_teacher(preset: str, prototypes: int) -> tuple[PrototypeDistillationConfig, PrototypeTeacher, Dinov2Config]:
     """A teacher with heads like those of the released models."""
     keys = ["distill.teacher=x", "data.train.path=x", f"dino.num_prototypes={prototypes}"]
     keys += [f"ibot.num_prototypes={prototypes}"]
-    config = load_config("configs/distill/vits14_from_vitg14.yaml", keys, DistillConfig)
+    config = load_config("configs/distill/vits14_from_vitg14.yaml", keys, PrototypeDistillationConfig)
     config.model.preset, config.model.num_register_tokens = preset, 4
     backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
     heads = build_heads(config, backbone.config.hidden_size)

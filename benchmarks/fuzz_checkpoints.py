@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from dinov2_hf.config import load_config
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / name) for name in ("", "train")]
 from damages import Fuzz  # noqa: E402
@@ -47,7 +47,7 @@ def main() -> None:
         config = config_in(Path(folder, "run"))
         accelerator = build_accelerator(config.train)
         torch.set_num_threads(1)  # tensors are so small that threads would only wait for each other
-        Pretrainer(config, accelerator).run()
+        Trainer.from_config(config, accelerator).run()
         fuzz = Fuzz(Path(folder, "run"), config_in, accelerator)
         for seed in range(args.seed, args.seed + args.damages):
             with tempfile.TemporaryDirectory(dir=folder) as work:

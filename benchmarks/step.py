@@ -20,9 +20,9 @@ import time
 import torch
 from torch import nn
 
-from dinov2_hf.config import PretrainConfig, load_config
+from dinov2_hf.config import DINOv2RunConfig, load_config
 from dinov2_hf.data import SSLBatch
-from dinov2_hf.objectives import DINOv2Pretraining
+from dinov2_hf.objectives import DINOv2
 from dinov2_hf.train import TrainingStep, build_accelerator
 from dinov2_hf.train.accelerator import compute_dtype
 from dinov2_hf.train.schedules import StepValues
@@ -39,7 +39,7 @@ TINY += [
 VIT_S = ["model.preset=small", "model.num_register_tokens=0", "model.drop_path_rate=0", "ibot.separate_head=true"]
 
 
-def draw_masks(config: PretrainConfig) -> torch.Tensor:
+def draw_masks(config: DINOv2RunConfig) -> torch.Tensor:
     """Masks `[2B, N]` as the data would draw them: half of the crops, of evenly spread ratios."""
     batch = config.train.batch_size
     patches = (config.crops.global_size // config.model.patch_size) ** 2
@@ -52,7 +52,7 @@ def draw_masks(config: PretrainConfig) -> torch.Tensor:
     return masks
 
 
-def make_batch(config: PretrainConfig) -> SSLBatch:
+def make_batch(config: DINOv2RunConfig) -> SSLBatch:
     """Noise, and masks as the data would draw them."""
     crops, batch = config.crops, config.train.batch_size
     masks = draw_masks(config)
@@ -64,7 +64,7 @@ def make_batch(config: PretrainConfig) -> SSLBatch:
     )
 
 
-def plain_flops(model: DINOv2Pretraining, batch: SSLBatch) -> float:
+def plain_flops(model: DINOv2, batch: SSLBatch) -> float:
     """Floating-point operations of the matrix products of an update in which nothing is skipped.
 
     A product of the forward pass costs two more in the backward pass, where its inputs need a gradient.
@@ -134,7 +134,7 @@ def main() -> None:
     device = accelerator.device
     dtype = compute_dtype(accelerator)
     torch.manual_seed(0)
-    model = DINOv2Pretraining(config)
+    model = DINOv2(config)
     batch = make_batch(config).to(device)
     flops = plain_flops(model, batch)
     step = TrainingStep(model, config, accelerator)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dinov2_hf.config import PretrainConfig, dotted_keys, load_config, save_config, value_at
+from dinov2_hf.config import DINOv2RunConfig, dotted_keys, load_config, save_config, value_at
 
 PATH = "data.train.path=/images"
 
@@ -26,7 +26,7 @@ def refusal(*overrides, path=None):
 
 def test_defaults_hold_where_nothing_is_said():
     config = load_config(None, [PATH])
-    expected = PretrainConfig()
+    expected = DINOv2RunConfig()
     expected.data.train.path = "/images"
     assert config == expected
 
@@ -39,7 +39,7 @@ def test_file_overrides_defaults_and_command_line_overrides_file(tmp_path):
     config = load_config(path, ["optim.base_lr=0.5"])
     assert config.optim.base_lr == 0.5  # command line
     assert config.optim.min_lr == 0.0001  # file
-    assert config.optim.weight_decay == PretrainConfig().optim.weight_decay  # default
+    assert config.optim.weight_decay == DINOv2RunConfig().optim.weight_decay  # default
     assert config.crops.local_scale == [0.1, 0.2]  # lists are replaced, not joined
     assert config.data.train.path == "/images"
     assert config.data.train.split == "train"  # a section given in part keeps its other defaults
@@ -56,7 +56,7 @@ def test_empty_file_is_the_defaults(tmp_path):
 def test_configs_do_not_share_their_lists():
     first, second = load_config(None, [PATH]), load_config(None, [PATH])
     first.crops.global_scale[0] = 0.9
-    assert second.crops.global_scale[0] == PretrainConfig().crops.global_scale[0] == 0.32
+    assert second.crops.global_scale[0] == DINOv2RunConfig().crops.global_scale[0] == 0.32
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1E-4", "0.0001", "1.0e-4"])
@@ -107,7 +107,7 @@ def test_unknown_key_is_refused_naming_the_nearest(key, nearest, tmp_path):
 def test_unknown_key_that_is_near_to_nothing_is_refused_with_the_sections():
     message = refusal("zzzz=1")
     assert message.startswith("zzzz in the command line is not a config key; known sections: ")
-    for item in fields(PretrainConfig):
+    for item in fields(DINOv2RunConfig):
         assert f" {item.name}" in message
 
 
@@ -399,7 +399,7 @@ def test_dotted_keys_name_every_value_once():
         values = (getattr(config, item.name) for item in fields(config))
         return sum(count(value) if is_dataclass(value) else 1 for value in values)
 
-    config = PretrainConfig()
+    config = DINOv2RunConfig()
     keys = list(dotted_keys(config))
     assert len(keys) == len(set(keys)) == count(config)
     assert value_at(config, "optim.base_lr") == config.optim.base_lr

@@ -15,7 +15,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from dinov2_hf import models
 from dinov2_hf.cli import main
-from dinov2_hf.config import DistillConfig, load_config, value_at
+from dinov2_hf.config import PrototypeDistillationConfig, load_config, value_at
 from dinov2_hf.config.curation import CurationConfig
 from dinov2_hf.evaluation import PROTOCOLS
 from dinov2_hf.train.schedules import build_schedules
@@ -323,7 +323,7 @@ def test_documented_launches_keep_the_global_batch():
 
 @pytest.mark.parametrize("path", DISTILL, ids=names(DISTILL))
 def test_every_distillation_config_parses_and_names_its_command(path):
-    config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"], DistillConfig)
+    config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"], PrototypeDistillationConfig)
     assert config.model.drop_path_rate == 0
     assert f"--config configs/distill/{path.name}" in path.read_text().split("\n\n")[0]
     for word in ("Paper:", "Hardware:", "Time:", "Expected:"):
@@ -333,7 +333,7 @@ def test_every_distillation_config_parses_and_names_its_command(path):
 def test_distilled_small_model_holds_the_published_values():
     """Oquab et al., 2023, table 16: S, B and L distilled."""
     path = ROOT / "configs/distill/vits14_from_vitg14.yaml"
-    config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"], DistillConfig)
+    config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"], PrototypeDistillationConfig)
     teacher = load_config(ROOT / "configs/pretrain/vitg14_142m.yaml", ["data.train.path=/images"])
     batch = config.train.batch_size * 8 * config.train.gradient_accumulation_steps
     assert batch == 2048

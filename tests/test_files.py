@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dinov2_hf.config import PretrainConfig, save_config
+from dinov2_hf.config import DINOv2RunConfig, save_config
 from dinov2_hf.config.loading import SIGNATURE as SAVED
 from dinov2_hf.files import (
     SIGNATURE,
@@ -169,7 +169,7 @@ def test_an_own_folder_is_known_again(kind, held):
 
 def test_a_checkpoint_is_not_the_folder_of_a_run():
     Path("step").mkdir()
-    config = PretrainConfig()
+    config = DINOv2RunConfig()
     config.data.train.path = "photos"
     save_config(config, Path("step/config.yaml"))
     assert SAVED == SIGNATURE and refusal("step", folder=True) == ""

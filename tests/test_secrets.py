@@ -6,8 +6,8 @@ import pytest
 
 from dinov2_hf.cli import launch, main
 from dinov2_hf.config import (
-    DistillConfig,
-    PretrainConfig,
+    DINOv2RunConfig,
+    PrototypeDistillationConfig,
     find_tokens,
     load_config,
     load_saved_config,
@@ -16,7 +16,7 @@ from dinov2_hf.config import (
 )
 from dinov2_hf.config.curation import CurationConfig
 from dinov2_hf.config.evaluations import FineGrainedProtocol, KnnProtocol
-from dinov2_hf.train import Pretrainer
+from dinov2_hf.train import Trainer
 
 TOKEN = "hf_" + "aB3d" * 8 + "xy"
 PATH = "data.train.path=/images"
@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def refusal(*overrides, path=None, kind=PretrainConfig):
+def refusal(*overrides, path=None, kind=DINOv2RunConfig):
     with pytest.raises(ValueError) as caught:
         load_config(path, list(overrides), kind)
     said = str(caught.value)
@@ -64,20 +64,20 @@ def test_the_value_of_hf_token_is_a_token_whatever_its_form(monkeypatch):
 @pytest.mark.parametrize(
     "kind, given, override",
     [
-        (PretrainConfig, [PATH], f"hub.repo_id=me/{TOKEN}"),
-        (PretrainConfig, [PATH], f"init.path=https://user:{TOKEN}@hub/me/model"),
-        (PretrainConfig, [], f"data.train.path={TOKEN}"),
-        (PretrainConfig, [PATH], f"data.mix.web.path={TOKEN}"),
-        (PretrainConfig, [PATH], f"data.mix.{TOKEN}.path=/web"),
-        (PretrainConfig, [PATH], f"train.output_dir=runs/{TOKEN}"),
-        (PretrainConfig, [PATH], f"evaluations.a.config={TOKEN}.yaml"),
-        (PretrainConfig, [PATH], f"optim.base_lr={TOKEN}"),  # of the wrong type
-        (PretrainConfig, [PATH], f"optim={TOKEN}"),  # a section
-        (PretrainConfig, [PATH], f"crops.global_scale=[{TOKEN}]"),
-        (PretrainConfig, [PATH], f"optim.token={TOKEN}"),  # an unknown key
-        (PretrainConfig, [PATH], f"{TOKEN}=1"),
-        (PretrainConfig, [PATH], TOKEN),  # not an override
-        (DistillConfig, [PATH], f"distill.teacher={TOKEN}"),
+        (DINOv2RunConfig, [PATH], f"hub.repo_id=me/{TOKEN}"),
+        (DINOv2RunConfig, [PATH], f"init.path=https://user:{TOKEN}@hub/me/model"),
+        (DINOv2RunConfig, [], f"data.train.path={TOKEN}"),
+        (DINOv2RunConfig, [PATH], f"data.mix.web.path={TOKEN}"),
+        (DINOv2RunConfig, [PATH], f"data.mix.{TOKEN}.path=/web"),
+        (DINOv2RunConfig, [PATH], f"train.output_dir=runs/{TOKEN}"),
+        (DINOv2RunConfig, [PATH], f"evaluations.a.config={TOKEN}.yaml"),
+        (DINOv2RunConfig, [PATH], f"optim.base_lr={TOKEN}"),  # of the wrong type
+        (DINOv2RunConfig, [PATH], f"optim={TOKEN}"),  # a section
+        (DINOv2RunConfig, [PATH], f"crops.global_scale=[{TOKEN}]"),
+        (DINOv2RunConfig, [PATH], f"optim.token={TOKEN}"),  # an unknown key
+        (DINOv2RunConfig, [PATH], f"{TOKEN}=1"),
+        (DINOv2RunConfig, [PATH], TOKEN),  # not an override
+        (PrototypeDistillationConfig, [PATH], f"distill.teacher={TOKEN}"),
         (CurationConfig, CURATION, f"embed.model=me/{TOKEN}"),
         (CurationConfig, CURATION, f"filter.hooks=[{TOKEN}:f]"),
         (CurationConfig, CURATION, f"executor.sbatch_args.comment={TOKEN}"),
@@ -145,7 +145,7 @@ def test_no_command_repeats_or_keeps_a_token(arguments, folder, capfd, caplog, m
 
     attempt(lambda: main(arguments))
     monkeypatch.setattr(sys, "argv", ["pretrain.py", PATH, *arguments[1:]] if arguments[1:] else ["pretrain.py", TOKEN])
-    attempt(lambda: launch.launch("Trains.", PretrainConfig, Pretrainer))
+    attempt(lambda: launch.launch("Trains.", DINOv2RunConfig, Trainer))
 
 
 # --- configurations of others ----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from dinov2_hf.data import (
 from dinov2_hf.features import extract_features, open_backbone
 from dinov2_hf.runs import read_metrics
 from dinov2_hf.runs.checkpoint import save_checkpoint
-from dinov2_hf.train import Pretrainer
+from dinov2_hf.train import Trainer
 from dinov2_hf.weights.folder import write_model
 
 from .context import Context, rounded
@@ -75,7 +75,7 @@ def _whole_run(context: Context, workers: int) -> None:
     keys += ["train.epochs=1", f"train.epoch_length={updates}", f"train.log_every={max(updates // 6, 1)}"]
     with context.case("whole run", case="S64", workers=workers) as row:
         config = case_config(context, "S64", *keys, "optim.warmup_epochs=0.1", "train.checkpoint_epochs=1")
-        trainer = Pretrainer(config, prepare(config))
+        trainer = Trainer.from_config(config, prepare(config))
         started = time.perf_counter()
         trainer.run()
         row["run_s"] = rounded(time.perf_counter() - started)
@@ -84,7 +84,7 @@ def _whole_run(context: Context, workers: int) -> None:
         row["loss"] = rounded(lines[-1]["loss"], 5)
         started = time.perf_counter()
         folder, step = context.work / "checkpoint", trainer.training_step
-        save_checkpoint(folder, trainer.state, trainer.model, step.optimizer, config, trainer.accelerator)
+        save_checkpoint(folder, trainer.state, trainer.objective, step.optimizer, config, trainer.accelerator)
         row["checkpoint_s"] = rounded(time.perf_counter() - started)
 
 

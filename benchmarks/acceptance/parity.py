@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dinov2_hf.config import CropsConfig, DinoConfig, IbotConfig, ModelConfig, PretrainConfig
+from dinov2_hf.config import CropsConfig, DinoConfig, DINOv2RunConfig, IbotConfig, ModelConfig
 from dinov2_hf.data import SSLBatch
-from dinov2_hf.objectives import DINOv2Pretraining
+from dinov2_hf.objectives import DINOv2
 from dinov2_hf.train.param_groups import apply_schedule, build_param_groups
 from dinov2_hf.train.schedules import StepValues
 from dinov2_hf.weights import from_original
@@ -45,7 +45,7 @@ def parity(context: Context) -> None:
 def deviations(where: torch.device, autocast: torch.dtype | None) -> dict[str, float]:
     """Of losses and gradient norms over all updates, relative, and of the parameters after them, absolute."""
     tensors, record = load_file(f"{_RECORD}.safetensors"), json.loads(_RECORD.with_suffix(".json").read_text())
-    model = DINOv2Pretraining(_config()).train()
+    model = DINOv2(_config()).train()
     _load(model.student, tensors, "init")
     model.copy_students_to_averages()
     model.to(where)
@@ -80,9 +80,9 @@ def deviations(where: torch.device, autocast: torch.dtype | None) -> dict[str, f
     return worst
 
 
-def _config() -> PretrainConfig:
+def _config() -> DINOv2RunConfig:
     backbone = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 4}
-    return PretrainConfig(
+    return DINOv2RunConfig(
         model=ModelConfig(preset="tiny", use_swiglu_ffn=True, drop_path_rate=0.0, **backbone),
         crops=CropsConfig(global_size=32, local_size=16, num_local=3),
         dino=DinoConfig(num_prototypes=128, hidden_dim=48, bottleneck_dim=16),

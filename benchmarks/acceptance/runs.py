@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dinov2_hf.config import load_config
-from dinov2_hf.train import Pretrainer
+from dinov2_hf.train import Trainer
 
 from .context import Context, rounded
 from .machine import on_cuda, synchronize
@@ -65,7 +65,7 @@ def train(run: Run) -> None:
         for switch in ("flash", "cudnn", "mem_efficient"):
             getattr(torch.backends.cuda, f"enable_{switch}_sdp")(False)
     config = load_config(None, list(run.overrides))
-    trainer = Pretrainer(config, prepare(config))
+    trainer = Trainer.from_config(config, prepare(config))
     next_batch = trainer._next_batch
 
     def ended(*arguments):
@@ -79,11 +79,16 @@ def train(run: Run) -> None:
     trainer.run()
     synchronize()
     seconds = time.perf_counter() - started
-    state = trainer.model.state_dict()
+    state = trainer.objective.state_dict()
     whole = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
     if trainer.accelerator.is_main_process:
         save_file({name: value.cpu().clone().contiguous() for name, value in whole.items()}, weights_of(run))
-        said = {"from": first, "to": trainer.step, "seconds": rounded(seconds), "wrapped": type(trainer.model).__name__}
+        said = {
+            "from": first,
+            "to": trainer.step,
+            "seconds": rounded(seconds),
+            "wrapped": type(trainer.objective).__name__,
+        }
         if on_cuda():
             said["peak_gb"] = rounded(torch.cuda.max_memory_allocated() / 1e9)
         Path(run.answer).write_text(json.dumps(said))

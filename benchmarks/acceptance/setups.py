@@ -14,9 +14,9 @@ from cuda_model import CASES
 from PIL import Image
 from step import VALUES, make_batch
 
-from dinov2_hf.config import PretrainConfig, load_config
+from dinov2_hf.config import DINOv2RunConfig, load_config
 from dinov2_hf.data import SSLBatch
-from dinov2_hf.objectives import DINOv2Pretraining
+from dinov2_hf.objectives import DINOv2
 from dinov2_hf.train import TrainingStep, build_accelerator
 
 from .context import Context
@@ -35,7 +35,7 @@ def precision() -> str:
     return "bf16" if on_cuda() else "fp32"
 
 
-def case_config(context: Context, case: str, *overrides: str, batch: int | None = None) -> PretrainConfig:
+def case_config(context: Context, case: str, *overrides: str, batch: int | None = None) -> DINOv2RunConfig:
     """A case of `cuda_model.py`, so that what is measured stands beside what is modelled."""
     preset, size, prototypes, further = CASES[case]
     keys = [f"model.preset={preset}", f"dino.num_prototypes={prototypes}", f"ibot.num_prototypes={prototypes}"]
@@ -43,7 +43,7 @@ def case_config(context: Context, case: str, *overrides: str, batch: int | None 
     return run_config(context, f"train.precision={precision()}", *keys, *context.size((), TINY), *overrides)
 
 
-def run_config(context: Context, *overrides: str) -> PretrainConfig:
+def run_config(context: Context, *overrides: str) -> DINOv2RunConfig:
     fixed = ["data.train.path=noise", f"train.output_dir={context.work / 'noise'}"]
     return load_config(None, [*fixed, "train.gradient_accumulation_steps=1", *overrides])
 
@@ -52,7 +52,7 @@ def run_config(context: Context, *overrides: str) -> PretrainConfig:
 class Update:
     """A model with its optimiser, and a batch of noise on the device: call it for one update."""
 
-    model: DINOv2Pretraining
+    model: DINOv2
     step: TrainingStep
     batch: SSLBatch
     made: int = 0
@@ -62,7 +62,7 @@ class Update:
         return self.step(lambda: batch or self.batch, VALUES, self.made, diagnose=diagnose)
 
 
-def prepare(config: PretrainConfig) -> Accelerator:
+def prepare(config: DINOv2RunConfig) -> Accelerator:
     """The accelerator of a run, whatever the precision of the one before it in this process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = build_accelerator(config.train)
@@ -71,11 +71,11 @@ def prepare(config: PretrainConfig) -> Accelerator:
     return accelerator
 
 
-def build(config: PretrainConfig) -> Update:
+def build(config: DINOv2RunConfig) -> Update:
     accelerator = prepare(config)
     torch.manual_seed(0)
     with torch.device(device()):  # a ViT-g is drawn there in a second
-        model = DINOv2Pretraining(config)
+        model = DINOv2(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         batch = make_batch(config).to(device())

@@ -13,7 +13,7 @@ import torch
 from cuda_cost.cards import CARDS
 from step import VALUES, matrix_peak, plain_flops
 
-from dinov2_hf.config import PretrainConfig
+from dinov2_hf.config import DINOv2RunConfig
 from dinov2_hf.data import PhotometricAugmentation, SSLBatch
 from dinov2_hf.data.photometric import draw_view_parameters
 from dinov2_hf.objectives.diagnostics import rankme
@@ -39,7 +39,7 @@ _KINDS = {
 """Kinds of kernels by a pattern of their names; the first that matches counts."""
 
 
-def measure(context: Context, table: str, case: str, config: PretrainConfig, peak: float | None = None) -> None:
+def measure(context: Context, table: str, case: str, config: DINOv2RunConfig, peak: float | None = None) -> None:
     """Reports time, rate and memory of an update."""
     reset_memory()
     with context.case(table, case=case, batch=config.train.batch_size) as row:
@@ -104,7 +104,7 @@ def synchronisations(context: Context) -> None:
         context.report("waits", part=name, waits=sum(found.values()), where=where, **judged)
 
 
-def _as_loaded(batch: SSLBatch, config: PretrainConfig) -> SSLBatch:
+def _as_loaded(batch: SSLBatch, config: DINOv2RunConfig) -> SSLBatch:
     """The batch as a loader gives it: uint8 crops on the host with their colours, pinned for a GPU."""
     rng, images = np.random.default_rng(0), batch.num_images
     colors = [draw_view_parameters(rng, config.colors, config.crops.num_local) for _ in range(images)]

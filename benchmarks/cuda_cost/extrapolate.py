@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from omegaconf import OmegaConf
 
 from dinov2_hf.backbones import PRESETS
-from dinov2_hf.config import DistillConfig, PretrainConfig, load_config
+from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig, load_config
 
 from .cards import HOST_SECONDS_A_KERNEL, HOST_SECONDS_AN_OPERATION, Card
 from .ledger import Cost
@@ -24,13 +24,15 @@ class Case:
     config_path: str | None
     overrides: tuple[str, ...]
 
-    def load(self, *overrides: str) -> PretrainConfig:
+    def load(self, *overrides: str) -> DINOv2RunConfig:
         """The configuration, uncompiled, with further overrides."""
         given = [*self.overrides, *overrides, "model.compile=false"]
         sections = {key.partition(".")[0] for key in self.overrides}
         if self.config_path is not None:
             sections |= set(OmegaConf.load(self.config_path))
-        return load_config(self.config_path, given, DistillConfig if "distill" in sections else PretrainConfig)
+        return load_config(
+            self.config_path, given, PrototypeDistillationConfig if "distill" in sections else DINOv2RunConfig
+        )
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,12 @@ def _line(here: float, deeper: float, layers: int) -> float:
     return here + layers * (deeper - here)
 
 
-def _check(config: PretrainConfig, name: str, whole: bool) -> None:
+def _check(config: DINOv2RunConfig, name: str, whole: bool) -> None:
     preset = teacher_preset(config)
     if preset is not None and preset not in PRESETS:
         known = ", ".join(PRESETS)
         raise ValueError(f"{name}: distill.teacher={config.distill.teacher} names no preset; use one of {known}")
-    if isinstance(config, DistillConfig) and not whole:
+    if isinstance(config, PrototypeDistillationConfig) and not whole:
         if config.students:
             raise ValueError(f"{name}: students of several depths are not extrapolated; use --whole")
         if preset is None:

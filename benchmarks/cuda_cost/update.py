@@ -8,19 +8,19 @@ from itertools import chain
 
 import numpy as np
 import torch
+from dinov2_hf.train.distill import read_feature_teacher, read_prototype_teacher
 from step import VALUES, draw_masks, plain_flops
 from torch import nn
 
 from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
-from dinov2_hf.config import ColorsConfig, DistillConfig, PretrainConfig
+from dinov2_hf.config import ColorsConfig, DINOv2RunConfig, PrototypeDistillationConfig
 from dinov2_hf.data import PhotometricAugmentation, SSLBatch
 from dinov2_hf.data.photometric import draw_view_parameters
-from dinov2_hf.objectives import DINOv2Pretraining, Distillation, FeatureTeacher, PrototypeTeacher, Students
-from dinov2_hf.objectives.base import build_heads
+from dinov2_hf.objectives import DINOv2, Distillation, FeatureTeacher, PrototypeTeacher, Students
+from dinov2_hf.objectives.prototypes import build_heads
 from dinov2_hf.runs.metrics import MeanMetrics
 from dinov2_hf.train import TrainingStep
 from dinov2_hf.train.accelerator import compute_dtype
-from dinov2_hf.train.distill import read_feature_teacher, read_prototype_teacher
 
 from .cards import Card
 from .device import build_accelerator, fake_cuda
@@ -45,7 +45,7 @@ class Update:
 
 
 def run_update(
-    config: PretrainConfig,
+    config: DINOv2RunConfig,
     card: Card,
     teacher_layers: int | None = None,
     logged: bool = False,
@@ -85,17 +85,17 @@ def run_update(
                 except Synchronization:  # the last of the list
                     ledger.costs.clear()
                     del ledger.synchronizations[:-1]
-            plain = plain_flops(model, host_batch) if isinstance(model, DINOv2Pretraining) else None
+            plain = plain_flops(model, host_batch) if isinstance(model, DINOv2) else None
     return Update(ledger.costs, ledger.synchronizations, ledger.peak - frozen, frozen, plain)
 
 
-def teacher_preset(config: PretrainConfig) -> str | None:
+def teacher_preset(config: DINOv2RunConfig) -> str | None:
     """The architecture of a frozen teacher that is built and not read: NAME of `distill.teacher=preset:NAME`."""
-    teacher = config.distill.teacher if isinstance(config, DistillConfig) else ""
+    teacher = config.distill.teacher if isinstance(config, PrototypeDistillationConfig) else ""
     return teacher.removeprefix("preset:") if teacher.startswith("preset:") else None
 
 
-def make_host_batch(config: PretrainConfig) -> SSLBatch:
+def make_host_batch(config: DINOv2RunConfig) -> SSLBatch:
     """A batch as the data workers leave it: uint8 crops, colour parameters, masks of evenly spread ratios."""
     crops, batch, channels = config.crops, config.train.batch_size, config.model.num_channels
     rng = np.random.default_rng(config.train.seed)
@@ -113,12 +113,12 @@ def make_host_batch(config: PretrainConfig) -> SSLBatch:
 
 
 def _build(
-    config: PretrainConfig, teacher_layers: int | None
+    config: DINOv2RunConfig, teacher_layers: int | None
 ) -> tuple[Students, PrototypeTeacher | FeatureTeacher | None]:
     """Objective and frozen teacher, without data."""
-    if not isinstance(config, DistillConfig):
+    if not isinstance(config, PrototypeDistillationConfig):
         with torch.device("meta"):
-            return DINOv2Pretraining(config), None
+            return DINOv2(config), None
     by_prototypes = config.distill.objective == "prototypes"
     preset = teacher_preset(config)
     if preset is None:
@@ -132,7 +132,7 @@ def _build(
 
 
 def _teacher(
-    config: DistillConfig, preset: str, layers: int | None, by_prototypes: bool
+    config: PrototypeDistillationConfig, preset: str, layers: int | None, by_prototypes: bool
 ) -> PrototypeTeacher | FeatureTeacher:
     architecture = {"patch_size": config.model.patch_size, "attn_implementation": "sdpa"}
     if layers is not None:

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.cli import main
-from dinov2_hf.config import PretrainConfig
+from dinov2_hf.config import DINOv2RunConfig
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import PROTOCOLS
 from dinov2_hf.runs import RunFacts
@@ -27,7 +27,7 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("runs") / "tiny" / "export"
     transform = EvalTransform(36, 32, [0.5] * 3, [0.25] * 3)
-    config = PretrainConfig()
+    config = DINOv2RunConfig()
     config.data.train.path = "photographs"
     config.train.output_dir = str(folder.parent)
     return export_folder(folder, Dinov2Model(CONFIG).eval(), {}, transform, config, RunFacts())

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dinov2_hf.cli import launch, main
-from dinov2_hf.config import DistillConfig, PretrainConfig
-from dinov2_hf.train import Distiller, Pretrainer
+from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig
+from dinov2_hf.train import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -53,13 +53,13 @@ def state(folder):
     }
 
 
-def pretrain(*arguments, kind=PretrainConfig, trainer=Pretrainer):
+def pretrain(*arguments, kind=DINOv2RunConfig, trainer=Trainer):
     sys.argv = ["pretrain.py", *arguments]
     launch.launch("Trains.", kind, trainer)
 
 
 def distill(*arguments):
-    pretrain(*arguments, kind=DistillConfig, trainer=Distiller)
+    pretrain(*arguments, kind=PrototypeDistillationConfig, trainer=Trainer)
 
 
 TRAIN = "data.train.path=photos"

@@ -17,7 +17,7 @@ from dinov2_hf.cli import main
 from dinov2_hf.config import load_config
 from dinov2_hf.curation.stage import Stage
 from dinov2_hf.curation.tables import read_json, read_table
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 
 from .made import NUM_DISCS, ROOT, result_of
 
@@ -78,7 +78,7 @@ def test_training_streams_what_was_assembled(whole, tiny_overrides, tmp_path):
     own = [item for item in tiny_overrides if not item.startswith(("data.train.path", "train.batch_size"))]
     data = [f"data.train.path={whole / 'images'}", "data.train.streaming=true", "train.batch_size=2"]
     config = load_config(None, [*own, *data, "train.epochs=1", "optim.warmup_epochs=0"])
-    results = Pretrainer(config, build_accelerator(config.train)).run()
+    results = Trainer.from_config(config, build_accelerator(config.train)).run()
     assert results and (tmp_path / "run" / "metrics.jsonl").read_text().count('"loss"') >= 1
 
 

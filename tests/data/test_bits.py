@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import pipeline
 
 from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
-from dinov2_hf.config import PretrainConfig, load_config
+from dinov2_hf.config import DINOv2RunConfig, load_config
 from dinov2_hf.data import EvalTransform, evaluation_transform, load_image, preprocessor_config
 from dinov2_hf.data.decode import BrokenImage, Decoding, open_image
 from dinov2_hf.data.stats import describe, measure_source
@@ -75,7 +75,7 @@ def folder(tmp_path, encode, photograph):
 
 
 def statistics(folder, *overrides):
-    config = load_config(None, [f"data.train.path={folder}", *SIZES, *overrides], PretrainConfig)
+    config = load_config(None, [f"data.train.path={folder}", *SIZES, *overrides], DINOv2RunConfig)
     found = measure_source(config, 100, 0)
     return found, describe(found, config, 0)
 
@@ -121,12 +121,12 @@ def test_stock_pipeline_with_our_loader_gives_our_features(bits, tmp_path, encod
 
 
 def test_bits_travel_with_a_preprocessor_and_leave_that_of_others_as_it_was():
-    config = load_config(None, ["data.train.path=/x", "data.bits=12"], PretrainConfig)
+    config = load_config(None, ["data.train.path=/x", "data.bits=12"], DINOv2RunConfig)
     transform = evaluation_transform(config)
     settings = preprocessor_config(transform)
     assert settings["bits"] == 12 and EvalTransform.of_preprocessor(settings).decoding.bits == 12
     assert not evaluation_transform(
-        load_config(None, ["data.train.path=/x", "data.truncated_jpegs=true"], PretrainConfig)
+        load_config(None, ["data.train.path=/x", "data.truncated_jpegs=true"], DINOv2RunConfig)
     ).decoding.truncated_jpegs
     plain = dataclasses.replace(transform, decoding=Decoding())
     assert "bits" not in preprocessor_config(plain) and "bits=12" not in repr(plain) and "bits=12" in repr(transform)
@@ -143,4 +143,4 @@ def test_our_loader_gives_the_pixels_that_training_decodes(encode, photograph):
 @pytest.mark.parametrize("bits", [7, 17])
 def test_bits_outside_of_eight_to_sixteen_are_refused(bits):
     with pytest.raises(ValueError, match=rf"data.bits={bits} is not in \[8, 16\]"):
-        load_config(None, ["data.train.path=/x", f"data.bits={bits}"], PretrainConfig)
+        load_config(None, ["data.train.path=/x", f"data.bits={bits}"], DINOv2RunConfig)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dinov2_hf.config import PretrainConfig
+from dinov2_hf.config import DINOv2RunConfig
 from dinov2_hf.data import TrainingBatches, batch_bytes, check_shared_memory, open_training_source
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 
 DOCKER = 64 * 2**20
 """Shared memory of a container that was started without an option."""
@@ -25,7 +25,7 @@ def test_the_estimate_is_the_size_of_the_crops_of_a_batch(tiny_config, channels)
 
 
 def test_eight_workers_of_the_default_batch_need_half_a_gigabyte_and_docker_gives_an_eighth(free):
-    config = PretrainConfig()
+    config = DINOv2RunConfig()
     assert 0.5e9 < 8 * 2 * batch_bytes(config) < 0.6e9
     free(DOCKER)
     with pytest.raises(ValueError) as refused:
@@ -57,5 +57,5 @@ def test_a_run_that_does_not_fit_is_refused_before_it_writes_anything(tiny_confi
     config = tiny_config("data.num_workers=2")
     free(batch_bytes(config))
     with pytest.raises(ValueError, match="data.num_workers=2 needs"):
-        Pretrainer(config, build_accelerator(config.train))
+        Trainer.from_config(config, build_accelerator(config.train))
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dinov2_hf.config import PretrainConfig, load_config
+from dinov2_hf.config import DINOv2RunConfig, load_config
 from dinov2_hf.data import TrainingBatches, open_training_source
 
 VALUES = np.random.default_rng(0).integers(0, 1000, (5, 30, 40)).astype(np.int16)
@@ -65,7 +65,7 @@ def test_every_type_is_read_in_folders_and_tars(num_channels, where, streaming, 
     overrides = [f"colors.mean={[0.5] * num_channels}", f"colors.std={[0.5] * num_channels}"]
     overrides += [f"data.train.path={path}", f"data.train.streaming={streaming}", f"model.num_channels={num_channels}"]
     overrides += ["crops.global_size=28", "crops.num_local=0", f"train.batch_size={len(parts)}"]
-    config = load_config(None, overrides, PretrainConfig)
+    config = load_config(None, overrides, DINOv2RunConfig)
     source = open_training_source(config.data, 0)
     assert {source.read(number).data for number in range(len(parts))} == set(parts.values())
     batch = TrainingBatches(source, config, 0, 1).batch(0)

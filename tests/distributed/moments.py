@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 MOMENTS = {
-    "start": "dinov2_hf.train.loop:load_checkpoint",
-    "rewriting the metrics": "dinov2_hf.train.loop:MetricLog.__init__",
+    "start": "dinov2_hf.train.fit:load_checkpoint",
+    "rewriting the metrics": "dinov2_hf.train.fit:MetricLog.__init__",
     "update": "dinov2_hf.train.step:TrainingStep.__call__",
-    "log": "dinov2_hf.train.loop:MetricLog.write",
-    "after log": "dinov2_hf.train.loop:Pretrainer._save",
-    "checkpoint": "dinov2_hf.train.loop:save_checkpoint",
+    "log": "dinov2_hf.train.fit:MetricLog.write",
+    "after log": "dinov2_hf.train.fit:Trainer._save",
+    "checkpoint": "dinov2_hf.train.fit:save_checkpoint",
     "rename": "pathlib:Path.rename",
     "prune": "dinov2_hf.runs.folder:RunFolder.prune_checkpoints",
-    "evaluation": "dinov2_hf.train.loop:Pretrainer._evaluate",
+    "evaluation": "dinov2_hf.train.fit:Trainer._measure",
     "push": "dinov2_hf.hub.publish:push_folder",
     "export": "dinov2_hf.cli.launch:export_folder",
     "the end": "dinov2_hf.cli.launch:_leave",

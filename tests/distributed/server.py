@@ -20,22 +20,22 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import dinov2_hf.cli.launch
 import torch
 import torch.distributed.checkpoint as dcp
+from dinov2_hf.cli.launch import launch
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-import dinov2_hf.cli.launch
-from dinov2_hf.cli.launch import launch
-from dinov2_hf.config import DistillConfig, PretrainConfig, load_config
+from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig, load_config
 from dinov2_hf.runs.checkpoint import find_checkpoints, step_of
-from dinov2_hf.train import Distiller, Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 
 from .moments import mark_moments
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240  # seconds; what hangs waits for ever
-EXAMPLES = {"pretrain": (PretrainConfig, Pretrainer), "distill": (DistillConfig, Distiller)}
+EXAMPLES = {"pretrain": (DINOv2RunConfig, Trainer), "distill": (PrototypeDistillationConfig, Trainer)}
 
 
 def serve() -> None:
@@ -100,7 +100,7 @@ def train(job: dict, rank: int, port: int) -> None:
     config = load_config(None, job["overrides"])
     accelerator = build_accelerator(config.train)
     torch.set_num_threads(1)  # tensors are so small that threads would only wait for each other
-    trainer = Pretrainer(config, accelerator, resume="auto")
+    trainer = Trainer.from_config(config, accelerator, resume="auto")
     if job["dump"]:
         dump(trainer, job["dump"])
     trainer.run()
@@ -128,10 +128,10 @@ def run_example(job: dict, rank: int) -> None:
     os._exit(status)
 
 
-def dump(trainer: Pretrainer, path: str) -> None:
+def dump(trainer: Trainer, path: str) -> None:
     """Saves the whole tensors of model and optimiser as a process has them, under a checkpoint's names."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    model, optimizer = get_state_dict(trainer.model, trainer.training_step.optimizer, options=options)
+    model, optimizer = get_state_dict(trainer.objective, trainer.training_step.optimizer, options=options)
     tensors = {f"model.{name}": tensor for name, tensor in model.items()}
     for name, moments in optimizer.get("state", {}).items():
         tensors |= {f"optimizer.state.{name}.{key}": tensor for key, tensor in moments.items()}

@@ -56,8 +56,8 @@ def worker(folder: str) -> None:
 
 
 def train(folder: Path) -> None:
-    from dinov2_hf.config import DistillConfig, load_saved_config
-    from dinov2_hf.objectives import DINOv2Pretraining, Distillation, PrototypeTeacher
+    from dinov2_hf.config import PrototypeDistillationConfig, load_saved_config
+    from dinov2_hf.objectives import DINOv2, Distillation, PrototypeTeacher
     from dinov2_hf.train import build_accelerator
     from dinov2_hf.train.schedules import build_schedules, values_at
     from dinov2_hf.train.step import TrainingStep
@@ -65,10 +65,10 @@ def train(folder: Path) -> None:
     config = load_saved_config(folder / "config.yaml")
     accelerator = build_accelerator(config.train)
     torch.manual_seed(0)
-    model = DINOv2Pretraining(config)
-    if isinstance(config, DistillConfig):  # from a teacher that is wider and drawn like it
+    model = DINOv2(config)
+    if isinstance(config, PrototypeDistillationConfig):  # from a teacher that is wider and drawn like it
         config.model.hidden_size = 48
-        networks = DINOv2Pretraining(config).build_networks(0.0)
+        networks = DINOv2(config).build_networks(0.0)
         config.model.hidden_size = 32
         colors = config.colors
         model = Distillation(config, PrototypeTeacher(networks.pop("backbone"), networks, colors.mean, colors.std))
@@ -87,7 +87,7 @@ def train(folder: Path) -> None:
             outputs[f"{index}.{name}"] = accelerator.reduce(value, reduction="mean").reshape(1)
     outputs |= {f"parameter.{name}": whole(value) for name, value in step.model.state_dict().items()}
     modules = list(step.model.modules())
-    if isinstance(config, DistillConfig):
+    if isinstance(config, PrototypeDistillationConfig):
         modules += step.model.teacher.modules()
     sharded = sum(type(module).__name__.startswith("FSDP") for module in modules)
     outputs["sharded_units"] = torch.tensor([sharded])
@@ -99,7 +99,7 @@ def train(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def launched(request, launch, fsdp2, tmp_path_factory, image_folder):
     """Folder of what each selected configuration gave on one process, on two and on two that shard."""
-    from dinov2_hf.config import DistillConfig, PretrainConfig, load_config, save_config
+    from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig, load_config, save_config
 
     folder = tmp_path_factory.mktemp("sharding")
     overrides = [
@@ -131,7 +131,7 @@ def launched(request, launch, fsdp2, tmp_path_factory, image_folder):
     ]
     selected = {item.callspec.params["runs"] for item in request.session.items if item.path == Path(__file__)}
     for name in selected:
-        kind = DistillConfig if name == "distilled" else PretrainConfig
+        kind = PrototypeDistillationConfig if name == "distilled" else DINOv2RunConfig
         config = load_config(None, [*overrides, f"train.output_dir={folder / name / 'run'}", *CONFIGS[name]], kind)
         (folder / name).mkdir()
         save_config(config, folder / name / "config.yaml")

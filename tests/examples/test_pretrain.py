@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from dinov2_hf.config import DistillConfig, PretrainConfig, dotted_keys, load_config
+from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig, dotted_keys, load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -139,7 +139,7 @@ def test_readme_names_only_what_exists():
             headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings], path
     keys = set(re.findall(r"\b((?:model|crops|dino|ibot|data|train|knn|optim|teacher)\.[a-z_.]+[a-z])=", text))
-    assert keys and keys <= set(dotted_keys(PretrainConfig()))
+    assert keys and keys <= set(dotted_keys(DINOv2RunConfig()))
     for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
 
@@ -163,7 +163,7 @@ def test_distillation_commands_of_the_docs_are_valid():
     assert len(commands) >= 3
     for command in commands:
         words = command.split()
-        config = load_config(ROOT / words[1], [word for word in words if "=" in word], DistillConfig)
+        config = load_config(ROOT / words[1], [word for word in words if "=" in word], PrototypeDistillationConfig)
         assert config.data.train.path == "/my/images" and config.distill.teacher
 
 

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard
 
 from dinov2_hf import Dinov2Config, Dinov2Model
-from dinov2_hf.config import DistillConfig, dotted_keys, load_config, value_at
+from dinov2_hf.config import PrototypeDistillationConfig, dotted_keys, load_config, value_at
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.hub.contents import read_contents
 from dinov2_hf.runs import RunFacts, RunFolder
@@ -142,7 +142,9 @@ def test_overrides_for_continuing_give_the_same_architecture_and_heads():
 
 def test_further_student_of_a_distillation_has_its_own_shape():
     students = ["students.other.preset=base", "students.other.num_register_tokens=0"]
-    config = load_config(None, ["data.train.path=/x", "distill.teacher=lab/vitg14", *students], DistillConfig)
+    config = load_config(
+        None, ["data.train.path=/x", "distill.teacher=lab/vitg14", *students], PrototypeDistillationConfig
+    )
     _, text = render(config, RunFacts(), backbone("base", num_register_tokens=0))
     assert "ViT-B/14 trained on" in text and "model.preset=base model.num_register_tokens=0" in text
     _, text = render(config, RunFacts())
@@ -177,7 +179,7 @@ def test_sets_and_models_on_the_hub_are_linked_and_folders_are_named(config, tmp
 @pytest.mark.parametrize("objective", ["prototypes", "features"])
 def test_distilled_model_names_its_teacher(objective):
     given = ["data.train.path=/x/images", "distill.teacher=lab/vitg14", f"distill.objective={objective}"]
-    config = load_config(None, [*given, "crops.num_local=0"], DistillConfig)
+    config = load_config(None, [*given, "crops.num_local=0"], PrototypeDistillationConfig)
     data, text = render(config, RunFacts(), has_heads=False)
     assert rows(text)["Teacher"] == "lab/vitg14" and "distilled without labels from" in text
     assert ("Prototypes" in rows(text)) == (objective == "prototypes")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dinov2_hf import Dinov2Model
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.runs import RunFacts
-from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
+from dinov2_hf.train import Callback, Trainer, build_accelerator
 from dinov2_hf.weights import export_folder
 
 PUSH = "import sys; from dinov2_hf.cli import main; main(['push', *sys.argv[1:]])"
@@ -38,11 +38,11 @@ CONTINUE = """
 import sys
 from safetensors.torch import save_file
 from dinov2_hf.config import load_config
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 config = load_config(None, sys.argv[2:])
-trainer = Pretrainer(config, build_accelerator(config.train))
+trainer = Trainer.from_config(config, build_accelerator(config.train))
 assert trainer.state.head_warmup_steps == 0
-save_file({name: tensor.clone() for name, tensor in trainer.model.teacher.state_dict().items()}, sys.argv[1])
+save_file({name: tensor.clone() for name, tensor in trainer.objective.teacher.state_dict().items()}, sys.argv[1])
 """
 
 
@@ -51,8 +51,8 @@ def run_folder(tiny_config, tiny_overrides, image_folder, monkeypatch):
     """The output folder of a run of two updates, with its export."""
     monkeypatch.setattr("dinov2_hf.train.accelerator._available_cores", lambda: 1)
     config = tiny_config("train.epochs=1", f"knn.reference.path={image_folder}", f"knn.query.path={image_folder}")
-    trainer = Pretrainer(
-        config, build_accelerator(config.train), [PeriodicEvaluation(1, lambda *_: {"knn_accuracy": 51.25})]
+    trainer = Trainer.from_config(
+        config, build_accelerator(config.train), [Callback(1, lambda *_: {"knn_accuracy": 51.25})]
     )
     teacher = trainer.run()[""]
     folder = Path(config.train.output_dir)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dinov2_hf.data import PhotometricAugmentation, TrainingBatches, open_training_source
-from dinov2_hf.objectives import DINOv2Pretraining
+from dinov2_hf.objectives import DINOv2
 from dinov2_hf.objectives.diagnostics import diagnose_batch, rankme
 from dinov2_hf.objectives.terms import Assignments, sinkhorn_knopp
 
@@ -116,7 +116,7 @@ def test_diagnosing_changes_neither_loss_nor_gradients(tiny_config, centering):
     results = []
     for diagnosed in (False, True):
         torch.manual_seed(0)
-        model = DINOv2Pretraining(config).train()
+        model = DINOv2(config).train()
         output = model(batch, 0.05, diagnose=diagnosed)
         output.loss.backward()
         results.append((output.loss.detach(), *(p.grad for p in model.student.parameters()), *model.buffers()))
@@ -131,18 +131,18 @@ def test_diagnosing_changes_neither_loss_nor_gradients(tiny_config, centering):
 
 def test_nothing_is_diagnosed_unasked(tiny_config):
     config = tiny_config()
-    assert DINOv2Pretraining(config).train()(make_batch(config), 0.05).diagnostics == {}
+    assert DINOv2(config).train()(make_batch(config), 0.05).diagnostics == {}
 
 
 def test_terms_that_are_off_or_empty_are_diagnosed_as_such(tiny_config):
     config = tiny_config("dino.loss_weight=0", "ibot.mask_probability=0")
-    output = DINOv2Pretraining(config).train()(make_batch(config), 0.05, diagnose=True)
+    output = DINOv2(config).train()(make_batch(config), 0.05, diagnose=True)
     found = {name: value.item() for name, value in output.diagnostics.items() if "/" in name}
     assert found == {"target_entropy/ibot": 0.0, "prototypes_used/ibot": 0.0}
 
 
 def test_student_and_teacher_that_are_equal_agree(tiny_config):
     config = tiny_config("ibot.mask_probability=0")
-    model = DINOv2Pretraining(config).eval()
+    model = DINOv2(config).eval()
     output = model(make_batch(config), 0.05, diagnose=True)
     assert output.diagnostics["teacher_student_cosine"].item() == pytest.approx(1.0, abs=1e-6)

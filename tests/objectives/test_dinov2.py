@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dinov2_hf.data import PhotometricAugmentation, SSLBatch, TrainingBatches, open_training_source
-from dinov2_hf.objectives import DINOv2Pretraining
+from dinov2_hf.objectives import DINOv2
 from dinov2_hf.objectives.prototypes import packed_positions
 
 
@@ -30,7 +30,7 @@ def make_batch(config, number=0):
 @pytest.mark.parametrize("centering", ["sinkhorn_knopp", "softmax"])
 def test_any_term_can_be_switched_off(tiny_config, overrides, expected, centering):
     config = tiny_config(f"teacher.centering={centering}", *overrides)
-    model = DINOv2Pretraining(config).train()
+    model = DINOv2(config).train()
     output = model(make_batch(config), 0.05)
     assert output.terms.keys() == expected
     weights = {"dino_global": 1.0, "dino_local": 1.0, "ibot": 1.0, "koleo": 0.1}
@@ -45,16 +45,16 @@ def test_any_term_can_be_switched_off(tiny_config, overrides, expected, centerin
 
 
 def test_heads_that_no_term_needs_are_not_built(tiny_config):
-    assert set(DINOv2Pretraining(tiny_config()).student) == {"backbone", "dino_head", "ibot_head"}
-    assert set(DINOv2Pretraining(tiny_config("ibot.separate_head=false")).student) == {"backbone", "dino_head"}
-    assert set(DINOv2Pretraining(tiny_config("ibot.loss_weight=0")).student) == {"backbone", "dino_head"}
-    assert set(DINOv2Pretraining(tiny_config("dino.loss_weight=0")).student) == {"backbone", "ibot_head"}
+    assert set(DINOv2(tiny_config()).student) == {"backbone", "dino_head", "ibot_head"}
+    assert set(DINOv2(tiny_config("ibot.separate_head=false")).student) == {"backbone", "dino_head"}
+    assert set(DINOv2(tiny_config("ibot.loss_weight=0")).student) == {"backbone", "dino_head"}
+    assert set(DINOv2(tiny_config("dino.loss_weight=0")).student) == {"backbone", "ibot_head"}
 
 
 def test_shared_head_equals_separate_heads_with_the_same_weights(tiny_config):
     shared_config = tiny_config("ibot.separate_head=false")
     separate_config = tiny_config("ibot.num_prototypes=24")
-    shared, separate = DINOv2Pretraining(shared_config), DINOv2Pretraining(separate_config)
+    shared, separate = DINOv2(shared_config), DINOv2(separate_config)
     for role in ("student", "teacher"):
         for target, origin in (("backbone", "backbone"), ("dino_head", "dino_head"), ("ibot_head", "dino_head")):
             getattr(separate, role)[target].load_state_dict(getattr(shared, role)[origin].state_dict())
@@ -65,7 +65,7 @@ def test_shared_head_equals_separate_heads_with_the_same_weights(tiny_config):
 def test_dino_compares_each_global_view_with_the_other_one(tiny_config):
     """Written out: student view against the other teacher view, local crops against both, mean over pairs."""
     config = tiny_config("koleo.loss_weight=0", "ibot.loss_weight=0", "teacher.centering=softmax")
-    model = DINOv2Pretraining(config).eval()
+    model = DINOv2(config).eval()
     batch = make_batch(config)
     output = model(batch, 0.05)
     with torch.no_grad():
@@ -90,14 +90,14 @@ def test_unmasked_batch_gives_no_ibot_loss(tiny_config):
     config = tiny_config("ibot.mask_probability=0")
     batch = make_batch(config)
     assert len(batch.mask_indices) == 0
-    output = DINOv2Pretraining(config).train()(batch, 0.05)
+    output = DINOv2(config).train()(batch, 0.05)
     output.loss.backward()
     assert output.terms["ibot"].item() == 0.0 and torch.isfinite(output.loss)
 
 
 def test_teacher_sees_no_mask_and_drops_nothing(tiny_config):
     config = tiny_config("model.drop_path_rate=0.9")
-    model = DINOv2Pretraining(config).train()
+    model = DINOv2(config).train()
     assert not model.teacher["backbone"].training and model.student["backbone"].training
     batch = make_batch(config)
     seen = []
@@ -109,14 +109,14 @@ def test_teacher_sees_no_mask_and_drops_nothing(tiny_config):
 
 
 def test_teacher_starts_as_the_student_in_float32(tiny_config):
-    model = DINOv2Pretraining(tiny_config())
+    model = DINOv2(tiny_config())
     for student, teacher in zip(model.student.parameters(), model.teacher.parameters(), strict=True):
         assert torch.equal(student, teacher) and teacher.dtype == torch.float32
         assert student.requires_grad and not teacher.requires_grad
 
 
 def test_ema_is_the_weighted_mean(tiny_config):
-    model = DINOv2Pretraining(tiny_config())
+    model = DINOv2(tiny_config())
     with torch.no_grad():
         for parameter in model.student.parameters():
             parameter.normal_()
@@ -135,7 +135,7 @@ def test_gradient_checkpointing_gives_the_same_loss(tiny_config):
     for flag in ("false", "true"):
         config = tiny_config(f"model.gradient_checkpointing={flag}")
         torch.manual_seed(0)
-        model = DINOv2Pretraining(config).train()
+        model = DINOv2(config).train()
         torch.manual_seed(1)
         output = model(make_batch(config), 0.05)
         output.loss.backward()
@@ -172,7 +172,7 @@ def test_autocast_gives_the_float32_objective_to_rounding(
     results = []
     for enabled in (False, True):
         torch.manual_seed(0)
-        model = DINOv2Pretraining(config).train()
+        model = DINOv2(config).train()
         with torch.no_grad():
             for parameter in model.student["backbone"].parameters():  # so that student and teacher disagree
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -198,7 +198,7 @@ def test_autocast_gives_the_float32_objective_to_rounding(
 def test_positions_are_those_of_cls_and_of_the_masked_patches(tiny_config):
     """Against the packed tokens taken apart: CLS of global crops, masked patches in order, CLS of local crops."""
     config = tiny_config()
-    model, batch = DINOv2Pretraining(config), make_batch(config)
+    model, batch = DINOv2(config), make_batch(config)
     backbone = model.student["backbone"]
     num_global, num_local, num_patches = len(batch.global_crops), len(batch.local_crops), batch.masks.shape[1]
     length, local_length = (
@@ -229,7 +229,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients(tiny_config):
     for flag in ("false", "true"):
         config = tiny_config(f"model.compile={flag}", "model.drop_path_rate=0", "model.num_hidden_layers=2")
         torch.manual_seed(0)
-        model = DINOv2Pretraining(config).train()
+        model = DINOv2(config).train()
         layer = model.student["backbone"].encoder.layer[0]
         assert (layer._compiled_call_impl is not None) == config.model.compile
         output = model(make_batch(config), 0.05)

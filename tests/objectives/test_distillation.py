@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from dinov2_hf.backbones import VisionTransformer, find_family
-from dinov2_hf.config import DistillConfig, load_config
+from dinov2_hf.config import PrototypeDistillationConfig, load_config
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import Distillation, FeatureTeacher, PrototypeTeacher
-from dinov2_hf.objectives.base import build_heads
+from dinov2_hf.objectives.prototypes import build_heads
 
 PIXELS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
 
@@ -31,7 +31,7 @@ def configure(tiny_overrides):
     def configure(*overrides):
         still = ["model.drop_path_rate=0", "distill.teacher=given"]
         still += [f"colors.{name}={values}" for name, values in PIXELS.items()]
-        return load_config(None, [*tiny_overrides, *still, *overrides], DistillConfig)
+        return load_config(None, [*tiny_overrides, *still, *overrides], PrototypeDistillationConfig)
 
     return configure
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dinov2_hf.config import CropsConfig, DinoConfig, IbotConfig, ModelConfig, PretrainConfig
+from dinov2_hf.config import CropsConfig, DinoConfig, DINOv2RunConfig, IbotConfig, ModelConfig
 from dinov2_hf.data import SSLBatch
-from dinov2_hf.objectives import DINOv2Pretraining
+from dinov2_hf.objectives import DINOv2
 from dinov2_hf.train.param_groups import apply_schedule, build_param_groups, multipliers_of
 from dinov2_hf.train.schedules import StepValues
 from dinov2_hf.weights import from_original
@@ -31,7 +31,7 @@ def load(networks, prefix):
 @pytest.fixture(scope="module")
 def run():
     """The model after six steps, and per step the terms and gradient norms."""
-    config = PretrainConfig(
+    config = DINOv2RunConfig(
         model=ModelConfig(
             preset="tiny",
             hidden_size=64,
@@ -45,7 +45,7 @@ def run():
         dino=DinoConfig(num_prototypes=128, hidden_dim=48, bottleneck_dim=16),
         ibot=IbotConfig(num_prototypes=112, hidden_dim=48, bottleneck_dim=16, separate_head=True),
     )
-    model = DINOv2Pretraining(config).train()
+    model = DINOv2(config).train()
     load(model.student, "init")
     model.copy_students_to_averages()
     groups = build_param_groups(model.student.named_parameters(), 3, layerwise_decay=0.9, patch_embed_lr_mult=0.2)

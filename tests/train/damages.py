@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dinov2_hf.runs.checkpoint import find_checkpoints
-from dinov2_hf.train import Pretrainer
+from dinov2_hf.train import Trainer
 
 OF_0_5 = ("step", "global_batch_size", "head_warmup_steps", "counters", "scaler")
 """What run.json of dinov2_hf 0.5 has."""
@@ -244,7 +244,7 @@ class Fuzz:
         self.run, self.config_in, self.accelerator = run, config_in, accelerator
         self.expected = {}
         for path in find_checkpoints(run / "checkpoints"):
-            trainer = Pretrainer(config_in(run), self.accelerator, resume=str(path))
+            trainer = Trainer.from_config(config_in(run), self.accelerator, resume=str(path))
             self.expected[trainer.step] = self._state(trainer)
 
     def try_one(self, seed: int, work: Path, to_the_end: bool = False) -> tuple[str, str]:
@@ -265,7 +265,7 @@ class Fuzz:
         result = None
         try:
             with _inside(work):
-                trainer = Pretrainer(config, self.accelerator, resume=damaged.resume)
+                trainer = Trainer.from_config(config, self.accelerator, resume=damaged.resume)
                 result = f"continued from update {trainer.step}"
                 same = self._same(trainer)
                 if to_the_end and same:
@@ -279,14 +279,14 @@ class Fuzz:
         assert not (work / "sprung").exists(), damaged
         return damaged.description, result
 
-    def _state(self, trainer: Pretrainer) -> tuple[dict, dict, dict]:
+    def _state(self, trainer: Trainer) -> tuple[dict, dict, dict]:
         optimizer = trainer.training_step.optimizer.state_dict()
-        tensors = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+        tensors = {name: tensor.clone() for name, tensor in trainer.objective.state_dict().items()}
         moments = {f"{n}.{key}": value.clone() for n, one in optimizer["state"].items() for key, value in one.items()}
         state = asdict(trainer.state)
         return tensors, moments, {name: state[name] for name in OF_0_5}
 
-    def _same(self, trainer: Pretrainer) -> bool:
+    def _same(self, trainer: Trainer) -> bool:
         """Whether the trainer has what an undamaged run has after as many updates."""
         if trainer.step not in self.expected:
             return False

@@ -1,9 +1,9 @@
 """A run that is ended as a kill would end it."""
 
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 
 
-def train(config, until=None, resume="auto", evaluations=(), prepare=None, accelerator=None, kind=Pretrainer):
+def train(config, until=None, resume="auto", evaluations=(), prepare=None, accelerator=None, kind=Trainer):
     """A run, ended by an exception after `until` updates; `prepare` gets the trainer before it."""
     trainer = kind(config, accelerator or build_accelerator(config.train), evaluations, resume)
     next_batch = trainer._next_batch

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.runs import RunFacts
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 from dinov2_hf.weights import export_folder
 
 
@@ -40,8 +40,8 @@ def test_run_on_other_channels_learns_and_exports(channels, write, tiny_config, 
     values = [f"colors.{name}={[value] * channels}" for name, value in (("mean", 0.5), ("std", 0.25))]
     config = tiny_config(f"data.train.path={path}", f"model.num_channels={channels}", *values)
     with caplog.at_level(logging.WARNING, logger="dinov2_hf"):
-        trainer = Pretrainer(config, build_accelerator(config.train))
-        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        trainer = Trainer.from_config(config, build_accelerator(config.train))
+        before = {name: value.clone() for name, value in trainer.objective.state_dict().items()}
         teacher = trainer.run()[""]
     assert trainer.step == 6 and not trainer.broken.items
     moved = teacher["backbone"].embeddings.patch_embeddings.projection.weight

@@ -6,8 +6,8 @@ import warnings
 import pytest
 import torch
 
-from dinov2_hf.objectives import DINOv2Pretraining
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.objectives import DINOv2
+from dinov2_hf.train import Trainer, build_accelerator
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from dinov2_hf.train import Pretrainer, build_accelerator
 def test_a_run_says_in_one_line_what_it_computes_with(tiny_config, overrides, said, caplog):
     config = tiny_config(*overrides)
     with caplog.at_level(logging.INFO, "dinov2_hf"):
-        Pretrainer(config, build_accelerator(config.train))
+        Trainer.from_config(config, build_accelerator(config.train))
     messages = [record.getMessage() for record in caplog.records]
     assert [message for message in messages if "TF32" in message] == [f"device cpu, {said}"]
 
@@ -38,7 +38,7 @@ def tf32():
 def test_tf32_is_said_where_it_is_on(tiny_config, caplog, tf32):
     config = tiny_config()
     with caplog.at_level(logging.INFO, "dinov2_hf"):
-        Pretrainer(config, build_accelerator(config.train))
+        Trainer.from_config(config, build_accelerator(config.train))
     assert "TF32 on" in caplog.text
 
 
@@ -46,7 +46,7 @@ def test_tf32_is_said_where_it_is_on(tiny_config, caplog, tf32):
 def test_attention_whose_package_is_missing_is_refused_in_one_line(tiny_config, name):
     config = tiny_config(f"model.attn_implementation={name}")
     with pytest.raises(ValueError) as refused:
-        Pretrainer(config, build_accelerator(config.train))
+        Trainer.from_config(config, build_accelerator(config.train))
     message = str(refused.value)
     assert message.startswith(f"model.attn_implementation={name} needs")
     assert "pip install" in message and "sdpa" in message and "\n" not in message
@@ -55,7 +55,7 @@ def test_attention_whose_package_is_missing_is_refused_in_one_line(tiny_config, 
 def test_checkpointing_of_layers_calls_nothing_that_transformers_will_remove(tiny_config):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = DINOv2Pretraining(tiny_config("model.gradient_checkpointing=true"))
+        model = DINOv2(tiny_config("model.gradient_checkpointing=true"))
     student, teacher = (
         [layer.gradient_checkpointing for layer in networks["backbone"].encoder.layer]
         for networks in (model.student, model.teacher)

@@ -17,10 +17,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from dinov2_hf.backbones import VisionTransformer, find_family
-from dinov2_hf.config import DistillConfig, PretrainConfig, load_config, save_config
+from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig, load_config, save_config
 from dinov2_hf.data import SSLBatch
-from dinov2_hf.objectives import DINOv2Pretraining, Distillation, FeatureTeacher, PrototypeTeacher
-from dinov2_hf.objectives.base import build_heads
+from dinov2_hf.objectives import DINOv2, Distillation, FeatureTeacher, PrototypeTeacher
+from dinov2_hf.objectives.prototypes import build_heads
 from dinov2_hf.train import TrainingStep, build_accelerator
 from dinov2_hf.train.schedules import StepValues
 
@@ -39,18 +39,18 @@ class Objective:
 
 DISTILLED = ("model.drop_path_rate=0", "distill.teacher=preset:tiny", "colors.mean=[0.5,0.4,0.3]")
 OBJECTIVES = {
-    "pretraining": Objective(PretrainConfig, 1550),
-    "distillation_over_prototypes": Objective(DistillConfig, 1450, DISTILLED),
+    "pretraining": Objective(DINOv2RunConfig, 1550),
+    "distillation_over_prototypes": Objective(PrototypeDistillationConfig, 1450, DISTILLED),
     "distillation_over_features": Objective(
-        DistillConfig, 735, (*DISTILLED, "distill.objective=features", "crops.num_local=0")
+        PrototypeDistillationConfig, 735, (*DISTILLED, "distill.objective=features", "crops.num_local=0")
     ),
 }
 VARIANTS = {
     "pretraining_in_fp16_with_centering": Objective(
-        PretrainConfig, 1540, ("train.precision=fp16", "teacher.centering=softmax")
+        DINOv2RunConfig, 1540, ("train.precision=fp16", "teacher.centering=softmax")
     ),
     "pretraining_accumulated_and_checkpointed": Objective(
-        PretrainConfig, 3420, ("train.gradient_accumulation_steps=2", "model.gradient_checkpointing=true")
+        DINOv2RunConfig, 3420, ("train.gradient_accumulation_steps=2", "model.gradient_checkpointing=true")
     ),
 }
 """Other ways through the same update."""
@@ -119,8 +119,8 @@ def test_changing_numbers_of_masked_patches_compile_nothing(traced, tmp_path, na
 
 
 def build(config):
-    if not isinstance(config, DistillConfig):
-        return DINOv2Pretraining(config)
+    if not isinstance(config, PrototypeDistillationConfig):
+        return DINOv2(config)
     backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
     normalization = [0.2, 0.3, 0.4], [0.5, 0.5, 0.5]
     if config.distill.objective == "features":

@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from dinov2_hf.objectives.distillation import compare_all_patches
+from dinov2_hf.train.distill import read_feature_teacher, read_prototype_teacher
 from transformers import Dinov2Config as StockConfig
 from transformers import Dinov2Model as StockModel
 
 from dinov2_hf import Dinov2Config
-from dinov2_hf.config import DistillConfig, load_config, load_saved_config
+from dinov2_hf.config import PrototypeDistillationConfig, load_config, load_saved_config
 from dinov2_hf.data import EvalTransform, SSLBatch
-from dinov2_hf.objectives.distillation import compare_all_patches
 from dinov2_hf.runs import RunFacts
 from dinov2_hf.runs.checkpoint import find_checkpoints, read_model_tensors
 from dinov2_hf.runs.metrics import read_metrics
-from dinov2_hf.train import Distiller, Pretrainer, build_accelerator
-from dinov2_hf.train.distill import read_feature_teacher, read_prototype_teacher
+from dinov2_hf.train import Trainer, build_accelerator
 from dinov2_hf.weights import export_folder, export_source
 
 
@@ -29,7 +29,7 @@ def teacher_run(tmp_path_factory):
 def teacher(teacher_run, tiny_config):
     if not (teacher_run / "run").exists():
         config = tiny_config(f"train.output_dir={teacher_run / 'run'}", "model.hidden_size=48", *COLORS)
-        networks = Pretrainer(config, build_accelerator(config.train)).run()[""]
+        networks = Trainer.from_config(config, build_accelerator(config.train)).run()[""]
         transform = EvalTransform(40, 32, config.colors.mean, config.colors.std)
         backbone = networks.pop("backbone")
         export_folder(teacher_run / "run" / "export", backbone, networks, transform, config, RunFacts())
@@ -40,7 +40,7 @@ def teacher(teacher_run, tiny_config):
 def configure(tiny_overrides, tmp_path):
     def configure(teacher, *overrides, output="student"):
         still = ["model.drop_path_rate=0", f"distill.teacher={teacher}", f"train.output_dir={tmp_path / output}"]
-        return load_config(None, [*tiny_overrides, *still, *overrides], DistillConfig)
+        return load_config(None, [*tiny_overrides, *still, *overrides], PrototypeDistillationConfig)
 
     return configure
 
@@ -50,7 +50,7 @@ FEATURES = ["distill.objective=features", "crops.num_local=0"]
 
 
 def distil(config, until=None):
-    trainer = Distiller(config, build_accelerator(config.train))
+    trainer = Trainer.from_config(config, build_accelerator(config.train))
     next_batch = trainer._next_batch
 
     def ended(loader):
@@ -66,7 +66,7 @@ def distil(config, until=None):
 
 
 def state_of(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    return {name: value.clone() for name, value in trainer.objective.state_dict().items()}
 
 
 @pytest.mark.parametrize("kind", ["run", "export"])
@@ -111,7 +111,7 @@ def test_teacher_is_the_same_to_the_last_bit_after_a_run(teacher, configure, fea
     path = str(teacher / "export")
     before = (read_feature_teacher if features else read_prototype_teacher)(path).state_dict()
     trainer, _ = distil(configure(path, *features))
-    after = trainer.model.teacher.state_dict()
+    after = trainer.objective.teacher.state_dict()
     assert trainer.step == 6 and before.keys() == after.keys()
     assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
 
@@ -121,9 +121,9 @@ def test_distilled_run_starts_another_run(teacher, configure, tiny_config, tmp_p
     config = configure(teacher)
     _, results = distil(config)
     again = tiny_config(f"init.path={config.train.output_dir}", f"train.output_dir={tmp_path / 'again'}")
-    trainer = Pretrainer(again, build_accelerator(again.train))
+    trainer = Trainer.from_config(again, build_accelerator(again.train))
     expected = results[""]["backbone"].state_dict()
-    found = trainer.model.teacher["backbone"].state_dict()
+    found = trainer.objective.teacher["backbone"].state_dict()
     assert [name for name, value in found.items() if not torch.equal(value, expected[name])] == []
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dinov2_hf.data import TrainingBatches
 from dinov2_hf.runs import read_metrics
-from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
+from dinov2_hf.train import Callback, Trainer, build_accelerator
 from dinov2_hf.train.health import CollapseWatch
 from dinov2_hf.train.schedules import values_at
 
@@ -176,7 +176,7 @@ def test_signs_are_computed_and_logged_on_cadence_only(tiny_config):
         return {"score": 1.0}
 
     config = tiny_config("train.log_every=2", "train.epochs=3.5")
-    trainer = train(config, prepare=prepare, evaluations=[PeriodicEvaluation(1, evaluate)])
+    trainer = train(config, prepare=prepare, callbacks=[Callback(1, evaluate)])
     terms = {"loss", "loss/dino_global", "loss/dino_local", "loss/ibot", "loss/koleo"} | {
         f"grad_norm/{name}" for name in PARTS
     }
@@ -327,15 +327,15 @@ NO_READS = [
 def test_an_update_reads_no_value(tiny_config, overrides):
     """Model, losses, clipping, optimiser and teacher; asked of the second update, when the optimiser has its state."""
     config = tiny_config(*overrides)
-    trainer = Pretrainer(config, build_accelerator(config.train))
+    trainer = Trainer.from_config(config, build_accelerator(config.train))
     batch = prepared_batch(trainer)
     trainer.training_step(lambda: batch, values_at(trainer.schedules, 0), 0)
-    before = tensors(trainer.model.student)
+    before = tensors(trainer.objective.student)
     with Methods() as methods, Operations() as operations:
         trainer.training_step(lambda: batch, values_at(trainer.schedules, 1), 1)
     assert operations.count > 500
     assert (methods.reads, operations.reads) == ([], [])
-    after = tensors(trainer.model.student)
+    after = tensors(trainer.objective.student)
     assert [name for name in before if torch.equal(before[name], after[name])] == []
 
 
@@ -348,9 +348,9 @@ def test_an_update_runs_where_there_are_no_values(tiny_config, overrides, diagno
     does not know the device.
     """
     config = tiny_config(*overrides)
-    trainer = Pretrainer(config, build_accelerator(config.train))
+    trainer = Trainer.from_config(config, build_accelerator(config.train))
     step, batch = trainer.training_step, prepared_batch(trainer)
-    trainer.model.to("meta")
+    trainer.objective.to("meta")
     step.counters = step.counters.to("meta")
     step._optimizer.step = lambda: None
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
@@ -385,14 +385,14 @@ def spoil(*updates, crops="global_crops"):
 
 def observe(trainer, states):
     """Keeps all state after every update, and the teacher momentum it was made with."""
-    update_averages = trainer.model.update_averages
+    update_averages = trainer.objective.update_averages
 
     def observed(momentum):
         update_averages(momentum)
         counters = trainer.training_step.counters.tolist()
-        states.append((tensors(trainer.model), moments(trainer), counters, momentum))
+        states.append((tensors(trainer.objective), moments(trainer), counters, momentum))
 
-    trainer.model.update_averages = observed
+    trainer.objective.update_averages = observed
 
 
 @pytest.mark.parametrize(
@@ -495,10 +495,10 @@ def wider_heads(trainer):
     """Heads this narrow have outputs close to 0 at first, and gradients that float16 cannot hold."""
     generator = torch.Generator().manual_seed(0)
     for name in ("dino_head", "ibot_head"):
-        for layer in trainer.model.student[name].mlp:
+        for layer in trainer.objective.student[name].mlp:
             if isinstance(layer, torch.nn.Linear):
                 torch.nn.init.normal_(layer.weight, std=0.5, generator=generator)
-    trainer.model.copy_students_to_averages()
+    trainer.objective.copy_students_to_averages()
 
 
 def train_scaled(config, scale, until=None, prepare=None, growth_interval=2000):
@@ -507,7 +507,7 @@ def train_scaled(config, scale, until=None, prepare=None, growth_interval=2000):
     def prepare_all(trainer):
         if trainer.step == 0:
             wider_heads(trainer)
-        layer = trainer.model.student["backbone"].encoder.layer[0].mlp.fc1
+        layer = trainer.objective.student["backbone"].encoder.layer[0].mlp.fc1
         layer.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
         if prepare:
             prepare(trainer)
@@ -528,7 +528,7 @@ def test_scaled_gradients_are_unscaled_before_they_are_measured_and_clipped(tiny
             step = trainer.training_step.optimizer.step
 
             def observed(*args, **kwargs):
-                for name, network in trainer.model.student.items():
+                for name, network in trainer.objective.student.items():
                     gradients = [parameter.grad for parameter in network.parameters()]
                     norms.setdefault(name, []).append(torch.nn.utils.get_total_norm(gradients).item())
                 return step(*args, **kwargs)

@@ -15,7 +15,7 @@ from transformers import Dinov2WithRegistersForImageClassification as StockWithR
 
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.runs import RunFacts, read_metrics
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 from dinov2_hf.weights import export_folder, model_from_original, to_original
 
 from .running import train as trained
@@ -26,20 +26,20 @@ STOCK_SHAPE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, p
 
 def started(config, resume="auto"):
     """A run before its first update."""
-    return Pretrainer(config, build_accelerator(config.train), resume=resume)
+    return Trainer.from_config(config, build_accelerator(config.train), resume=resume)
 
 
 def train(config, until=None, after_update=lambda trainer: None):
     """A run, ended after `until` updates; `after_update` gets the trainer after each."""
 
     def prepare(trainer):
-        update_averages = trainer.model.update_averages
+        update_averages = trainer.objective.update_averages
 
         def observed(momentum):
             update_averages(momentum)
             after_update(trainer)
 
-        trainer.model.update_averages = observed
+        trainer.objective.update_averages = observed
 
     return trained(config, until, prepare=prepare)
 
@@ -97,7 +97,7 @@ def run(runs, tiny_config, tmp_path_factory):
         runs["tiny"] = train(tiny_config("teacher.centering=softmax", f"train.output_dir={folder}"))
     trainer = runs["tiny"]
     assert trainer.step == 6
-    assert different(tensors(trainer.model.student), tensors(trainer.model.teacher))
+    assert different(tensors(trainer.objective.student), tensors(trainer.objective.teacher))
     return trainer
 
 
@@ -130,7 +130,7 @@ def test_run_hands_on_student_teacher_heads_and_centre_tensor_for_tensor(run, ti
     assert expected["centering.dino.center"].abs().max() > 0
 
     trainer = started(tiny_config("teacher.centering=softmax", f"init.path={path}"))
-    assert_equal(tensors(trainer.model), expected)
+    assert_equal(tensors(trainer.objective), expected)
     assert trainer.step == 0 and trainer.state.head_warmup_steps == 0
     assert trainer.training_step.optimizer.state_dict()["state"] == {}
 
@@ -138,12 +138,12 @@ def test_run_hands_on_student_teacher_heads_and_centre_tensor_for_tensor(run, ti
 def test_run_with_new_heads_hands_on_both_backbones_and_no_centre(run, tiny_config):
     trainer = started(tiny_config("teacher.centering=softmax", f"init.path={run.folder}", "init.heads=false"))
     for role in ("student", "teacher"):
-        ours, theirs = getattr(trainer.model, role), getattr(run.model, role)
+        ours, theirs = getattr(trainer.objective, role), getattr(run.model, role)
         assert_equal(tensors(ours["backbone"]), tensors(theirs["backbone"]))
         for head in HEADS:
             assert different(tensors(ours[head]), tensors(theirs[head]))
-            assert_equal(tensors(trainer.model.student[head]), tensors(trainer.model.teacher[head]))
-    assert all((center == 0).all() for center in trainer.model.centering.state_dict().values())
+            assert_equal(tensors(trainer.objective.student[head]), tensors(trainer.objective.teacher[head]))
+    assert all((center == 0).all() for center in trainer.objective.centering.state_dict().values())
     assert trainer.state.head_warmup_steps == 2
 
 
@@ -154,7 +154,7 @@ def test_run_goes_on_at_another_image_size_with_the_same_features(tiny_config, t
     source = train(tiny_config(architecture, f"train.output_dir={tmp_path / 'source'}"))
     config = tiny_config(architecture, f"init.path={source.folder}", f"crops.global_size={size}")
     trainer = started(config)
-    before, after = tensors(source.model), tensors(trainer.model)
+    before, after = tensors(source.model), tensors(trainer.objective)
     resized = [f"{role}.backbone.embeddings.position_embeddings" for role in ("student", "teacher")]
     assert before.keys() == after.keys()
     assert [name for name in before if before[name].shape != after[name].shape] == resized
@@ -182,9 +182,9 @@ def test_stock_model_gives_its_features_at_our_image_size(tiny_config, tmp_path,
     stock = stock_model(tmp_path / "stock", registers, image_size)
     trainer = started(tiny_config(f"model.num_register_tokens={registers}", f"init.path={tmp_path / 'stock'}"))
     pixels = torch.randn(3, 3, 32, 32)
-    for role in (trainer.model.teacher, trainer.model.student):
+    for role in (trainer.objective.teacher, trainer.objective.student):
         torch.testing.assert_close(features(role["backbone"], pixels), features(stock, pixels), atol=1e-5, rtol=0)
-    assert_equal(tensors(trainer.model.student), tensors(trainer.model.teacher))
+    assert_equal(tensors(trainer.objective.student), tensors(trainer.objective.teacher))
 
 
 @pytest.mark.parametrize("registers", [0, 2])
@@ -197,7 +197,7 @@ def test_stock_classifier_gives_its_backbone(tiny_config, tmp_path, registers):
     stock.save_pretrained(tmp_path / "stock")
     trainer = started(tiny_config(f"model.num_register_tokens={registers}", f"init.path={tmp_path / 'stock'}"))
     pixels, inner = torch.randn(3, 3, 32, 32), stock.dinov2_with_registers if registers else stock.dinov2
-    found = features(trainer.model.teacher["backbone"], pixels)
+    found = features(trainer.objective.teacher["backbone"], pixels)
     torch.testing.assert_close(found, features(inner, pixels), atol=1e-5, rtol=0)
 
 
@@ -210,7 +210,7 @@ def test_grid_that_is_not_square_is_resampled_as_the_source_does(tiny_config, tm
     grid = positions[:, 1:].reshape(1, 2, 8, 32).permute(0, 3, 1, 2)
     grid = torch.nn.functional.interpolate(grid, size=(4, 4), mode="bicubic", antialias=True)
     expected = torch.cat((positions[:, :1], grid.permute(0, 2, 3, 1).reshape(1, 16, 32)), dim=1)
-    found = trainer.model.teacher["backbone"].embeddings.position_embeddings
+    found = trainer.objective.teacher["backbone"].embeddings.position_embeddings
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -221,7 +221,7 @@ def test_new_heads_are_trained_alone_before_the_backbone_moves(tiny_config, tmp_
     states, rates = [tensors(started(config).model)], []
 
     def after_update(trainer):
-        states.append(tensors(trainer.model))
+        states.append(tensors(trainer.objective))
         groups = trainer.training_step.optimizer.param_groups
         rates.append([(group["is_backbone"], group["lr"] / group["lr_multiplier"]) for group in groups])
 
@@ -258,7 +258,7 @@ def test_warm_up_of_heads_can_be_switched_off(tiny_config, tmp_path):
     trainer = train(config, until=2)  # the learning rate of the first update is 0
     assert trainer.state.head_warmup_steps == 0
     assert all(trainer.schedules["backbone_lr_scale"][step] == 1.0 for step in range(6))
-    after = tensors(trainer.model.student["backbone"])
+    after = tensors(trainer.objective.student["backbone"])
     assert len(different(first, after)) == 44
 
 
@@ -268,7 +268,7 @@ def test_warm_up_of_heads_can_be_switched_off(tiny_config, tmp_path):
 def test_export_hands_on_its_heads_and_needs_no_warm_up(run, tiny_config, tmp_path):
     folder = export(run, tmp_path / "export")
     trainer = started(tiny_config(f"init.path={folder}"))
-    for role in (trainer.model.student, trainer.model.teacher):
+    for role in (trainer.objective.student, trainer.objective.teacher):
         assert_equal(tensors(role), tensors(run.model.teacher))
     assert trainer.state.head_warmup_steps == 0
 
@@ -276,11 +276,11 @@ def test_export_hands_on_its_heads_and_needs_no_warm_up(run, tiny_config, tmp_pa
 def test_export_with_new_heads_hands_on_the_backbone_and_warms_them_up(run, tiny_config, tmp_path):
     folder = export(run, tmp_path / "export")
     trainer = started(tiny_config(f"init.path={folder}", "init.heads=false", "init.head_warmup_epochs=2"))
-    for role in (trainer.model.student, trainer.model.teacher):
+    for role in (trainer.objective.student, trainer.objective.teacher):
         assert_equal(tensors(role["backbone"]), tensors(run.model.teacher["backbone"]))
     for head in HEADS:
-        assert len(different(tensors(trainer.model.teacher[head]), tensors(run.model.teacher[head]))) >= 4
-        assert_equal(tensors(trainer.model.student[head]), tensors(trainer.model.teacher[head]))
+        assert len(different(tensors(trainer.objective.teacher[head]), tensors(run.model.teacher[head]))) >= 4
+        assert_equal(tensors(trainer.objective.student[head]), tensors(trainer.objective.teacher[head]))
     assert trainer.state.head_warmup_steps == 4
 
 
@@ -288,10 +288,10 @@ def test_one_head_that_is_missing_starts_anew_and_the_other_goes_on(run, tiny_co
     file = export(run, tmp_path / "export") / "heads.safetensors"
     save_file({name: value for name, value in load_file(file).items() if name.startswith("dino_head.")}, file)
     trainer = started(tiny_config(f"init.path={tmp_path / 'export'}"))
-    for role in (trainer.model.student, trainer.model.teacher):
+    for role in (trainer.objective.student, trainer.objective.teacher):
         assert_equal(tensors(role["dino_head"]), tensors(run.model.teacher["dino_head"]))
         assert different(tensors(role["ibot_head"]), tensors(run.model.teacher["ibot_head"]))
-    assert_equal(tensors(trainer.model.student["ibot_head"]), tensors(trainer.model.teacher["ibot_head"]))
+    assert_equal(tensors(trainer.objective.student["ibot_head"]), tensors(trainer.objective.teacher["ibot_head"]))
     assert trainer.state.head_warmup_steps == 2
 
 
@@ -301,7 +301,7 @@ def test_one_head_that_is_missing_starts_anew_and_the_other_goes_on(run, tiny_co
 def test_original_backbone_is_taken_and_gets_new_heads(run, tiny_config, tmp_path):
     torch.save(to_original(tensors(run.model.teacher["backbone"])), tmp_path / "plain.pth")
     trainer = started(tiny_config(f"init.path={tmp_path / 'plain.pth'}"))
-    for role in (trainer.model.student, trainer.model.teacher):
+    for role in (trainer.objective.student, trainer.objective.teacher):
         assert_equal(tensors(role["backbone"]), tensors(run.model.teacher["backbone"]))
     assert trainer.state.head_warmup_steps == 2
 
@@ -315,7 +315,7 @@ def test_original_teacher_hands_on_its_heads(run, tiny_config, tmp_path, with_st
         state |= {f"teacher.{name}": value for name, value in saved.items()} | {"dino_loss.center": torch.zeros(1, 24)}
         torch.save({"model": state, "iteration": 7}, path)
     trainer = started(tiny_config(f"init.path={path}"))
-    for role in (trainer.model.student, trainer.model.teacher):
+    for role in (trainer.objective.student, trainer.objective.teacher):
         assert_equal(tensors(role), tensors(run.model.teacher))
     assert trainer.state.head_warmup_steps == 0
 
@@ -333,7 +333,7 @@ def test_original_model_keeps_its_features_at_another_image_size(tiny_config, tm
     trainer = started(tiny_config(*settings, f"init.path={tmp_path / 'original.pth'}"))
     pixels = torch.randn(3, 3, size, size)
     expected = features(original, pixels)
-    torch.testing.assert_close(features(trainer.model.teacher["backbone"], pixels), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(features(trainer.objective.teacher["backbone"], pixels), expected, atol=1e-5, rtol=0)
 
 
 # what is refused

@@ -14,7 +14,7 @@ from dinov2_hf.cli import main
 from dinov2_hf.runs.checkpoint import find_checkpoints, read_model_tensors
 from dinov2_hf.runs.integrity import choose_checkpoint, damage_of, prune_checkpoints, set_aside
 from dinov2_hf.runs.provenance import Provenance, digest_of
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 from dinov2_hf.weights.run import read_source
 
 from .damages import as_of_0_5, flip, sign
@@ -201,7 +201,7 @@ def test_run_goes_on_from_the_checkpoint_before_to_the_same_end(finished, run, n
     content = distcp(newest).read_bytes()
     trainer = train(tiny_config_in(run, "train.keep_checkpoints=3"))
     expected = read_model_tensors(finished / "checkpoints" / "step-00000006")
-    found = trainer.model.state_dict()
+    found = trainer.objective.state_dict()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert names == ["damaged-00000004", "step-00000002", "step-00000004", "step-00000006"]
@@ -219,7 +219,7 @@ def test_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(run,
         match=r"no checkpoint in .* is whole \(step-00000004: __0_0.distcp has .*; step-00000002: run.json is missing\)"
         "; restore one, or start again with another train.output_dir",
     ):
-        Pretrainer(config, build_accelerator(config.train))
+        Trainer.from_config(config, build_accelerator(config.train))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -277,7 +277,7 @@ def test_checkpoint_of_0_5_loads_with_one_warning(finished, run, newest, tiny_co
         "CRC-32"
     ]
     expected = read_model_tensors(finished / "checkpoints" / "step-00000006")
-    found = trainer.model.state_dict()
+    found = trainer.objective.state_dict()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
@@ -340,7 +340,7 @@ def test_files_that_changed_between_stop_and_resume_are_named(run, tiny_config_i
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="dinov2_hf"):
             config = tiny_config_in(folder, where)
-            Pretrainer(config, build_accelerator(config.train))
+            Trainer.from_config(config, build_accelerator(config.train))
         return [record.getMessage() for record in caplog.records]
 
     assert warnings_of_resume() == []
@@ -358,7 +358,7 @@ def test_another_environment_is_said_where_a_run_continues(run, newest, tiny_con
     def said():
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="dinov2_hf"):
-            Pretrainer(config, build_accelerator(config.train))
+            Trainer.from_config(config, build_accelerator(config.train))
         return [text for text in map(logging.LogRecord.getMessage, caplog.records) if "another environment" in text]
 
     assert said() == []

@@ -14,13 +14,13 @@ from dinov2_hf.runs.checkpoint import find_checkpoints
 from dinov2_hf.runs.integrity import prune_checkpoints
 from dinov2_hf.runs.manifest import write_manifest
 from dinov2_hf.runs.metrics import plot_metrics, read_metrics
-from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
+from dinov2_hf.train import Callback, Trainer, build_accelerator
 
 from .running import train
 
 
 def parameters(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    return {name: value.clone() for name, value in trainer.objective.state_dict().items()}
 
 
 def assert_equal(first, second):
@@ -34,8 +34,8 @@ def test_training_changes_student_and_teacher_and_lowers_the_loss(tiny_config, t
     losses = [line["loss"] for line in read_metrics(Path(config.train.output_dir)) if "loss" in line]
     assert losses[-1] < losses[0] - 0.1
     anew = tiny_config("train.epochs=20", f"train.output_dir={tmp_path / 'anew'}")
-    first = Pretrainer(anew, trainer.accelerator).model.state_dict()
-    last = trainer.model.state_dict()
+    first = Trainer.from_config(anew, trainer.accelerator).model.state_dict()
+    last = trainer.objective.state_dict()
     for role in ("student", "teacher"):
         name = f"{role}.backbone.encoder.layer.0.mlp.fc1.weight"
         assert not torch.equal(first[name], last[name])
@@ -127,7 +127,7 @@ def test_checkpoint_that_was_being_written_is_not_taken(tiny_config):
     partial = folder / "writing-00000006"
     shutil.copytree(folder / "step-00000004", partial)
     (partial / ".metadata").unlink()
-    trainer = Pretrainer(config, build_accelerator(config.train))
+    trainer = Trainer.from_config(config, build_accelerator(config.train))
     assert trainer.step == 4
     trainer.run()
     assert [path.name for path in sorted(folder.iterdir())] == ["step-00000004", "step-00000006"]
@@ -176,7 +176,7 @@ def test_kill_while_a_checkpoint_is_written_anew_leaves_a_whole_one(tiny_config,
     with monkeypatch.context() as patch:
         patch.setattr("dinov2_hf.runs.checkpoint.shutil.rmtree", remove_half)
         train(config, resume=str(folder / "step-00000001"))
-    trainer = Pretrainer(config, build_accelerator(config.train))
+    trainer = Trainer.from_config(config, build_accelerator(config.train))
     assert trainer.step == 2
     trainer.run()
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000002"]
@@ -190,10 +190,10 @@ def test_resume_never_refuses_an_old_run_and_a_path_continues_there(tiny_config)
     with pytest.raises(
         ValueError, match="checkpoints holds a run up to update 4; to start again give another train.out"
     ):
-        Pretrainer(config, accelerator, resume="never")
-    assert Pretrainer(config, accelerator, resume=str(checkpoints / "step-00000002")).step == 2
+        Trainer.from_config(config, accelerator, resume="never")
+    assert Trainer.from_config(config, accelerator, resume=str(checkpoints / "step-00000002")).step == 2
     with pytest.raises(FileNotFoundError, match="nowhere is not a checkpoint"):
-        Pretrainer(config, accelerator, resume="nowhere")
+        Trainer.from_config(config, accelerator, resume="nowhere")
 
 
 @pytest.mark.parametrize(
@@ -208,13 +208,13 @@ def test_resume_with_a_config_that_changes_the_run_is_refused(tiny_config, overr
     train(tiny_config(), until=5)
     config = tiny_config(override)
     with pytest.raises(ValueError, match=message):
-        Pretrainer(config, build_accelerator(config.train))
+        Trainer.from_config(config, build_accelerator(config.train))
 
 
 def test_resume_with_a_config_that_changes_nothing_is_taken(tiny_config):
     train(tiny_config(), until=5)
     config = tiny_config("train.batch_size=2", "train.gradient_accumulation_steps=2", "train.log_every=1")
-    assert Pretrainer(config, build_accelerator(config.train)).step == 4
+    assert Trainer.from_config(config, build_accelerator(config.train)).step == 4
 
 
 def test_accumulated_gradient_is_the_mean_over_forwards(tiny_config, tmp_path):
@@ -229,13 +229,15 @@ def test_accumulated_gradient_is_the_mean_over_forwards(tiny_config, tmp_path):
             f"train.gradient_accumulation_steps={accumulation}",
             f"train.output_dir={tmp_path / str(batch)}",
         )
-        trainer = Pretrainer(config, build_accelerator(config.train))
-        trainer.model.centering["dino"].momentum = 1.0  # the centre stays 0, or the second forward would see the first
+        trainer = Trainer.from_config(config, build_accelerator(config.train))
+        trainer.objective.centering[
+            "dino"
+        ].momentum = 1.0  # the centre stays 0, or the second forward would see the first
         gradients = {}
         step = trainer.training_step._optimizer.step
 
         def keep(trainer=trainer, gradients=gradients, step=step):
-            gradients.update({n: p.grad.clone() for n, p in trainer.model.student.named_parameters()})
+            gradients.update({n: p.grad.clone() for n, p in trainer.objective.student.named_parameters()})
             step()
 
         trainer.training_step._optimizer.step = keep
@@ -248,11 +250,11 @@ def test_accumulated_gradient_is_the_mean_over_forwards(tiny_config, tmp_path):
 
 def test_each_network_is_clipped_by_itself(tiny_config):
     config = tiny_config("optim.clip_grad=0.01")
-    trainer = Pretrainer(config, build_accelerator(config.train))
+    trainer = Trainer.from_config(config, build_accelerator(config.train))
     norms = {}
 
     def record():
-        for name, network in trainer.model.student.items():
+        for name, network in trainer.objective.student.items():
             gradients = [parameter.grad for parameter in network.parameters()]
             norms.setdefault(name, []).append(torch.nn.utils.get_total_norm(gradients).item())
 
@@ -272,7 +274,7 @@ def spoil(trainer, steps):
 
     def spoiled():
         if trainer.step in steps:
-            trainer.model.student["dino_head"].last_layer.weight_v.grad[0, 0] = float("inf")
+            trainer.objective.student["dino_head"].last_layer.weight_v.grad[0, 0] = float("inf")
         return clip()
 
     trainer.training_step._clip = spoiled
@@ -281,12 +283,12 @@ def spoil(trainer, steps):
 def test_gradient_that_is_not_finite_never_reaches_weights_or_teacher(tiny_config, tmp_path):
     config = tiny_config("teacher.momentum=1.0")
     trainer = train(config, prepare=lambda trainer: spoil(trainer, {2}))
-    assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
+    assert all(torch.isfinite(value).all() for value in trainer.objective.state_dict().values())
     assert read_metrics(Path(config.train.output_dir))[-1]["skipped_updates"] == 1.0
 
     # a run of the same length whose every update is spoiled ends where it began
     still = tiny_config(f"train.output_dir={tmp_path / 'still'}")
-    before = parameters(Pretrainer(still, trainer.accelerator, resume="never"))
+    before = parameters(Trainer.from_config(still, trainer.accelerator, resume="never"))
     after = train(still, prepare=lambda trainer: spoil(trainer, set(range(6))))
     for name, value in parameters(after).items():
         torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
@@ -307,7 +309,7 @@ def test_evaluation_comes_first_on_cadence_and_last(tiny_config):
         seen.append((cls.shape, patches.shape))
         return {"score": 1.0}
 
-    trainer = train(config, evaluations=[PeriodicEvaluation(2, evaluate)])
+    trainer = train(config, callbacks=[Callback(2, evaluate)])
     assert seen == [((3, 32), (3, 32, 4, 4))] * 3 and trainer.step == 6
     lines = [line["step"] for line in read_metrics(Path(config.train.output_dir)) if "score" in line]
     assert lines == [0, 4, 6]
@@ -379,7 +381,7 @@ def test_metrics_go_to_jsonl_tensorboard_and_a_picture(tiny_config):
 
 def test_half_precision_run_keeps_float32_weights(tiny_config):
     trainer = train(tiny_config("train.precision=bf16"))
-    assert {value.dtype for value in trainer.model.state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in trainer.objective.state_dict().values()} == {torch.float32}
     assert trainer.step == 6
 
 

@@ -13,7 +13,7 @@ from dinov2_hf.data import Broken, SSLBatch
 from dinov2_hf.runs import read_metrics
 from dinov2_hf.runs.checkpoint import find_checkpoints
 from dinov2_hf.runs.metrics import MeanMetrics
-from dinov2_hf.train import PeriodicEvaluation, Pretrainer, build_accelerator
+from dinov2_hf.train import Callback, Trainer, build_accelerator
 from dinov2_hf.train.broken import BrokenLog
 from dinov2_hf.train.health import CollapseWatch
 
@@ -54,8 +54,8 @@ def run(tiny_config, images, tmp_path):
             at("before a push", trainer)
             pushed.append(step)
 
-        evaluations = [PeriodicEvaluation(1, measure), PeriodicEvaluation(1.5, lambda *_: {"other": 1.0})]
-        trainer = Pretrainer(config, build_accelerator(config.train), evaluations, publish=publish)
+        evaluations = [Callback(1, measure), Callback(1.5, lambda *_: {"other": 1.0})]
+        trainer = Trainer.from_config(config, build_accelerator(config.train), evaluations, publish=publish)
         next_batch, save = trainer._next_batch, trainer._save
 
         def before_update(loader):

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from dinov2_hf.objectives import DINOv2Pretraining
+from dinov2_hf.objectives import DINOv2
 from dinov2_hf.train.param_groups import apply_schedule, build_param_groups
 from dinov2_hf.train.schedules import StepValues
 
 
 def test_groups_hold_every_trainable_parameter_once(tiny_config):
-    model = DINOv2Pretraining(tiny_config())
+    model = DINOv2(tiny_config())
     groups = build_param_groups(model.student.named_parameters(), 2, 0.9, 0.2)
     held = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in model.student.parameters())
@@ -17,7 +17,7 @@ def test_groups_hold_every_trainable_parameter_once(tiny_config):
 
 
 def test_prototypes_stand_still_while_frozen(tiny_config):
-    model = DINOv2Pretraining(tiny_config())
+    model = DINOv2(tiny_config())
     optimizer = torch.optim.AdamW(build_param_groups(model.student.named_parameters(), 2, 0.9, 0.2), lr=0.0)
     before = {name: parameter.clone() for name, parameter in model.student.named_parameters()}
     for parameter in model.student.parameters():
@@ -30,7 +30,7 @@ def test_prototypes_stand_still_while_frozen(tiny_config):
 
 @pytest.mark.parametrize("scale", [0.0, 0.25, 1.0])
 def test_only_the_backbone_is_scaled_while_heads_are_warmed_up(tiny_config, scale):
-    model = DINOv2Pretraining(tiny_config())
+    model = DINOv2(tiny_config())
     groups = build_param_groups(model.student.named_parameters(), 2, 0.9, 0.2)
     of_backbone = {id(parameter) for parameter in model.student["backbone"].parameters()}
     apply_schedule(groups, StepValues(0.1, 0.05, 0.04, 0.99, 0.04, backbone_lr_scale=scale))
@@ -48,7 +48,7 @@ def test_only_the_backbone_is_scaled_while_heads_are_warmed_up(tiny_config, scal
 
 def test_backbone_stands_still_bit_for_bit_at_a_scale_of_zero(tiny_config):
     """Neither the gradient nor weight decay moves it, while its moments are gathered."""
-    model = DINOv2Pretraining(tiny_config())
+    model = DINOv2(tiny_config())
     groups = build_param_groups(model.student.named_parameters(), 2, 0.9, 0.2)
     optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
     before = {name: parameter.clone() for name, parameter in model.student.named_parameters()}

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from dinov2_hf.runs.checkpoint import read_model_tensors
 from dinov2_hf.runs.reader import CheckpointPlanner, CheckpointReader
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 from dinov2_hf.weights.run import read_source
 
 from .damages import sign
@@ -30,11 +30,11 @@ def path(finished, tmp_path):
 def trainer(path, tiny_config_in):
     """A run that continues from it."""
     config = tiny_config_in(path.parents[1])
-    return Pretrainer(config, build_accelerator(config.train))
+    return Trainer.from_config(config, build_accelerator(config.train))
 
 
 def test_tensors_are_those_of_the_run_and_their_shapes_are_had_without_reading_them(trainer, path):
-    expected = trainer.model.state_dict()
+    expected = trainer.objective.state_dict()
     found, shapes = read_model_tensors(path), read_model_tensors(path, "meta")
     assert found.keys() == shapes.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
@@ -150,14 +150,14 @@ def test_setting_of_the_optimiser_that_is_not_of_its_kind_is_refused(trainer, pa
 
     rewritten(path, change)
     with pytest.raises(ValueError, match=f"step-00000002 cannot be loaded: .*{message}"):
-        Pretrainer(trainer.config, trainer.accelerator)
+        Trainer.from_config(trainer.config, trainer.accelerator)
 
 
 def test_settings_of_the_optimiser_are_loaded_by_this_planner_as_torch_loads_them(trainer, path):
     """A canary of the seam: `set_element` and the planner's `mappings`."""
     states = []
     for options in ({}, {"storage_reader": CheckpointReader(path), "planner": CheckpointPlanner()}):
-        _, state = get_state_dict(trainer.model, trainer.training_step.optimizer)
+        _, state = get_state_dict(trainer.objective, trainer.training_step.optimizer)
         for group in state["param_groups"]:
             group.update(lr=7.0, betas=(0.1, 0.2), weight_decay=3.0)
         dcp.load({"optimizer": state}, checkpoint_id=None if options else path, no_dist=True, **options)

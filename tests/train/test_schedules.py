@@ -2,12 +2,12 @@
 
 import pytest
 
-from dinov2_hf.config import PretrainConfig
+from dinov2_hf.config import DINOv2RunConfig
 from dinov2_hf.train.schedules import Schedule, build_schedules, values_at
 
 
 def config(**train):
-    run = PretrainConfig()
+    run = DINOv2RunConfig()
     run.train.epochs, run.train.epoch_length = 10, 20
     run.optim.warmup_epochs, run.optim.freeze_last_layer_epochs = 2, 0.5
     run.teacher.warmup_temp_epochs = 3

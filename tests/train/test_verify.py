@@ -10,9 +10,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from dinov2_hf.cli import main
-from dinov2_hf.config import DistillConfig, load_config
+from dinov2_hf.config import PrototypeDistillationConfig, load_config
 from dinov2_hf.runs.provenance import Provenance
-from dinov2_hf.train import Distiller
+from dinov2_hf.train import Trainer
 
 from .damages import flip, sign
 from .running import train
@@ -74,7 +74,7 @@ def test_stretch_of_a_distillation_is_verified(finished, tiny_overrides, tmp_pat
     overrides = [f"distill.teacher={finished}", "ibot.mask_probability=0", "train.epochs=2"]
     overrides += ["students.narrow.preset=tiny", "students.narrow.hidden_size=24", "students.narrow.patch_size=8"]
     overrides += ["students.narrow.num_hidden_layers=1", "students.narrow.num_attention_heads=2"]
-    train(load_config(None, [*tiny_overrides, *overrides], DistillConfig), kind=Distiller)
+    train(load_config(None, [*tiny_overrides, *overrides], PrototypeDistillationConfig), kind=Trainer)
     status, output, error = verify(capsys, tmp_path / "run")
     assert status == 0 and "equal: updates 3 to 4" in output, (output, error)
 

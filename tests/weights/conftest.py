@@ -5,7 +5,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from dinov2_hf.config import load_config
-from dinov2_hf.train import Pretrainer, build_accelerator
+from dinov2_hf.train import Trainer, build_accelerator
 
 
 @pytest.fixture
@@ -16,10 +16,10 @@ def run(runs, tiny_overrides, tmp_path_factory, monkeypatch):
         folder = tmp_path_factory.mktemp("run")
         colors = ["colors.mean=[0.5,0.4,0.3]", "colors.std=[0.2,0.3,0.4]"]
         config = load_config(None, [*tiny_overrides, *colors, f"train.output_dir={folder}"])
-        trainer = Pretrainer(config, build_accelerator(config.train))
+        trainer = Trainer.from_config(config, build_accelerator(config.train))
         trainer.run()
         AcceleratorState._reset_state(reset_partial_state=True)
-        state = trainer.model.state_dict()
+        state = trainer.objective.state_dict()
         moved = (state["student.backbone.layernorm.weight"], state["teacher.backbone.layernorm.weight"])
         assert trainer.step == 6 and not torch.equal(*moved)
         runs["tiny"] = trainer

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from dinov2_hf import Dinov2Config
 from dinov2_hf.cli import main
-from dinov2_hf.config import DistillConfig, load_config
-from dinov2_hf.train import Distiller, build_accelerator
+from dinov2_hf.config import PrototypeDistillationConfig, load_config
+from dinov2_hf.train import Trainer, build_accelerator
 
 WIDE = ["preset=tiny", "hidden_size=48", "num_hidden_layers=1", "num_attention_heads=3", "patch_size=8"]
 
@@ -18,8 +18,8 @@ def distillation(run, tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.setattr("dinov2_hf.train.accelerator._available_cores", lambda: 1)
     overrides = [*tiny_overrides, f"distill.teacher={run.folder}", f"train.output_dir={tmp_path / 'distilled'}"]
     overrides += [f"students.wide.{setting}" for setting in [*WIDE, "num_register_tokens=2", "drop_path_rate=0.1"]]
-    config = load_config(None, [*overrides, "model.drop_path_rate=0.1", "train.epochs=1"], DistillConfig)
-    trainer = Distiller(config, build_accelerator(config.train))
+    config = load_config(None, [*overrides, "model.drop_path_rate=0.1", "train.epochs=1"], PrototypeDistillationConfig)
+    trainer = Trainer.from_config(config, build_accelerator(config.train))
     trainer.run()
     yield trainer
     AcceleratorState._reset_state(reset_partial_state=True)
