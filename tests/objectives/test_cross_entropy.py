@@ -23,9 +23,17 @@ def naive(features, prototypes, targets, weights):
     return -((targets * logits.log_softmax(-1)).sum(-1) * weights).sum()
 
 
+def assigned(targets):
+    """Assignments whose views are the targets `[G, M, K]`."""
+    return Assignments(targets.flatten(0, 1).log(), 1.0, torch.zeros(targets.shape[-1]))
+
+
 def chunked(features, prototypes, targets, weights, mass=1):
-    rows = lambda start, stop: targets[:, start:stop]  # noqa: E731
-    return prototype_cross_entropy(features, prototypes, rows, mass, weights, TEMPERATURE)
+    """Each of `mass` views holds an equal share of the targets."""
+    groups = len(targets)
+    views = [[group + groups * view for view in range(mass)] for group in range(groups)]
+    teacher = assigned((targets / mass).repeat(mass, 1, 1))
+    return prototype_cross_entropy(features, prototypes, teacher, views, weights, TEMPERATURE)
 
 
 def problem(groups, samples, prototypes, width, shared=False, mass=1):
@@ -138,11 +146,13 @@ def test_no_samples_or_no_crops_give_zero_loss_and_gradients(groups, samples, dt
     prototypes = torch.randn(6, 4, requires_grad=True)
     asked = []
 
-    def targets(start, stop):
-        asked.append((start, stop))
-        return torch.zeros(1, stop - start, 6)
+    class Teacher(Assignments):
+        def rows(self, start=0, stop=None):
+            asked.append((start, stop))
+            return super().rows(start, stop)
 
-    loss = prototype_cross_entropy(features, prototypes, targets, 1, torch.ones(samples), TEMPERATURE)
+    teacher = Teacher(torch.zeros(samples, 6), 1.0, torch.zeros(6))
+    loss = prototype_cross_entropy(features, prototypes, teacher, [[0]], torch.ones(samples), TEMPERATURE)
     loss.backward()
     assert loss.item() == 0.0
     assert features.grad.shape == features.shape and torch.equal(prototypes.grad, torch.zeros(6, 4))

@@ -1,6 +1,7 @@
 """Signs of health on batches of which they are known by hand, and through the objective."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from dinov2_hf.data import PhotometricAugmentation, TrainingBatches, open_traini
 from dinov2_hf.objectives import DINOv2
 from dinov2_hf.objectives.diagnostics import diagnose_batch, rankme
 from dinov2_hf.objectives.terms import Assignments, sinkhorn_knopp
+
+VALUES = SimpleNamespace(teacher_temp=0.05)
 
 
 def assigned(probabilities):
@@ -117,7 +120,7 @@ def test_diagnosing_changes_neither_loss_nor_gradients(tiny_config, centering):
     for diagnosed in (False, True):
         torch.manual_seed(0)
         model = DINOv2(config).train()
-        output = model(batch, 0.05, diagnose=diagnosed)
+        output = model(batch, VALUES, diagnose=diagnosed)
         output.loss.backward()
         results.append((output.loss.detach(), *(p.grad for p in model.student.parameters()), *model.buffers()))
         results[-1] += (torch.get_rng_state(),)
@@ -131,12 +134,12 @@ def test_diagnosing_changes_neither_loss_nor_gradients(tiny_config, centering):
 
 def test_nothing_is_diagnosed_unasked(tiny_config):
     config = tiny_config()
-    assert DINOv2(config).train()(make_batch(config), 0.05).diagnostics == {}
+    assert DINOv2(config).train()(make_batch(config), VALUES).diagnostics == {}
 
 
 def test_terms_that_are_off_or_empty_are_diagnosed_as_such(tiny_config):
     config = tiny_config("dino.loss_weight=0", "ibot.mask_probability=0")
-    output = DINOv2(config).train()(make_batch(config), 0.05, diagnose=True)
+    output = DINOv2(config).train()(make_batch(config), VALUES, diagnose=True)
     found = {name: value.item() for name, value in output.diagnostics.items() if "/" in name}
     assert found == {"target_entropy/ibot": 0.0, "prototypes_used/ibot": 0.0}
 
@@ -144,5 +147,5 @@ def test_terms_that_are_off_or_empty_are_diagnosed_as_such(tiny_config):
 def test_student_and_teacher_that_are_equal_agree(tiny_config):
     config = tiny_config("ibot.mask_probability=0")
     model = DINOv2(config).eval()
-    output = model(make_batch(config), 0.05, diagnose=True)
+    output = model(make_batch(config), VALUES, diagnose=True)
     assert output.diagnostics["teacher_student_cosine"].item() == pytest.approx(1.0, abs=1e-6)

@@ -1,13 +1,15 @@
 """The objective as a whole: terms switched on and off, student, teacher and EMA."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dinov2_hf.data import PhotometricAugmentation, SSLBatch, TrainingBatches, open_training_source
 from dinov2_hf.objectives import DINOv2
-from dinov2_hf.objectives.prototypes import packed_positions
+
+VALUES = SimpleNamespace(teacher_temp=0.05)
 
 
 def make_batch(config, number=0):
@@ -31,7 +33,7 @@ def make_batch(config, number=0):
 def test_any_term_can_be_switched_off(tiny_config, overrides, expected, centering):
     config = tiny_config(f"teacher.centering={centering}", *overrides)
     model = DINOv2(config).train()
-    output = model(make_batch(config), 0.05)
+    output = model(make_batch(config), VALUES)
     assert output.terms.keys() == expected
     weights = {"dino_global": 1.0, "dino_local": 1.0, "ibot": 1.0, "koleo": 0.1}
     total = sum(weights[name] * term for name, term in output.terms.items())
@@ -59,7 +61,7 @@ def test_shared_head_equals_separate_heads_with_the_same_weights(tiny_config):
         for target, origin in (("backbone", "backbone"), ("dino_head", "dino_head"), ("ibot_head", "dino_head")):
             getattr(separate, role)[target].load_state_dict(getattr(shared, role)[origin].state_dict())
     batch = make_batch(shared_config)
-    torch.testing.assert_close(shared.eval()(batch, 0.05).loss, separate.eval()(batch, 0.05).loss)
+    torch.testing.assert_close(shared.eval()(batch, VALUES).loss, separate.eval()(batch, VALUES).loss)
 
 
 def test_dino_compares_each_global_view_with_the_other_one(tiny_config):
@@ -67,12 +69,12 @@ def test_dino_compares_each_global_view_with_the_other_one(tiny_config):
     config = tiny_config("koleo.loss_weight=0", "ibot.loss_weight=0", "teacher.centering=softmax")
     model = DINOv2(config).eval()
     batch = make_batch(config)
-    output = model(batch, 0.05)
+    output = model(batch, VALUES)
     with torch.no_grad():
 
         def logits(networks, crops):
             cls = networks["backbone"](crops).pooler_output
-            return networks["dino_head"](cls).unflatten(0, (-1, 4))
+            return networks["dino_head"](cls).logits.unflatten(0, (-1, 4))
 
         targets = (logits(model.teacher, batch.global_crops) / 0.05).softmax(-1)  # the first centre is 0
         student_global, student_local = (logits(model.student, c) for c in (batch.global_crops, batch.local_crops))
@@ -90,7 +92,7 @@ def test_unmasked_batch_gives_no_ibot_loss(tiny_config):
     config = tiny_config("ibot.mask_probability=0")
     batch = make_batch(config)
     assert len(batch.mask_indices) == 0
-    output = DINOv2(config).train()(batch, 0.05)
+    output = DINOv2(config).train()(batch, VALUES)
     output.loss.backward()
     assert output.terms["ibot"].item() == 0.0 and torch.isfinite(output.loss)
 
@@ -103,7 +105,7 @@ def test_teacher_sees_no_mask_and_drops_nothing(tiny_config):
     seen = []
     model.teacher["backbone"].embeddings.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
     with torch.no_grad():
-        model(batch, 0.05)
+        model(batch, VALUES)
     assert len(seen) == 1 and seen[0][1] is None
     assert set(model.teacher["backbone"].config.drop_path_rates) == {0.0}
 
@@ -121,12 +123,12 @@ def test_ema_is_the_weighted_mean(tiny_config):
         for parameter in model.student.parameters():
             parameter.normal_()
     before = copy.deepcopy(model.teacher)
-    model.update_averages(0.9)
+    model.update_averages(SimpleNamespace(teacher_momentum=0.9))
     triples = zip(model.teacher.parameters(), before.parameters(), model.student.parameters(), strict=True)
     for after, old, student in triples:
         torch.testing.assert_close(after, 0.9 * old + 0.1 * student)
     frozen = copy.deepcopy(model.teacher)
-    model.update_averages(1.0)
+    model.update_averages(SimpleNamespace(teacher_momentum=1.0))
     assert all(torch.equal(a, b) for a, b in zip(model.teacher.parameters(), frozen.parameters(), strict=True))
 
 
@@ -137,7 +139,7 @@ def test_gradient_checkpointing_gives_the_same_loss(tiny_config):
         torch.manual_seed(0)
         model = DINOv2(config).train()
         torch.manual_seed(1)
-        output = model(make_batch(config), 0.05)
+        output = model(make_batch(config), VALUES)
         output.loss.backward()
         losses.append((output.loss.item(), model.student["backbone"].embeddings.cls_token.grad))
     assert losses[0][0] == losses[1][0]
@@ -179,7 +181,7 @@ def test_autocast_gives_the_float32_objective_to_rounding(
         batch = make_batch(config)
         torch.manual_seed(1)
         with torch.autocast("cpu", dtype, enabled=enabled):
-            output = model(batch, 0.05)
+            output = model(batch, VALUES)
         assert all(term.dtype == torch.float32 for term in (output.loss, *output.terms.values()))
         output.loss.backward()
         gradients = {
@@ -193,28 +195,6 @@ def test_autocast_gives_the_float32_objective_to_rounding(
     for name, gradient in gradients.items():
         assert torch.isfinite(found_gradients[name]).all()
         assert (found_gradients[name] - gradient).norm() <= gradient_tolerance * gradient.norm(), name
-
-
-def test_positions_are_those_of_cls_and_of_the_masked_patches(tiny_config):
-    """Against the packed tokens taken apart: CLS of global crops, masked patches in order, CLS of local crops."""
-    config = tiny_config()
-    model, batch = DINOv2(config), make_batch(config)
-    backbone = model.student["backbone"]
-    num_global, num_local, num_patches = len(batch.global_crops), len(batch.local_crops), batch.masks.shape[1]
-    length, local_length = (
-        backbone(crops[:1]).last_hidden_state.shape[1] for crops in (batch.global_crops, batch.local_crops)
-    )
-    # each token is the number of its crop, and of its patch within it
-    crop = torch.arange(num_global).repeat_interleave(length), torch.arange(num_local).repeat_interleave(local_length)
-    patch = torch.arange(-3, num_patches).repeat(num_global), torch.arange(-3, local_length - 3).repeat(num_local)
-    crop, patch = torch.cat((crop[0], num_global + crop[1])), torch.cat(patch)
-    global_positions, local_positions = packed_positions(batch, backbone.config)
-    cls, patches = global_positions[:num_global], global_positions[num_global:]
-    assert crop[cls].tolist() == list(range(num_global)) and set(patch[cls].tolist()) == {-3}
-    assert crop[local_positions].tolist() == list(range(num_global, num_global + num_local))
-    assert set(patch[local_positions].tolist()) == {-3}
-    assert len(batch.mask_indices) > 0
-    assert torch.equal(torch.stack((crop[patches], patch[patches]), dim=1), batch.masks.nonzero())
 
 
 def test_mask_indices_and_weights_describe_the_masks():
@@ -232,7 +212,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients(tiny_config):
         model = DINOv2(config).train()
         layer = model.student["backbone"].encoder.layer[0]
         assert (layer._compiled_call_impl is not None) == config.model.compile
-        output = model(make_batch(config), 0.05)
+        output = model(make_batch(config), VALUES)
         output.loss.backward()
         gradients = {name: p.grad for name, p in model.student.named_parameters() if p.grad is not None}
         results.append((output.terms, gradients, model.state_dict().keys()))

@@ -12,27 +12,21 @@ def test_logits_are_cosines_with_the_prototypes():
     features = torch.randn(5, 16)
     projected = head.mlp(features)
     expected = torch.nn.functional.cosine_similarity(projected.unsqueeze(1), head.last_layer.weight_v, dim=2)
-    torch.testing.assert_close(head(features), expected)
+    torch.testing.assert_close(head(features).logits, expected)
 
 
-def test_criterion_gets_unit_length_features_and_the_prototypes_behind_the_logits():
-    """Values and gradients of the logits that it could make of them."""
+def test_projected_features_have_unit_length_and_give_the_logits():
+    """Values and gradients of the logits that one could make of features and prototypes."""
     torch.manual_seed(0)
     head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8)
     with torch.no_grad():
         head.last_layer.weight_g.uniform_(0.5, 2)
     features, weights = torch.randn(5, 16), torch.randn(5, 32)
-    seen = []
-
-    def criterion(bottleneck, prototypes):
-        seen.append((bottleneck, prototypes))
-        return (bottleneck @ prototypes.T * weights).sum()
-
-    losses = (head(features) * weights).sum(), head(features, criterion)
+    bottleneck, prototypes = head(features)
+    losses = (head(features).logits * weights).sum(), (bottleneck @ prototypes.T * weights).sum()
     torch.testing.assert_close(*losses)
     for expected, found in zip(*(torch.autograd.grad(loss, list(head.parameters())) for loss in losses), strict=True):
         torch.testing.assert_close(found, expected)
-    ((bottleneck, prototypes),) = seen
     torch.testing.assert_close(bottleneck.norm(dim=1), torch.ones(5))
     torch.testing.assert_close(prototypes.norm(dim=1), head.last_layer.weight_g[:, 0])
 
@@ -40,7 +34,7 @@ def test_criterion_gets_unit_length_features_and_the_prototypes_behind_the_logit
 def test_prototypes_stay_float32_where_features_are_not():
     head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8)
     with torch.autocast("cpu", torch.bfloat16):
-        features, prototypes = head(torch.randn(5, 16), lambda *both: both)
+        features, prototypes = head(torch.randn(5, 16))
     assert features.dtype == torch.bfloat16 and prototypes.dtype == torch.float32
 
 
@@ -48,22 +42,22 @@ def test_length_of_a_direction_does_not_matter():
     torch.manual_seed(0)
     head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8)
     features = torch.randn(5, 16)
-    before = head(features)
+    before = head(features).logits
     with torch.no_grad():
         head.last_layer.weight_v.mul_(7)
-    torch.testing.assert_close(head(features), before)
+    torch.testing.assert_close(head(features).logits, before)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
 def test_head_has_as_many_linear_layers_as_asked_for(num_layers):
     head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8, num_layers=num_layers)
     assert sum(isinstance(module, torch.nn.Linear) for module in head.mlp) == num_layers
-    assert head(torch.randn(3, 16)).shape == (3, 32)
+    assert head(torch.randn(3, 16)).logits.shape == (3, 32)
 
 
 def test_no_features_give_no_logits():
     head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8)
-    logits = head(torch.zeros(0, 16))
+    logits = head(torch.zeros(0, 16)).logits
     assert logits.shape == (0, 32)
     logits.sum().backward()
     assert all(parameter.grad.abs().max() == 0 for parameter in head.parameters())
@@ -72,5 +66,5 @@ def test_no_features_give_no_logits():
 def test_zero_features_stay_finite():
     head = DINOHead(16, 32, hidden_dim=24, bottleneck_dim=8)
     features = torch.zeros(2, 16, requires_grad=True)
-    head(features).sum().backward()
+    head(features).logits.sum().backward()
     assert torch.isfinite(features.grad).all()

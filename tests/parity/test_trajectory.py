@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dinov2_hf.config import CropsConfig, DinoConfig, DINOv2RunConfig, IbotConfig, ModelConfig
+from dinov2_hf.config import CropsConfig, DinoConfig, DINOv2RunConfig, IbotConfig, ModelConfig, OptimConfig
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import DINOv2
-from dinov2_hf.train.param_groups import apply_schedule, build_param_groups, multipliers_of
+from dinov2_hf.train.param_groups import apply_schedule, build_param_groups
 from dinov2_hf.train.schedules import StepValues
 from dinov2_hf.weights import from_original
 
@@ -48,7 +48,7 @@ def run():
     model = DINOv2(config).train()
     load(model.student, "init")
     model.copy_students_to_averages()
-    groups = build_param_groups(model.student.named_parameters(), 3, layerwise_decay=0.9, patch_embed_lr_mult=0.2)
+    groups = build_param_groups(model.student, config.optim)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     history = []
     for index, step in enumerate(RECORD["steps"]):
@@ -60,7 +60,7 @@ def run():
         names = ("lr", "last_layer_lr", "weight_decay", "teacher_momentum", "teacher_temp")
         values = StepValues(**{name: step[name] for name in names})
         apply_schedule(optimizer.param_groups, values)
-        output = model(batch, values.teacher_temp)
+        output = model(batch, values)
         output.loss.backward()
         key_bias_gradient = max(
             p.grad.abs().max() for name, p in model.student.named_parameters() if name.endswith("key.bias")
@@ -71,7 +71,7 @@ def run():
         }
         optimizer.step()
         optimizer.zero_grad()
-        model.update_averages(values.teacher_momentum)
+        model.update_averages(values)
         history.append((output.terms, norms, key_bias_gradient))
     return model, history
 
@@ -120,8 +120,17 @@ def test_key_biases_receive_rounding_noise_only(run):
     assert max(noise for _, _, noise in run[1]).item() < 1e-6
 
 
+@pytest.fixture(scope="module")
+def group_of(run):
+    """The optimiser's group of each parameter of the student, by name."""
+    student = run[0].student
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    groups = build_param_groups(student, OptimConfig(layerwise_decay=0.9, patch_embed_lr_mult=0.2))
+    return {names[id(parameter)]: group for group in groups for parameter in group["params"]}
+
+
 @pytest.mark.parametrize("entry", RECORD["param_groups"], ids=lambda entry: entry["name"])
-def test_multipliers_equal_the_published_code(entry):
+def test_multipliers_equal_the_published_code(group_of, entry):
     network, name = entry["name"].split(".", 1)
     if network == "backbone":
         part = torch.zeros(3) if ".qkv." in name else torch.zeros(1)
@@ -129,7 +138,7 @@ def test_multipliers_equal_the_published_code(entry):
     else:
         names = [entry["name"]]
     for converted in names:
-        found = multipliers_of(converted, num_layers=3, layerwise_decay=0.9, patch_embed_lr_mult=0.2)
-        assert found.lr == pytest.approx(entry["lr_multiplier"], rel=1e-12)
-        assert found.weight_decay == entry["wd_multiplier"]
-        assert found.is_last_layer == entry["is_last_layer"]
+        found = group_of[converted]
+        assert found["lr_multiplier"] == pytest.approx(entry["lr_multiplier"], rel=1e-12)
+        assert found["weight_decay_multiplier"] == entry["wd_multiplier"]
+        assert found["is_last_layer"] == entry["is_last_layer"]

@@ -156,9 +156,8 @@ class Objective(nn.Module):
             average = nn.ModuleDict(self.build_networks(name, 0.0))
             _put(self, place.student, student)
             _put(self, place.average, average)
+        self.copy_students_to_averages()
         for name, (student, average) in self.networks.items():
-            for part, network in student.items():
-                average[part].load_state_dict(network.state_dict())
             average.requires_grad_(False)
             if models[name].gradient_checkpointing:
                 recompute_blocks(student["backbone"])
@@ -166,6 +165,12 @@ class Objective(nn.Module):
                 for network in (student, average):
                     for block in network["backbone"].blocks.values():
                         block.compile()
+
+    @torch.no_grad()
+    def copy_students_to_averages(self) -> None:
+        """Makes the averages equal to the students."""
+        for student, average in self.networks.values():
+            average.load_state_dict(student.state_dict())
 
     def train(self, mode: bool = True) -> Objective:
         super().train(mode)

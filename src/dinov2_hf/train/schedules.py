@@ -48,6 +48,9 @@ class StepValues(SimpleNamespace):
     `lr`, `last_layer_lr`, `weight_decay` and `backbone_lr_scale` are the optimiser's; the objective adds its own.
     """
 
+    def __init__(self, backbone_lr_scale: float = 1.0, **values: float) -> None:
+        super().__init__(**values, backbone_lr_scale=backbone_lr_scale)
+
 
 def build_schedules(
     config: RunConfig, scheduled: Mapping[str, Scheduled], global_batch_size: int, head_warmup_steps: int = 0
