@@ -1,0 +1,68 @@
+"""A tiny convolutional family of backbones, from outside the package."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from dinov2_hf.backbones import Features, register_backbone, tokens_of_maps
+from dinov2_hf.config import BackboneConfig
+
+
+@dataclass
+class TinyConvSection(BackboneConfig):
+    """The section `model` of a run."""
+
+    family: str = "tiny_conv"
+    width: int = 16
+    """Channels of every block."""
+    stride = 8
+
+
+class TinyConvConfig(PreTrainedConfig):
+    model_type = "tiny_conv"
+    width: int = 16
+    num_channels: int = 3
+
+
+class TinyConv(PreTrainedModel):
+    config_class = TinyConvConfig
+    base_model_prefix = ""
+    stride, takes_masks = 8, False
+    tokens = tokens_of_maps
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.width = width = config.width
+        self.stem = nn.Conv2d(config.num_channels, width, 8, 8)
+        self.block_0, self.block_1 = (nn.Sequential(nn.GELU(), nn.Conv2d(width, width, 3, padding=1)) for _ in "01")
+        self.post_init()
+
+    @property
+    def blocks(self):
+        return {"block_0": self.block_0, "block_1": self.block_1}
+
+    def depth_of(self, name):
+        return 0 if name.startswith("stem.") else int(name[len("block_")]) + 1
+
+    def is_patch_embedding(self, name):
+        return False
+
+    def features(self, pixels, layers=1):
+        maps = [self.stem(pixels)]
+        for block in self.blocks.values():
+            maps.append(maps[-1] + block(maps[-1]))
+        return [Features(found.mean((2, 3)), found) for found in maps[-layers:]]
+
+    def forward(self, pixel_values):
+        return self.features(pixel_values)[0]
+
+
+@register_backbone("tiny_conv", config=TinyConvSection, model_types=["tiny_conv"])
+def build(section: TinyConvSection, image_size: int, drop_path_rate: float) -> TinyConv:
+    return TinyConv(TinyConvConfig(width=section.width, num_channels=section.num_channels))
+
+
+AutoConfig.register("tiny_conv", TinyConvConfig)
+AutoModel.register(TinyConvConfig, TinyConv)
