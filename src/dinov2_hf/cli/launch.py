@@ -25,9 +25,9 @@ from ..config import (
     models_of,
     refuse_tokens_in_arguments,
 )
-from ..config.evaluations import EvaluationConfig, KnnProtocol
+from ..config.evaluations import EvaluationConfig, KnnEvaluation
 from ..data import EvalTransform, evaluation_transform
-from ..evaluation import PROTOCOLS, Evaluation, Result, evaluate_knn, open_labeled
+from ..evaluation import Evaluation, Result, evaluate_knn, find_evaluator, open_labeled
 from ..evaluation.datasets import LabeledImages, same_classes
 from ..features import Backbone
 from ..files import Output, check_outputs, made_anything, made_run
@@ -103,15 +103,12 @@ def load_evaluations(config: PretrainConfig) -> dict[str, EvaluationConfig]:
     """The configuration of every evaluation of the section `evaluations`, by its name there.
 
     Raises:
-        ValueError, FileNotFoundError: an unknown protocol, a file that cannot be read.
+        ValueError, FileNotFoundError: an unknown evaluator, a file that cannot be read.
     """
     found = {}
     for name, item in config.evaluations.items():
-        if item.protocol not in PROTOCOLS:
-            raise ValueError(
-                f"evaluations.{name}.protocol={item.protocol!r} is none of {', '.join(PROTOCOLS)}; name one"
-            )
-        found[name] = load_config(item.config, kind=PROTOCOLS[item.protocol].config)
+        evaluator = find_evaluator(item.protocol, f"evaluations.{name}.protocol")
+        found[name] = load_config(item.config, kind=evaluator.config)
     return found
 
 
@@ -142,7 +139,7 @@ def running_evaluations(config: PretrainConfig, accelerator: Accelerator) -> lis
     found = []
     if config.knn.enabled:
         knn = config.knn
-        protocol = KnnProtocol(
+        protocol = KnnEvaluation(
             train=knn.reference,
             test=knn.query,
             k=[knn.k],
@@ -156,7 +153,7 @@ def running_evaluations(config: PretrainConfig, accelerator: Accelerator) -> lis
         found.append(_periodic(evaluate_knn, protocol, knn.epochs, "knn_accuracy", config, accelerator, sets))
     for name, settings in load_evaluations(config).items():
         item = config.evaluations[name]
-        evaluate, metric = PROTOCOLS[item.protocol].evaluate, f"{name}.{{metric}}"
+        evaluate, metric = find_evaluator(item.protocol).evaluate, f"{name}.{{metric}}"
         found.append(_periodic(evaluate, settings, item.epochs, metric, config, accelerator, {}))
     return found
 
