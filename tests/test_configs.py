@@ -17,7 +17,7 @@ from dinov2_hf import models
 from dinov2_hf.cli import main
 from dinov2_hf.config import PrototypeDistillationConfig, load_config, value_at
 from dinov2_hf.config.curation import CurationConfig
-from dinov2_hf.evaluation import PROTOCOLS
+from dinov2_hf.evaluation import evaluators, find_evaluator
 from dinov2_hf.train.schedules import build_schedules
 
 ROOT = Path(__file__).parents[1]
@@ -347,15 +347,15 @@ def test_distilled_small_model_holds_the_published_values():
 
 
 @pytest.mark.parametrize("path", EVALUATE, ids=names(EVALUATE))
-def test_every_evaluation_config_parses_for_the_protocol_of_its_command(path):
+def test_every_evaluation_config_parses_for_the_evaluator_of_its_command(path):
     command = " ".join(re.findall(r"# +(?:Command:)? *(.*)", head(path)))
-    protocol = re.search(r"dinov2-hf evaluate (\w+) ", command)[1]
+    evaluator = re.search(r"dinov2-hf evaluate (\w+) ", command)[1]
     assert f"--config {path.relative_to(ROOT)}" in command
-    load_config(path, kind=PROTOCOLS[protocol].config)
+    load_config(path, kind=find_evaluator(evaluator).config)
 
 
-def test_every_protocol_has_a_config():
-    assert {re.search(r"dinov2-hf evaluate (\w+) ", head(path))[1] for path in EVALUATE} == set(PROTOCOLS)
+def test_every_evaluator_has_a_config():
+    assert {re.search(r"dinov2-hf evaluate (\w+) ", head(path))[1] for path in EVALUATE} == set(evaluators())
 
 
 @pytest.mark.parametrize("path", CURATE, ids=names(CURATE))
@@ -389,6 +389,6 @@ def test_documented_command_is_understood(page, command, monkeypatch):
     main(words[1:])
     (args,) = understood
     if words[1] == "evaluate" and words[2] != "list":
-        load_config(args.config, args.overrides, PROTOCOLS[args.protocol].config)
+        load_config(args.config, args.overrides, find_evaluator(args.evaluator).config)
     if words[1] == "curate":
         load_config(args.config, args.overrides, CurationConfig)

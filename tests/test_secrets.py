@@ -15,7 +15,7 @@ from dinov2_hf.config import (
     save_config,
 )
 from dinov2_hf.config.curation import CurationConfig
-from dinov2_hf.config.evaluations import FineGrainedProtocol, KnnProtocol
+from dinov2_hf.config.evaluations import FineGrainedEvaluation, KnnEvaluation
 from dinov2_hf.train import Trainer
 
 TOKEN = "hf_" + "aB3d" * 8 + "xy"
@@ -81,8 +81,8 @@ def test_the_value_of_hf_token_is_a_token_whatever_its_form(monkeypatch):
         (CurationConfig, CURATION, f"embed.model=me/{TOKEN}"),
         (CurationConfig, CURATION, f"filter.hooks=[{TOKEN}:f]"),
         (CurationConfig, CURATION, f"executor.sbatch_args.comment={TOKEN}"),
-        (KnnProtocol, [], f"train.path={TOKEN}"),
-        (FineGrainedProtocol, [], f"sets.a.train.path={TOKEN}"),
+        (KnnEvaluation, [], f"train.path={TOKEN}"),
+        (FineGrainedEvaluation, [], f"sets.a.train.path={TOKEN}"),
     ],
 )
 def test_a_token_is_refused_in_every_value_and_key_from_file_and_command_line(kind, given, override, folder):

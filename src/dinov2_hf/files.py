@@ -46,8 +46,10 @@ def beside(path: Path) -> Iterator[Path]:
         others = [each for each in temporary.iterdir() if each.name != path.name]
         for written in [*sorted(others), temporary / path.name]:
             _move(written, path.with_name(written.name))
-    finally:
+        temporary.rmdir()
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _move(written: Path, path: Path) -> None:
@@ -55,13 +57,14 @@ def _move(written: Path, path: Path) -> None:
     if not (written.is_dir() and path.is_dir()):
         os.replace(written, path)
         return
-    replaced = written.parent / f"{written.name}.replaced"  # removed with the temporary folder
+    replaced = written.with_name(f"{written.name}.replaced")
     os.rename(path, replaced)
     try:
         os.rename(written, path)
     except OSError:
         os.rename(replaced, path)
         raise
+    shutil.rmtree(replaced)
 
 
 def sync(path: Path) -> None:

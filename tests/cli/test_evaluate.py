@@ -12,7 +12,7 @@ from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.cli import main
 from dinov2_hf.config import DINOv2RunConfig
 from dinov2_hf.data import EvalTransform
-from dinov2_hf.evaluation import PROTOCOLS
+from dinov2_hf.evaluation import evaluators
 from dinov2_hf.runs import RunFacts
 from dinov2_hf.weights import export_folder
 
@@ -88,11 +88,11 @@ def test_model_card_takes_the_figures_and_replaces_those_of_an_earlier_time(knn,
     assert str(tmp_path) not in (model / "README.md").read_text()
 
 
-def test_every_protocol_is_listed_and_tells_what_it_can_be_told(capsys):
+def test_every_evaluator_is_listed_with_its_keys(capsys):
     main(["evaluate", "list"])
     listed = capsys.readouterr().out
-    for name, protocol in PROTOCOLS.items():
-        assert f"{name} " in listed and protocol.title in listed
+    for name, evaluator in evaluators().items():
+        assert f"{name} " in listed and evaluator.title in listed
         main(["evaluate", name, "--keys"])
         told = capsys.readouterr().out
         first = told.index("train.path=")
@@ -106,7 +106,7 @@ def test_every_protocol_is_listed_and_tells_what_it_can_be_told(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["evaluate", "kn"], "'kn' is no protocol; there are knn, "),
+        (["evaluate", "kn"], "'kn' is not an evaluator; choose one of copy_detection, "),
         (["evaluate", "knn", "--data", "x"], "--model is missing"),
         (
             ["evaluate", "knn", "--model", "nowhere/else/here", "--data", "x", "precision=fp32"],

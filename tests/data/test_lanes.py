@@ -161,7 +161,7 @@ def test_lane_of_a_saved_set_that_is_opened_at_any_number_goes_on_as_the_one_tha
 
 def test_jump_in_a_lane_is_made_by_the_shorter_way(files):
     rows = []
-    source = StreamSource(counting_stream(files, rows), seed=0, shuffle_buffer=BUFFER)
+    source = StreamSource(Shards(counting_stream(files, rows)), seed=0, shuffle_buffer=BUFFER)
     whole = [source.read(number) for number in range(700)]
     read = len(rows)
     assert source.read(50 * 300 + 7).epoch == 50
@@ -213,7 +213,7 @@ def counting_stream(files, rows, count=300):
 
 def test_replacements_do_not_read_a_stream_from_the_start(files):
     rows = []
-    source = StreamSource(counting_stream(files, rows), seed=0, shuffle_buffer=BUFFER)
+    source = StreamSource(Shards(counting_stream(files, rows)), seed=0, shuffle_buffer=BUFFER)
     in_order = [source.read(number) for number in range(150)]
     in_order += [source.replacement(149, attempt) for attempt in range(1, 101)]
     read = len(rows)
@@ -229,14 +229,14 @@ def test_replacements_do_not_read_a_stream_from_the_start(files):
 
 def test_stream_is_read_no_further_than_the_block_that_is_needed(files):
     rows = []
-    source = StreamSource(counting_stream(files, rows), seed=0, shuffle_buffer=32)
+    source = StreamSource(Shards(counting_stream(files, rows)), seed=0, shuffle_buffer=32)
     for number in range(100):
         source.read(number)
         assert len(rows) <= number // 32 * 32 + 32 + 16  # rows come sixteen at a time
 
 
 def test_reading_back_gives_the_same_samples(files):
-    source = StreamSource(counting_stream(files, []), seed=0, shuffle_buffer=BUFFER)
+    source = StreamSource(Shards(counting_stream(files, [])), seed=0, shuffle_buffer=BUFFER)
     in_order = [source.read(number) for number in range(200)]
     for number in np.random.default_rng(0).permutation(200)[:10]:
         assert source.read(int(number)) == in_order[number]

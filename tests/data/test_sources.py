@@ -11,7 +11,8 @@ import pytest
 
 from dinov2_hf.config import DataConfig, TrainingSourceConfig
 from dinov2_hf.data.sources.lanes import RUN, advise, locate
-from dinov2_hf.data.sources.training import MixedSource, open_training_source, reading_advice
+from dinov2_hf.data.sources.mixture import MixedSource
+from dinov2_hf.data.sources.training import open_training_source, reading_advice
 
 KINDS = ["folder", "flat", "tables", "tars", "table.parquet", "saved", "splits"]
 BUFFER = 8

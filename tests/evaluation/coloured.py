@@ -1,4 +1,4 @@
-"""Sets of images whose colour is their class, and an evaluation of a protocol over their mean colours."""
+"""Sets of images whose colour is their class, and an evaluation over their mean colours."""
 
 import io
 from dataclasses import replace
@@ -45,7 +45,7 @@ def mean_color(images, count):
 
 
 def evaluation_of(kind, path, backbone=None, output=None, **options):
-    """An evaluation by the protocol `kind` of the splits `train` and `test` at `path`."""
+    """An evaluation with a configuration of the type `kind` of the splits `train` and `test` at `path`."""
     sources = {} if path is None else {"train": SourceConfig(path), "test": SourceConfig(path, "test")}
     settings = dict(resize_size=12, crop_size=8, batch_size=4, num_workers=0) | sources | options
     config = kind(**settings).check()

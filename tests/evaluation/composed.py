@@ -105,7 +105,7 @@ def random_backbone(layers=4, width=48, patch=8):
 
 
 def dense_evaluation(kind, path, backbone=None, output=None, train=None, test=None, **options):
-    """An evaluation by the protocol `kind` of the set at `path`; `train` and `test` are keys of its sources."""
+    """An evaluation of the set at `path`, its config a `kind`; `train` and `test` are keys of its sources."""
     config = kind(**{"num_workers": 0, "warmup_iterations": 0} | options)
     config.train.path = config.test.path = path
     for source, keys in ((config.train, train), (config.test, test)):

@@ -7,7 +7,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
 from dinov2_hf.config import SourceConfig, load_config
-from dinov2_hf.config.evaluations import CopyDetectionProtocol
+from dinov2_hf.config.evaluations import CopyDetectionEvaluation
 from dinov2_hf.config.evaluations.retrieval import COPIES
 from dinov2_hf.data.decode import open_image
 from dinov2_hf.evaluation import evaluate_copy_detection
@@ -57,7 +57,7 @@ LAYOUT = Backbone(layout, None, 48, 4, 1, torch.device("cpu"))
 def test_originals_of_mild_copies_are_found_among_distractors(tmp_path):
     path = copy_sets(tmp_path)
     options = {"descriptor": "cls", "copies": ["jpeg", "flip"]}
-    results = results_of(evaluate_copy_detection, CopyDetectionProtocol, path, LAYOUT, **options)
+    results = results_of(evaluate_copy_detection, CopyDetectionEvaluation, path, LAYOUT, **options)
     assert list(results) == [
         "mean_average_precision_jpeg",
         "micro_average_precision_jpeg",
@@ -67,7 +67,9 @@ def test_originals_of_mild_copies_are_found_among_distractors(tmp_path):
     assert results["mean_average_precision_jpeg"].value == 100
     assert results["micro_average_precision_jpeg"].value == 100
     assert results["mean_average_precision_flip"].value < 100  # layout is what a flip changes
-    assert results == results_of(evaluate_copy_detection, CopyDetectionProtocol, path, LAYOUT, num_workers=2, **options)
+    assert results == results_of(
+        evaluate_copy_detection, CopyDetectionEvaluation, path, LAYOUT, num_workers=2, **options
+    )
 
 
 def test_copies_of_a_user_are_found_by_the_label_of_their_original(tmp_path):
@@ -79,7 +81,7 @@ def test_copies_of_a_user_are_found_by_the_label_of_their_original(tmp_path):
         features=Features({"image": Image(), "label": Value("string")}),
     )
     options["test"] = SourceConfig(saved(tmp_path / "user", test=copies), "test", label_column="label")
-    results = results_of(evaluate_copy_detection, CopyDetectionProtocol, None, LAYOUT, **options)
+    results = results_of(evaluate_copy_detection, CopyDetectionEvaluation, None, LAYOUT, **options)
     assert set(results) == {"mean_average_precision", "micro_average_precision"}
     assert results["mean_average_precision"].value == 100
     assert "2 of 3 queries" in results["mean_average_precision"].title
@@ -89,7 +91,7 @@ def test_originals_among_the_distractors_are_refused(tmp_path):
     path = copy_sets(tmp_path)
     same = SourceConfig(path, "test")
     with pytest.raises(ValueError, match="have to be other images"):
-        results_of(evaluate_copy_detection, CopyDetectionProtocol, path, LAYOUT, train=same)
+        results_of(evaluate_copy_detection, CopyDetectionEvaluation, path, LAYOUT, train=same)
 
 
 def test_copies_can_be_made_without_distractors_and_whitened(tmp_path):
@@ -100,7 +102,7 @@ def test_copies_can_be_made_without_distractors_and_whitened(tmp_path):
         "whitening": SourceConfig(path, "train"),
         "whitening_dim": 3,
     }
-    results = results_of(evaluate_copy_detection, CopyDetectionProtocol, path, LAYOUT, **options)
+    results = results_of(evaluate_copy_detection, CopyDetectionEvaluation, path, LAYOUT, **options)
     assert results["mean_average_precision_jpeg"].value == 100
 
 
@@ -135,7 +137,7 @@ def test_models_of_other_channels_have_no_copies(tmp_path):
 def test_broken_originals_have_no_copies(tmp_path):
     train = images_of(NAMES, noise=0)
     path = saved(tmp_path, train=train, test=images_of(["red", "blue", "green"], broken=(1,), seed=1))
-    results = results_of(evaluate_copy_detection, CopyDetectionProtocol, path, descriptor="cls", copies=["flip"])
+    results = results_of(evaluate_copy_detection, CopyDetectionEvaluation, path, descriptor="cls", copies=["flip"])
     assert results["mean_average_precision_flip"].value > 0
     assert "queries" not in results["mean_average_precision_flip"].title
 
@@ -143,4 +145,4 @@ def test_broken_originals_have_no_copies(tmp_path):
 @pytest.mark.parametrize("value, message", [("paint", "copies='paint' is not one of strong"), ("flip,flip", "twice")])
 def test_impossible_copies_are_refused(value, message):
     with pytest.raises(ValueError, match=message):
-        load_config(None, [f"copies=[{value}]"], CopyDetectionProtocol)
+        load_config(None, [f"copies=[{value}]"], CopyDetectionEvaluation)

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from torch import nn
 
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.config.evaluations import SegmentationProtocol
+from dinov2_hf.config.evaluations import SegmentationEvaluation
 from dinov2_hf.evaluation.datasets.dense import DepthMaps, LabelMaps, common_grid
 from dinov2_hf.evaluation.dense_training import CropRecipe, RandomMapCrops, map_updates, turned, warmed_up
 
@@ -265,7 +265,7 @@ def test_bad_maps_are_refused_with_and_without_workers(tmp_path):
     path = saved(tmp_path / "set", columns, {"image": Image(), "mask": Image()}).path
     for workers in (0, 1):
         evaluation = dense_evaluation(
-            SegmentationProtocol, path, colour_backbone(), iterations=1, global_batch=2, num_workers=workers
+            SegmentationEvaluation, path, colour_backbone(), iterations=1, global_batch=2, num_workers=workers
         )
         maps = LabelMaps(evaluation.config.train, 2)
         with pytest.raises(ValueError, match="^the label map of row . of .* has the value 9"):

@@ -7,8 +7,8 @@ from datasets import Dataset, DatasetDict, Features, Image
 from torch import nn
 
 from dinov2_hf.config import load_config
-from dinov2_hf.config.evaluations import DepthProtocol, DepthTestConfig
-from dinov2_hf.evaluation import PROTOCOLS, load_dense_head, predict_map
+from dinov2_hf.config.evaluations import DepthEvaluation, DepthTestConfig
+from dinov2_hf.evaluation import load_dense_head, predict_map
 from dinov2_hf.evaluation.dense_heads import DptDepthHead, HeadMeta, LinearDepthHead, build_head
 from dinov2_hf.evaluation.depth import (
     depth_blocks,
@@ -137,7 +137,7 @@ def test_the_loss_sums_both_over_images_with_a_valid_pixel():
     truth = truth * valid
     truth[1] = 0
     truth[2, 0, 0] = 11.0  # beyond the largest depth
-    config = DepthProtocol(mean_iterations=5)
+    config = DepthEvaluation(mean_iterations=5)
     total, count = depth_loss(depth.unsqueeze(1), truth, 9, config)
     known = (truth > 1e-3) & (truth < 10)
     expected = [
@@ -163,7 +163,7 @@ def test_losses_of_perfect_and_of_unknown_depths_have_a_finite_slope():
 
 
 def test_the_learning_rate_is_half_a_cosine_after_a_warm_up():
-    config = DepthProtocol()
+    config = DepthEvaluation()
     assert learning_rate(config, 0) == pytest.approx(1e-7)
     assert learning_rate(config, 12_800) == pytest.approx(1e-4 * 0.75)
     assert learning_rate(config, 38_399) == pytest.approx(0, abs=1e-9)
@@ -257,12 +257,12 @@ def test_blocks_are_the_published_ones():
         depth_blocks(3, "dpt")
 
 
-# --- the protocol ----------------------------------------------------------------------------------------------------
+# --- the evaluation --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head", ["linear", "linear4"])
 def test_linear_heads_beat_the_mean_depth(path, mean_error, head, tmp_path):
-    evaluation = dense_evaluation(DepthProtocol, path, head=head, output=tmp_path, **QUICK)
+    evaluation = dense_evaluation(DepthEvaluation, path, head=head, output=tmp_path, **QUICK)
     results = list(evaluate_depth(evaluation))
     found = values(results)
     assert list(found) == list(DEPTH_METRICS)
@@ -283,7 +283,7 @@ def test_linear_heads_beat_the_mean_depth(path, mean_error, head, tmp_path):
 
 def test_dpt_beats_the_mean_depth(path, mean_error):
     options = QUICK | dict(head="dpt", dpt_channels=8, learning_rate=5e-3, crop=[32, 48], iterations=25)
-    found = values(evaluate_depth(dense_evaluation(DepthProtocol, path, **options)))
+    found = values(evaluate_depth(dense_evaluation(DepthEvaluation, path, **options)))
     assert found["abs_rel"] < 0.85 * mean_error
 
 
@@ -293,7 +293,7 @@ def test_transfer_is_evaluated_without_training(path, tmp_path):
     again = DepthTestConfig(path, "validation")
     wrong = DepthTestConfig(path, "validation", eval_crop="garg")
     options = QUICK | dict(iterations=3, flip=False, transfer={"other": other, "again": again, "cut": wrong})
-    results = list(evaluate_depth(dense_evaluation(DepthProtocol, path, **options)))
+    results = list(evaluate_depth(dense_evaluation(DepthEvaluation, path, **options)))
     found = values(results)
     assert found["abs_rel_on_again"] == found["abs_rel"] != found["abs_rel_on_cut"]
     assert 0 < found["abs_rel_on_other"] < 1
@@ -303,7 +303,7 @@ def test_transfer_is_evaluated_without_training(path, tmp_path):
 def test_median_scaling_takes_the_scale_away(path):
     options = QUICK | dict(iterations=1, flip=False)
     plain, scaled = (
-        values(evaluate_depth(dense_evaluation(DepthProtocol, path, median_scaling=scaling, **options)))
+        values(evaluate_depth(dense_evaluation(DepthEvaluation, path, median_scaling=scaling, **options)))
         for scaling in (False, True)
     )
     assert scaled["rmse"] < plain["rmse"]
@@ -329,13 +329,13 @@ def test_images_without_depth_are_left_out_and_sets_without_any_refused(tmp_path
     options = QUICK | dict(iterations=2, crop=[16, 16])
     some = of_depths(tmp_path / "some", [known, unknown, far])
     for scaling in (True, False):
-        evaluation = dense_evaluation(DepthProtocol, some, median_scaling=scaling, **options)
+        evaluation = dense_evaluation(DepthEvaluation, some, median_scaling=scaling, **options)
         assert np.isfinite([result.value for result in evaluate_depth(evaluation)]).all()
     assert "left out 2 images" in caplog.text
     with pytest.raises(ValueError, match="has a pixel to learn from"):
-        list(evaluate_depth(dense_evaluation(DepthProtocol, of_depths(tmp_path / "none", [unknown, far]), **options)))
+        list(evaluate_depth(dense_evaluation(DepthEvaluation, of_depths(tmp_path / "none", [unknown, far]), **options)))
     with pytest.raises(ValueError, match="min_depth=0.001 and max_depth=10.0 metres; is depth_scale=1.0 right"):
-        list(evaluate_depth(dense_evaluation(DepthProtocol, some, test={"depth_scale": 1.0}, **options)))
+        list(evaluate_depth(dense_evaluation(DepthEvaluation, some, test={"depth_scale": 1.0}, **options)))
 
 
 @pytest.mark.parametrize(
@@ -352,17 +352,13 @@ def test_images_without_depth_are_left_out_and_sets_without_any_refused(tmp_path
 )
 def test_impossible_settings_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        load_config(None, overrides, DepthProtocol)
+        load_config(None, overrides, DepthEvaluation)
 
 
 @pytest.mark.parametrize("name, far, crop", [("depth_nyu", 10, [416, 544]), ("depth_kitti", 80, [352, 704])])
 def test_shipped_configs_hold_the_published_values(name, far, crop):
-    config = load_config(f"configs/evaluate/{name}.yaml", ["train.path=/x", "test.path=/x"], DepthProtocol)
+    config = load_config(f"configs/evaluate/{name}.yaml", ["train.path=/x", "test.path=/x"], DepthEvaluation)
     assert (config.max_depth, config.crop, config.iterations, config.warmup_iterations) == (far, crop, 38_400, 12_800)
     assert config.flip and config.learning_rate == 1e-4 and config.weight_decay == 0.01
     assert config.test.eval_crop == ("nyu" if far == 10 else "garg")
     assert config.train.depth_scale == config.test.depth_scale == (1e-3 if far == 10 else 1 / 256)
-
-
-def test_the_protocol_is_registered():
-    assert PROTOCOLS["depth"].evaluate is evaluate_depth

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from dinov2_hf.config import SourceConfig, load_config
-from dinov2_hf.config.evaluations import FineGrainedProtocol, LabeledSetConfig, LogisticProtocol
+from dinov2_hf.config.evaluations import FineGrainedEvaluation, LabeledSetConfig, LogisticEvaluation
 from dinov2_hf.evaluation import evaluate_fine_grained, evaluate_logistic
 
 from .coloured import COLORS, evaluation_of, images_of, saved
@@ -28,14 +28,14 @@ def sets(tmp_path):
 
 def test_every_set_has_the_figure_that_it_has_alone_and_the_last_is_their_mean(sets):
     paths, table = sets
-    results = list(evaluate_fine_grained(evaluation_of(FineGrainedProtocol, None, sets=table, c=[1.0, 10.0])))
+    results = list(evaluate_fine_grained(evaluation_of(FineGrainedEvaluation, None, sets=table, c=[1.0, 10.0])))
     assert [result.dataset for result in results] == ["plain", "several", "means", "all sets"]
     kinds = ["accuracy", "mean_average_precision", "mean_per_class_accuracy"]
     assert [result.kind for result in results[:3]] == kinds
     assert [result.metric for result in results] == [f"{kind}_{name}" for kind, name in zip(kinds, paths)] + ["mean"]
     for result, path in zip(results, paths.values()):
         options = {"metric": "mean_per_class_accuracy"} if result.dataset == "means" else {}
-        (alone,) = evaluate_logistic(evaluation_of(LogisticProtocol, path, c=[1.0, 10.0], **options))
+        (alone,) = evaluate_logistic(evaluation_of(LogisticEvaluation, path, c=[1.0, 10.0], **options))
         assert (alone.value, alone.interval, alone.title) == (result.value, result.interval, result.title)
     assert results[-1].value == pytest.approx(sum(result.value for result in results[:3]) / 3)
     low = math.sqrt(sum((result.value - result.interval[0]) ** 2 for result in results[:3])) / 3
@@ -49,7 +49,7 @@ def test_a_set_that_cannot_be_learnt_is_named(sets, tmp_path):
         SourceConfig(saved(tmp_path / "dull", train=images_of(["red"] * 9), test=images_of(["red"])))
     )
     with pytest.raises(ValueError, match="dull.*are of the class red"):
-        list(evaluate_fine_grained(evaluation_of(FineGrainedProtocol, None, sets=table, c=[1.0])))
+        list(evaluate_fine_grained(evaluation_of(FineGrainedEvaluation, None, sets=table, c=[1.0])))
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_a_set_that_cannot_be_learnt_is_named(sets, tmp_path):
 )
 def test_impossible_settings_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        load_config(None, overrides, FineGrainedProtocol)
+        load_config(None, overrides, FineGrainedEvaluation)

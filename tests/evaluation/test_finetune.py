@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTModel
 
 from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
-from dinov2_hf.config.evaluations import FinetuneProtocol
+from dinov2_hf.config.evaluations import FinetuneEvaluation
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import evaluate_finetune, finetune
 from dinov2_hf.evaluation.classifier import Classifier
@@ -46,7 +46,7 @@ def coloured(tmp_path):
 
 
 def evaluation(path, output=None, network=None, **options):
-    return evaluation_of(FinetuneProtocol, path, backbone_of(network or tiny()), output, **(QUICK | options))
+    return evaluation_of(FinetuneEvaluation, path, backbone_of(network or tiny()), output, **(QUICK | options))
 
 
 @pytest.mark.parametrize("registers", [0, 4])
@@ -171,7 +171,7 @@ def test_learning_rates_fall_by_block_and_vectors_do_not_decay():
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_nothing():
-    config = FinetuneProtocol(epochs=10, warmup_epochs=2, learning_rate=1e-3, global_batch=256)
+    config = FinetuneEvaluation(epochs=10, warmup_epochs=2, learning_rate=1e-3, global_batch=256)
     rates = [learning_rate(config, update, 5) for update in range(50)]
     assert max(rates) == rates[10] == pytest.approx(5e-4)
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
@@ -216,4 +216,4 @@ def test_backbone_in_a_training_run_is_refused_naming_the_remedy(coloured):
 )
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        FinetuneProtocol(**options).check()
+        FinetuneEvaluation(**options).check()

@@ -10,9 +10,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List
 from PIL import Image as Pillow
 
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.config.evaluations import KnnProtocol
+from dinov2_hf.config.evaluations import KnnEvaluation
 from dinov2_hf.data import EvalTransform
-from dinov2_hf.evaluation import Evaluation, evaluate_knn, run_protocol, weighted_knn
+from dinov2_hf.evaluation import Evaluation, evaluate_knn, find_evaluator, run_evaluator, weighted_knn
 from dinov2_hf.evaluation.datasets import LabeledImages
 from dinov2_hf.features import Backbone
 
@@ -106,12 +106,12 @@ def images_of(names, truth, broken=()):
 
 
 def figures(folder, reference, query, function=None, run=None, **options):
-    """What the protocol gives, by the key of each figure, with an evaluation over the mean colours of images.
+    """What the evaluator yields, by the key of each figure, with an evaluation over the mean colours of images.
 
     Or what `run` makes of it.
     """
     DatasetDict(train=reference, validation=query).save_to_disk(folder)
-    config = KnnProtocol(
+    config = KnnEvaluation(
         train=SourceConfig(path=str(folder)),
         test=SourceConfig(path=str(folder), split="validation"),
         resize_size=12,
@@ -124,7 +124,7 @@ def figures(folder, reference, query, function=None, run=None, **options):
     backbone = Backbone(function or mean_color, transform, 3, 8, 1, torch.device("cpu"))
     evaluation = Evaluation(backbone, config, Accelerator(cpu=True))
     if run:
-        return run("knn", evaluate_knn, evaluation)
+        return run(find_evaluator("knn"), evaluation)
     return {result.metric: result for result in evaluate_knn(evaluation)}
 
 
@@ -178,7 +178,9 @@ def test_broken_images_are_counted_and_listed_beside_the_figures(tmp_path):
     reference, query = (images_of(list(COLORS) * 2, list(COLORS) * 2, broken=rows) for rows in ((0, 4), (2,)))
     output, reports = tmp_path / "output", []
     for _ in range(2):
-        report = figures(tmp_path / "set", reference, query, run=run_protocol, k=[1], cache_dir=str(tmp_path / "cache"))
+        report = figures(
+            tmp_path / "set", reference, query, run=run_evaluator, k=[1], cache_dir=str(tmp_path / "cache")
+        )
         report.save(output)
         assert len(report.broken) == json.loads((output / "results.json").read_text())["broken"] == 3
         reports.append((output / "broken.txt").read_text())

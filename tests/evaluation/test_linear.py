@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import nn
 
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.config.evaluations import LinearProtocol
+from dinov2_hf.config.evaluations import LinearEvaluation
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import evaluate_linear
 from dinov2_hf.evaluation.augmented import Draws, RandomCrops, augmented_updates
@@ -101,7 +101,7 @@ def coloured(tmp_path):
 
 def test_probe_learns_what_can_be_learnt_and_says_which_head_did(coloured, tmp_path):
     output = tmp_path / "out"
-    results = list(evaluate_linear(evaluation_of(LinearProtocol, coloured, output=output, **QUICK)))
+    results = list(evaluate_linear(evaluation_of(LinearEvaluation, coloured, output=output, **QUICK)))
     keys = ["accuracy_1_cls", "accuracy_1_cls_mean", "accuracy_4_cls", "accuracy_4_cls_mean"]
     assert [result.metric for result in results] == ["accuracy", *keys]
     assert results[0].value == pytest.approx(100 * 20 / 24)  # every label that is right
@@ -121,7 +121,7 @@ def test_probe_learns_what_can_be_learnt_and_says_which_head_did(coloured, tmp_p
 
 def test_head_is_chosen_on_the_validation_set_where_there_is_one(coloured, tmp_path):
     validation = SourceConfig(coloured, "validation")
-    evaluation = evaluation_of(LinearProtocol, coloured, output=tmp_path, validation=validation, **QUICK)
+    evaluation = evaluation_of(LinearEvaluation, coloured, output=tmp_path, validation=validation, **QUICK)
     best = next(iter(evaluate_linear(evaluation)))
     assert "best of 12 heads on the validation set" in best.title
     rows = list(csv.DictReader(open(tmp_path / "heads.csv")))
@@ -133,7 +133,7 @@ def test_images_of_several_labels_get_the_mean_average_precision(tmp_path):
     shown = list(COLORS) * 6
     said = [["red", "green"] if name == "green" else [name] for name in shown]  # every green thing is red as well
     path = saved(tmp_path, train=images_of(shown, said), test=images_of(shown, said, seed=1))
-    results = list(evaluate_linear(evaluation_of(LinearProtocol, path, **QUICK)))
+    results = list(evaluate_linear(evaluation_of(LinearEvaluation, path, **QUICK)))
     assert results[0].metric == results[0].kind == "mean_average_precision" and results[0].value > 95
     assert results[0].interval[0] <= results[0].value <= results[0].interval[1]
 
@@ -142,7 +142,7 @@ def test_augmented_probe_learns_as_well_and_leaves_broken_images_out(tmp_path, c
     shown = list(COLORS) * 8
     said = ["blue", *shown[1:]]  # the wrong one is broken
     path = saved(tmp_path, train=images_of(shown, said, broken=(0,)), test=images_of(shown, seed=1))
-    results = list(evaluate_linear(evaluation_of(LinearProtocol, path, augment=True, **QUICK)))
+    results = list(evaluate_linear(evaluation_of(LinearEvaluation, path, augment=True, **QUICK)))
     assert results[0].value == 100.0
     assert "row 0" in caplog.text
 
@@ -151,7 +151,10 @@ def test_probe_through_the_backbone_is_that_of_cached_features_where_crops_are_t
     transform = EvalTransform(12, 8, [0.5] * 3, [0.25] * 3)
     monkeypatch.setattr(RandomCrops, "_crop", lambda self, data, rng: torch.from_numpy(transform.pixels(data)))
     cached, through = (
-        [(result.title, result.value) for result in evaluate_linear(evaluation_of(LinearProtocol, coloured, **options))]
+        [
+            (result.title, result.value)
+            for result in evaluate_linear(evaluation_of(LinearEvaluation, coloured, **options))
+        ]
         for options in (QUICK, QUICK | {"augment": True})
     )
     assert cached == through
@@ -162,7 +165,7 @@ def test_every_epoch_reads_each_image_once_and_crops_follow_from_seed_epoch_and_
     rows, epochs = (sum((list(draws.update(n, 4)[part]) for n in range(5)), []) for part in (0, 1))
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10)) and rows[:10] != rows[10:]
     assert epochs == [0] * 10 + [1] * 10
-    evaluation = evaluation_of(LinearProtocol, coloured)
+    evaluation = evaluation_of(LinearEvaluation, coloured)
     images = evaluation.labeled(evaluation.config.train)
     crops = RandomCrops(images, 8, 3, (0.08, 1.0), seed=0)
     assert torch.equal(crops[5, 2][0], crops[5, 2][0])
@@ -171,7 +174,7 @@ def test_every_epoch_reads_each_image_once_and_crops_follow_from_seed_epoch_and_
 
 
 def test_shares_of_processes_are_the_whole_update(coloured):
-    evaluation = evaluation_of(LinearProtocol, coloured)
+    evaluation = evaluation_of(LinearEvaluation, coloured)
     images = evaluation.labeled(evaluation.config.train)
 
     class Process:
@@ -203,17 +206,17 @@ def test_shares_of_processes_are_the_whole_update(coloured):
 def test_labels_that_cannot_be_learnt_are_refused(train, test, message, tmp_path):
     path = saved(tmp_path, train=train, test=test)
     with pytest.raises(ValueError, match=message):
-        list(evaluate_linear(evaluation_of(LinearProtocol, path, **QUICK)))
+        list(evaluate_linear(evaluation_of(LinearEvaluation, path, **QUICK)))
 
 
 def test_metric_that_does_not_fit_the_labels_is_refused(coloured):
     with pytest.raises(ValueError, match="metric=mean_average_precision does not fit.*use accuracy or auto"):
-        list(evaluate_linear(evaluation_of(LinearProtocol, coloured, metric="mean_average_precision")))
+        list(evaluate_linear(evaluation_of(LinearEvaluation, coloured, metric="mean_average_precision")))
 
 
 def test_more_blocks_than_there_are_are_refused_naming_how_many(coloured):
     with pytest.raises(ValueError, match=r"blocks=\[1, 5\] of a model of 4 blocks; use values up to 4"):
-        list(evaluate_linear(evaluation_of(LinearProtocol, coloured, blocks=[1, 5])))
+        list(evaluate_linear(evaluation_of(LinearEvaluation, coloured, blocks=[1, 5])))
 
 
 @pytest.mark.parametrize(
@@ -230,10 +233,10 @@ def test_more_blocks_than_there_are_are_refused_naming_how_many(coloured):
 )
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        LinearProtocol(**options).check()
+        LinearEvaluation(**options).check()
 
 
 def test_published_grid_has_fifty_two_heads():
-    config = LinearProtocol()
+    config = LinearEvaluation()
     assert len(config.learning_rates) * len(config.blocks) * len(config.pooling) == 52
     assert config.iterations == 12_500

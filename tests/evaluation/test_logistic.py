@@ -5,7 +5,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.config.evaluations import LogisticProtocol
+from dinov2_hf.config.evaluations import LogisticEvaluation
 from dinov2_hf.evaluation import evaluate_logistic
 from dinov2_hf.evaluation.logistic import LogisticClassifier
 
@@ -95,7 +95,7 @@ def coloured(tmp_path):
 @pytest.mark.parametrize("with_validation", [False, True])
 def test_regression_learns_what_can_be_learnt(coloured, with_validation):
     options = {"validation": SourceConfig(coloured, "validation")} if with_validation else {}
-    (result,) = evaluate_logistic(evaluation_of(LogisticProtocol, coloured, **QUICK, **options))
+    (result,) = evaluate_logistic(evaluation_of(LogisticEvaluation, coloured, **QUICK, **options))
     assert result.metric == "accuracy" and result.value == pytest.approx(100 * 25 / 30)
     assert result.interval[0] < result.value < result.interval[1]
     assert result.title == "logistic accuracy (%)" and result.note.startswith("C = ")
@@ -109,7 +109,7 @@ def test_penalty_is_the_strongest_of_those_with_the_best_figure_on_the_validatio
         splits = dict(train=images_of(shown), validation=images_of(shown, said, seed=2), test=images_of(shown, seed=1))
         path = saved(tmp_path / name, **splits)
         options = {"validation": SourceConfig(path, "validation"), "c": [1.0, 0.01, 1e-9, 100.0]}
-        (result,) = evaluate_logistic(evaluation_of(LogisticProtocol, path, **options))
+        (result,) = evaluate_logistic(evaluation_of(LogisticEvaluation, path, **options))
         assert expected in result.note, (name, result.note)
 
 
@@ -118,7 +118,7 @@ def test_final_regression_learns_from_the_validation_images_too(tmp_path):
     train = images_of(["red", "green", "blue"] * 4)
     validation = images_of(["blue", "green"] * 30, ["red", "green"] * 30, seed=1)
     path = saved(tmp_path, train=train, validation=validation, test=images_of(["blue"] * 5, ["red"] * 5, seed=2))
-    evaluation = evaluation_of(LogisticProtocol, path, c=[0.1], validation=SourceConfig(path, "validation"))
+    evaluation = evaluation_of(LogisticEvaluation, path, c=[0.1], validation=SourceConfig(path, "validation"))
     (result,) = evaluate_logistic(evaluation)
     assert result.value == 100.0
 
@@ -127,7 +127,7 @@ def test_images_of_several_labels_get_the_mean_average_precision(tmp_path):
     shown = list(COLORS) * 10
     said = [["red", "green"] if name == "green" else [name] for name in shown]
     path = saved(tmp_path, train=images_of(shown, said), test=images_of(shown, said, seed=1))
-    (result,) = evaluate_logistic(evaluation_of(LogisticProtocol, path, **QUICK))
+    (result,) = evaluate_logistic(evaluation_of(LogisticEvaluation, path, **QUICK))
     assert result.metric == "mean_average_precision" and result.value > 95
     assert result.interval[0] <= result.value <= result.interval[1]
 
@@ -137,7 +137,7 @@ def test_mean_per_class_accuracy_counts_each_class_once(tmp_path):
     # 12 red images, all wrong; one green and one blue, both right
     test = images_of(["green"] * 12 + ["green", "blue"], ["red"] * 12 + ["green", "blue"], seed=1)
     path = saved(tmp_path, train=images_of(shown), test=test)
-    (result,) = evaluate_logistic(evaluation_of(LogisticProtocol, path, metric="mean_per_class_accuracy", **QUICK))
+    (result,) = evaluate_logistic(evaluation_of(LogisticEvaluation, path, metric="mean_per_class_accuracy", **QUICK))
     assert result.value == pytest.approx(200 / 3) and result.kind == "mean_per_class_accuracy"
     assert result.interval[0] <= result.value <= result.interval[1]
 
@@ -145,9 +145,9 @@ def test_mean_per_class_accuracy_counts_each_class_once(tmp_path):
 def test_too_few_images_to_hold_some_out_are_refused_naming_the_remedy(tmp_path):
     path = saved(tmp_path, train=images_of(list(COLORS) * 3), test=images_of(list(COLORS)))
     with pytest.raises(ValueError, match="9 images, too few to hold out a tenth; give validation.path"):
-        list(evaluate_logistic(evaluation_of(LogisticProtocol, path, **QUICK)))
+        list(evaluate_logistic(evaluation_of(LogisticEvaluation, path, **QUICK)))
 
 
 def test_published_grid_has_forty_five_values():
-    config = LogisticProtocol()
+    config = LogisticEvaluation()
     assert np.allclose(config.c, 10 ** np.linspace(-6, 5, 45)) and config.max_iterations == 1000

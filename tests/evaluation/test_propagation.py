@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
 from dinov2_hf.config import SourceConfig, load_config
-from dinov2_hf.config.evaluations import PropagationProtocol
+from dinov2_hf.config.evaluations import PropagationEvaluation
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation.base import Evaluation
 from dinov2_hf.evaluation.datasets.video import MaskedVideos
@@ -293,7 +293,7 @@ def backbone():
 
 
 def run(backbone, path, split="train", output=None, **options):
-    config = PropagationProtocol(
+    config = PropagationEvaluation(
         test=SourceConfig(path=str(path), split=split), **{"resize_size": 192, "num_workers": 0, "radius": 3} | options
     ).check()
     evaluation = Evaluation(backbone, config, Accelerator(cpu=True), output)
@@ -467,12 +467,12 @@ def test_missing_path_and_impossible_values_are_refused(backbone):
         ({"context_frames": -1}, "context_frames=-1"),
     ]:
         with pytest.raises(ValueError, match=message):
-            PropagationProtocol(**options).check()
+            PropagationEvaluation(**options).check()
 
 
 def test_shipped_config_holds_the_published_values(pytestconfig):
     path = pytestconfig.rootpath / "configs/evaluate/propagation_davis2017.yaml"
-    config = load_config(path, ["test.path=/data/DAVIS"], PropagationProtocol)
+    config = load_config(path, ["test.path=/data/DAVIS"], PropagationEvaluation)
     assert (config.resize_size, config.context_frames, config.neighbors) == (480, 7, 5)
     assert (config.radius, config.temperature, config.test.split) == (12, 0.1, "validation")
 

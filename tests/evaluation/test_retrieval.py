@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
 
 from dinov2_hf.config import SourceConfig, load_config
-from dinov2_hf.config.evaluations import RetrievalProtocol
+from dinov2_hf.config.evaluations import RetrievalEvaluation
 from dinov2_hf.data.decode import open_image
 from dinov2_hf.evaluation import evaluate_retrieval
 from dinov2_hf.evaluation.descriptors import BoxedImages, PlainImages, Whitening, WholeTransform, describe
@@ -127,7 +127,7 @@ def colours(images, count):
 
 def test_images_of_one_colour_find_each_other(tmp_path):
     path = saved(tmp_path, train=images_of(NAMES * 5), test=images_of(NAMES * 2, seed=1))
-    results = results_of(evaluate_retrieval, RetrievalProtocol, path)
+    results = results_of(evaluate_retrieval, RetrievalEvaluation, path)
     assert {name: round(result.value, 6) for name, result in results.items()} == {
         "mean_average_precision": 100,
         "mean_precision_at_1": 100,
@@ -141,7 +141,7 @@ def test_images_of_one_colour_find_each_other(tmp_path):
 def test_a_set_that_is_searched_in_itself_leaves_out_the_query(tmp_path):
     path = saved(tmp_path, train=images_of(["red", "red", "blue", "green"]), test=images_of(["red"]))
     same = SourceConfig(path, "train")
-    results = results_of(evaluate_retrieval, RetrievalProtocol, path, test=same, k=[1])
+    results = results_of(evaluate_retrieval, RetrievalEvaluation, path, test=same, k=[1])
     # the red ones find each other, blue and green have nothing to find: they answer wrongly, which GAP counts
     assert results["mean_average_precision"].value == 100
     assert results["mean_average_precision"].title.endswith("2 of 4 queries")
@@ -153,7 +153,7 @@ def test_queries_of_other_classes_count_in_the_global_precision_alone(tmp_path, 
     test = images_of(["red", "blue"], ["red", "green"], noise=0, seed=1)
     path = saved(tmp_path, train=train, test=test)
     with caplog.at_level(logging.WARNING):
-        results = results_of(evaluate_retrieval, RetrievalProtocol, path, k=[1])
+        results = results_of(evaluate_retrieval, RetrievalEvaluation, path, k=[1])
     assert "1 of 2 queries have no relevant image" in caplog.text
     assert results["mean_average_precision"].value == 100
     assert results["global_average_precision"].value in (50, 100)  # as the wrong answer is surer or not
@@ -162,19 +162,19 @@ def test_queries_of_other_classes_count_in_the_global_precision_alone(tmp_path, 
 def test_broken_images_are_neither_queries_nor_answers(tmp_path):
     train = images_of(["red", "red", "blue"], broken=(0,))
     path = saved(tmp_path, train=train, test=images_of(["red", "blue", "red"], broken=(1,), seed=1))
-    results = results_of(evaluate_retrieval, RetrievalProtocol, path, k=[1])
+    results = results_of(evaluate_retrieval, RetrievalEvaluation, path, k=[1])
     assert results["mean_average_precision"].value == 100 and "queries" not in results["mean_average_precision"].title
 
 
 def test_nothing_to_find_and_nothing_to_read_are_refused(tmp_path):
     path = saved(tmp_path / "a", train=images_of(["red"]), test=images_of(["blue"]))
     with pytest.raises(ValueError, match="no query has a relevant image"):
-        results_of(evaluate_retrieval, RetrievalProtocol, path)
+        results_of(evaluate_retrieval, RetrievalEvaluation, path)
     path = saved(tmp_path / "b", train=images_of(["red"], broken=(0,)), test=images_of(["red"]))
     with pytest.raises(ValueError, match="no image of the database can be decoded"):
-        results_of(evaluate_retrieval, RetrievalProtocol, path)
+        results_of(evaluate_retrieval, RetrievalEvaluation, path)
     with pytest.raises(ValueError, match="train.path is not set"):
-        results_of(evaluate_retrieval, RetrievalProtocol, None, ground_truth="columns")
+        results_of(evaluate_retrieval, RetrievalEvaluation, None, ground_truth="columns")
 
 
 # ---- by columns
@@ -204,7 +204,7 @@ def revisited(tmp_path):
 def test_setups_are_those_of_the_revisited_protocol(revisited):
     # red finds the rows 0, 2, 3 in some order, blue 1 and 5; a row that is not red is relevant to the red query
     path = revisited(easy=[[0, 2], [1]], hard=[[3], []], junk=[[], [5]])
-    results = results_of(evaluate_retrieval, RetrievalProtocol, path, ground_truth="columns", k=[1])
+    results = results_of(evaluate_retrieval, RetrievalEvaluation, path, ground_truth="columns", k=[1])
     assert {name: round(result.value, 4) for name, result in results.items()} == {
         f"{metric}_{setup}": 100
         for setup in ("easy", "medium", "hard")
@@ -218,7 +218,7 @@ def test_junk_and_images_of_the_other_setup_are_taken_out_of_the_ranking(revisit
     options = {"ground_truth": "columns", "k": [1]}
     for junk, hard, medium in (([1, 5, 3], 100, 100), ([1, 5], 25, None)):
         path = revisited(easy=[[0, 2], [1]], hard=[[4], []], junk=[junk, []])
-        results = results_of(evaluate_retrieval, RetrievalProtocol, path, **options)
+        results = results_of(evaluate_retrieval, RetrievalEvaluation, path, **options)
         assert results["mean_average_precision_hard"].value == pytest.approx(hard)
         assert results["mean_precision_at_1_hard"].value == pytest.approx(100 if hard == 100 else 0)
         if medium is not None:  # of both queries; blue finds row 1 beside the blue row 5 and may be second
@@ -228,7 +228,7 @@ def test_junk_and_images_of_the_other_setup_are_taken_out_of_the_ranking(revisit
 def test_setup_without_any_relevant_image_is_left_out(revisited, caplog):
     path = revisited(easy=[[0], [1]], hard=[[], None], junk=[[], []])
     with caplog.at_level(logging.WARNING):
-        results = results_of(evaluate_retrieval, RetrievalProtocol, path, ground_truth="columns", k=[])
+        results = results_of(evaluate_retrieval, RetrievalEvaluation, path, ground_truth="columns", k=[])
     assert set(results) == {"mean_average_precision_easy", "mean_average_precision_medium"}
     assert "2 of 2 queries have no relevant image (hard)" in caplog.text
 
@@ -243,18 +243,18 @@ def test_setup_without_any_relevant_image_is_left_out(revisited, caplog):
 def test_rows_outside_of_the_database_are_refused(revisited, change, message):
     path = revisited(**{"easy": [[0], [1]], "hard": [[], []], "junk": [[], []]} | change)
     with pytest.raises(ValueError, match=message):
-        results_of(evaluate_retrieval, RetrievalProtocol, path, ground_truth="columns")
+        results_of(evaluate_retrieval, RetrievalEvaluation, path, ground_truth="columns")
 
 
 def test_missing_columns_and_impossible_boxes_are_refused(revisited):
     path = revisited([[0], [1]], [[], []], [[], []], bbx=[[0, 0, 4, 4], [5, 0, 5, 4]])
     options = {"ground_truth": "columns"}
     with pytest.raises(ValueError, match="lacks junk_column='rubbish'; its columns are image, easy, hard, junk, bbx"):
-        results_of(evaluate_retrieval, RetrievalProtocol, path, junk_column="rubbish", **options)
+        results_of(evaluate_retrieval, RetrievalEvaluation, path, junk_column="rubbish", **options)
     with pytest.raises(ValueError, match=r"has \[5.0, 0.0, 5.0, 4.0\] for query 1, not a box"):
-        results_of(evaluate_retrieval, RetrievalProtocol, path, box_column="bbx", **options)
+        results_of(evaluate_retrieval, RetrievalEvaluation, path, box_column="bbx", **options)
     with pytest.raises(ValueError, match="has .*, not a list of row numbers"):
-        results_of(evaluate_retrieval, RetrievalProtocol, path, easy_column="image", **options)
+        results_of(evaluate_retrieval, RetrievalEvaluation, path, easy_column="image", **options)
 
 
 def encoded(pixels):
@@ -277,9 +277,9 @@ def test_queries_are_cut_to_their_box(tmp_path):
     test = Dataset.from_dict(rows, features=features)
     path = saved(tmp_path / "set", train=images_of(["red", "blue"], noise=0), test=test)
     options = {"ground_truth": "columns", "k": []}
-    results = results_of(evaluate_retrieval, RetrievalProtocol, path, box_column="bbx", **options)
+    results = results_of(evaluate_retrieval, RetrievalEvaluation, path, box_column="bbx", **options)
     assert results["mean_average_precision_easy"].value == 100
-    whole = results_of(evaluate_retrieval, RetrievalProtocol, path, **options)
+    whole = results_of(evaluate_retrieval, RetrievalEvaluation, path, **options)
     assert whole["mean_average_precision_easy"].value == 25  # mostly blue: second
     images = PlainImages(SourceConfig(saved(tmp_path / "query", train=query)), "train")
     boxed = BoxedImages(images, np.array([[2.0, 3.0, 10.0, 9.0]]), 3)
@@ -320,12 +320,12 @@ def test_descriptors_join_parts_and_average_scales(tmp_path):
     backbone = Backbone(layers, None, 3, 4, 1, torch.device("cpu"))
     vectors = {}
     for scales in ([1.0], [2.0], [1.0, 2.0]):
-        evaluation = evaluation_of(RetrievalProtocol, path, backbone, descriptor="cls_gem", scales=scales)
+        evaluation = evaluation_of(RetrievalEvaluation, path, backbone, descriptor="cls_gem", scales=scales)
         rows, vectors[tuple(scales)] = describe(evaluation, evaluation.labeled(evaluation.config.train), "Images")
     assert rows.tolist() == [0, 1, 2] and set(sizes) == {8, 16} and vectors[(1.0,)].shape == (3, 6)
     mean = torch.nn.functional.normalize(vectors[(1.0,)] + vectors[(2.0,)])
     torch.testing.assert_close(vectors[(1.0, 2.0)], mean)
-    evaluation = evaluation_of(RetrievalProtocol, path, backbone, descriptor="cls_gem", whole=False)
+    evaluation = evaluation_of(RetrievalEvaluation, path, backbone, descriptor="cls_gem", whole=False)
     pixels = evaluation.transform.pixels(evaluation.labeled(evaluation.config.train).read(0)[0])
     ((cls, patches),) = colours(evaluation.transform.normalize(torch.from_numpy(pixels)[None]), 1)
     gem = (patches**3).mean(dim=(2, 3)) ** (1 / 3)
@@ -359,4 +359,4 @@ def test_the_whole_image_is_seen_where_it_is_squeezed():
 )
 def test_impossible_values_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        load_config(None, overrides, RetrievalProtocol)
+        load_config(None, overrides, RetrievalEvaluation)

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 
 from dinov2_hf.config import SourceConfig, load_config
-from dinov2_hf.config.evaluations import RobustnessProtocol
+from dinov2_hf.config.evaluations import RobustnessEvaluation
 from dinov2_hf.config.evaluations.robustness import CORRUPTIONS
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import evaluate_robustness
@@ -27,7 +27,9 @@ def sets_of(tmp_path, said=None, **more):
 
 
 def results_of(path, **options):
-    return {result.metric: result for result in evaluate_robustness(evaluation_of(RobustnessProtocol, path, **options))}
+    return {
+        result.metric: result for result in evaluate_robustness(evaluation_of(RobustnessEvaluation, path, **options))
+    }
 
 
 def test_colours_are_learnt_and_survive_mild_blur_but_not_the_loss_of_contrast(tmp_path):
@@ -69,7 +71,7 @@ GREY = Backbone(dark_is_red, None, 2, 4, 1, torch.device("cpu"))
 
 def test_figures_are_those_counted_by_hand(greys, tmp_path):
     options = {"corruptions": ["brightness", "contrast"], "c": 100.0}
-    evaluation = evaluation_of(RobustnessProtocol, greys, GREY, tmp_path / "out", **options)
+    evaluation = evaluation_of(RobustnessEvaluation, greys, GREY, tmp_path / "out", **options)
     results = {result.metric: result for result in evaluate_robustness(evaluation)}
     assert results["accuracy"].value == 100
     # dark images, half of all, are wrong at 50 + 76.5, 50 + 102 and 50 + 127.5: 2 of 4 at three of five severities
@@ -87,7 +89,7 @@ def test_figures_are_those_counted_by_hand(greys, tmp_path):
 def test_errors_are_divided_by_those_of_the_baseline(greys):
     baseline = {"brightness": 60.0, "contrast": 50.0, "fog": 1.0}
     evaluation = evaluation_of(
-        RobustnessProtocol, greys, GREY, corruptions=["brightness", "contrast"], baseline=baseline, c=100.0
+        RobustnessEvaluation, greys, GREY, corruptions=["brightness", "contrast"], baseline=baseline, c=100.0
     )
     result = [result for result in evaluate_robustness(evaluation) if result.metric == "mean_corruption_error"][0]
     assert result.value == pytest.approx((30 / 60 + 0 / 50) / 2 * 100)
@@ -178,7 +180,7 @@ def test_every_corruption_has_features_of_its_own_in_the_cache(tmp_path):
     options = {"corruptions": ["contrast", "fog"], "severities": [1, 4], "cache_dir": str(tmp_path / "cache")}
 
     def run(seed=0):
-        return list(evaluate_robustness(evaluation_of(RobustnessProtocol, path, backbone, seed=seed, **options)))
+        return list(evaluate_robustness(evaluation_of(RobustnessEvaluation, path, backbone, seed=seed, **options)))
 
     first = run()
     assert len(list((tmp_path / "cache").iterdir())) == 2 + 4  # training and clean images, four corruptions
@@ -198,7 +200,7 @@ def test_workers_do_not_change_the_figures(tmp_path):
 
 
 def test_defaults_are_those_of_the_benchmark():
-    config = RobustnessProtocol().check()
+    config = RobustnessEvaluation().check()
     assert config.corruptions == list(CORRUPTIONS) and len(CORRUPTIONS) == 15
     assert config.severities == [1, 2, 3, 4, 5]
     for name in config.corruptions:
@@ -222,9 +224,11 @@ def test_defaults_are_those_of_the_benchmark():
 )
 def test_impossible_values_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        load_config(None, overrides, RobustnessProtocol)
+        load_config(None, overrides, RobustnessEvaluation)
 
 
 def test_shifted_sets_and_baseline_are_given_by_key():
-    config = load_config(None, ["shifted.sketch.path=/s", "corruptions=[fog]", "baseline.fog=81.9"], RobustnessProtocol)
+    config = load_config(
+        None, ["shifted.sketch.path=/s", "corruptions=[fog]", "baseline.fog=81.9"], RobustnessEvaluation
+    )
     assert config.shifted["sketch"].path == "/s" and config.baseline == {"fog": 81.9}

@@ -8,8 +8,8 @@ from datasets import Dataset, DatasetDict, Features, Image
 from torch import nn
 
 from dinov2_hf.config import load_config
-from dinov2_hf.config.evaluations import SegmentationProtocol
-from dinov2_hf.evaluation import PROTOCOLS, load_dense_head, predict_map
+from dinov2_hf.config.evaluations import SegmentationEvaluation
+from dinov2_hf.evaluation import load_dense_head, predict_map
 from dinov2_hf.evaluation.dense_heads import HeadMeta, SegmentationHead
 from dinov2_hf.evaluation.metrics.segmentation import MeanIoU, class_areas, class_iou, pixel_accuracy
 from dinov2_hf.evaluation.segmentation import (
@@ -112,7 +112,7 @@ def test_the_loss_is_a_sum_over_labelled_pixels():
 
 
 def test_the_learning_rate_falls_in_a_straight_line_after_a_warm_up():
-    config = SegmentationProtocol()
+    config = SegmentationEvaluation()
     assert learning_rate(config, 0) == pytest.approx(1e-3 * 1e-6)
     assert learning_rate(config, 750) == pytest.approx(1e-3 * (1 - 750 / 40000) * (0.5 + 0.5e-6))
     assert learning_rate(config, 20_000) == pytest.approx(5e-4)
@@ -140,11 +140,11 @@ def test_distortions_are_drawn_each_with_a_half_and_within_their_ranges():
     assert drawn[:, [1, 2, 4]].min() >= 0.5 and drawn[:, [1, 2, 4]].max() <= 1.5
 
 
-# --- the protocol ----------------------------------------------------------------------------------------------------
+# --- the evaluation --------------------------------------------------------------------------------------------------
 
 
 def test_linear_segmentation_beats_the_majority_class(path, tmp_path):
-    evaluation = dense_evaluation(SegmentationProtocol, path, output=tmp_path, classes=CLASSES, **QUICK)
+    evaluation = dense_evaluation(SegmentationEvaluation, path, output=tmp_path, classes=CLASSES, **QUICK)
     results = list(evaluate_segmentation(evaluation))
     found = values(results)
     maps = np.stack([np.asarray(row["annotation"]) for row in Dataset.load_from_disk(f"{path}/validation")])
@@ -168,7 +168,7 @@ def test_linear_segmentation_beats_the_majority_class(path, tmp_path):
 
 def test_multi_scale_segmentation_runs_on_four_blocks(path):
     options = QUICK | dict(iterations=12, blocks=4, scales=[1.0, 1.32], flip=True, scale_range=[1.0, 3.0])
-    results = list(evaluate_segmentation(dense_evaluation(SegmentationProtocol, path, **options)))
+    results = list(evaluate_segmentation(dense_evaluation(SegmentationEvaluation, path, **options)))
     assert results[0].value > 25
     assert "4 blocks, multi-scale" in results[0].title
     assert [result.metric for result in results[2:]] == ["iou_0", "iou_1", "iou_2", "iou_3"]
@@ -177,7 +177,7 @@ def test_multi_scale_segmentation_runs_on_four_blocks(path):
 def test_the_size_of_the_forwards_changes_nothing(path):
     options = QUICK | dict(iterations=4, photometric=False)
     found = [
-        values(evaluate_segmentation(dense_evaluation(SegmentationProtocol, path, batch_size=size, **options)))
+        values(evaluate_segmentation(dense_evaluation(SegmentationEvaluation, path, batch_size=size, **options)))
         for size in (4, 3, 1)
     ]
     assert found[1] == pytest.approx(found[0], abs=1e-3)
@@ -197,7 +197,7 @@ def test_images_without_labels_are_learnt_around(tmp_path):
     labelled[:, 8:] = 1
     path = of_maps(tmp_path / "set", [labelled, np.full((16, 16), 255, np.uint8)])
     options = QUICK | dict(iterations=2, resize_size=16, crop_size=16, stride=16)
-    results = list(evaluate_segmentation(dense_evaluation(SegmentationProtocol, path, **options)))
+    results = list(evaluate_segmentation(dense_evaluation(SegmentationEvaluation, path, **options)))
     assert np.isfinite([result.value for result in results]).all()
 
 
@@ -206,18 +206,20 @@ def test_sets_that_teach_nothing_are_refused(tmp_path):
     one = of_maps(tmp_path / "one", [np.zeros((16, 16), np.uint8)])
     options = QUICK | dict(iterations=2, resize_size=16, crop_size=16, stride=16)
     with pytest.raises(ValueError, match="have 1 class; there is nothing to tell apart"):
-        list(evaluate_segmentation(dense_evaluation(SegmentationProtocol, one, **options)))
+        list(evaluate_segmentation(dense_evaluation(SegmentationEvaluation, one, **options)))
     with pytest.raises(ValueError, match="has a pixel to learn from"):
-        list(evaluate_segmentation(dense_evaluation(SegmentationProtocol, nothing, num_classes=3, **options)))
+        list(evaluate_segmentation(dense_evaluation(SegmentationEvaluation, nothing, num_classes=3, **options)))
     with pytest.raises(ValueError, match="no pixel of .* has a class; is ignore_label=255 right?"):
-        evaluation = dense_evaluation(SegmentationProtocol, one, num_classes=3, **options)
+        evaluation = dense_evaluation(SegmentationEvaluation, one, num_classes=3, **options)
         evaluation.config.test = replace(evaluation.config.test, path=nothing)
         list(evaluate_segmentation(evaluation))
 
 
 def test_more_blocks_than_there_are_are_refused(path):
     with pytest.raises(ValueError, match="blocks=5 of a model of 4"):
-        list(evaluate_segmentation(dense_evaluation(SegmentationProtocol, path, random_backbone(), **QUICK, blocks=5)))
+        list(
+            evaluate_segmentation(dense_evaluation(SegmentationEvaluation, path, random_backbone(), **QUICK, blocks=5))
+        )
 
 
 @pytest.mark.parametrize(
@@ -233,17 +235,13 @@ def test_more_blocks_than_there_are_are_refused(path):
 )
 def test_impossible_settings_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        load_config(None, overrides, SegmentationProtocol)
+        load_config(None, overrides, SegmentationEvaluation)
 
 
 @pytest.mark.parametrize("name, blocks, crop", [("segmentation_linear", 1, 512), ("segmentation_ms", 4, 640)])
 def test_shipped_configs_hold_the_published_values(name, blocks, crop):
-    config = load_config(f"configs/evaluate/{name}.yaml", ["train.path=/x", "test.path=/x"], SegmentationProtocol)
+    config = load_config(f"configs/evaluate/{name}.yaml", ["train.path=/x", "test.path=/x"], SegmentationEvaluation)
     assert (config.blocks, config.crop_size, config.resize_size) == (blocks, crop, crop)
     assert config.flip == (name == "segmentation_ms") and config.num_classes == 150 and config.reduce_zero_label
     assert config.scales == ([1.0] if blocks == 1 else [1.0, 1.32, 1.73, 2.28, 3.0])
     assert config.scale_range == ([0.5, 2.0] if blocks == 1 else [1.0, 3.0])
-
-
-def test_the_protocol_is_registered():
-    assert PROTOCOLS["segmentation"].evaluate is evaluate_segmentation

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 
 from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
 from dinov2_hf.config import SourceConfig, load_config
-from dinov2_hf.config.evaluations import VideoProtocol
+from dinov2_hf.config.evaluations import VideoEvaluation
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation.base import Evaluation
 from dinov2_hf.evaluation.video import _features, _open, evaluate_video, pool_frames
@@ -118,7 +118,7 @@ def backbone():
 
 
 def run(backbone, path, **options):
-    config = VideoProtocol(
+    config = VideoEvaluation(
         train=SourceConfig(path=str(path)),
         test=SourceConfig(path=str(path), split="validation"),
         num_workers=0,
@@ -192,7 +192,7 @@ def test_frames_of_a_clip_are_those_that_the_mean_is_of(backbone, photographs, t
     """The features equal those computed one frame after the other."""
     clips = [(moving(photograph, 1, length=5 + index), 0) for index, photograph in enumerate(photographs[:3])]
     path = saved(tmp_path / "clips", clips, clips, ["a"])
-    config = VideoProtocol(train=SourceConfig(path=str(path)), num_frames=4, num_workers=0)
+    config = VideoEvaluation(train=SourceConfig(path=str(path)), num_frames=4, num_workers=0)
     inputs, _ = _features(Evaluation(backbone, config, Accelerator(cpu=True)), _open(config.train, "train"), "")
     for (frames, _), found in zip(clips, inputs):
         chosen = [frames[int((place + 0.5) * len(frames) / 4)] for place in range(4)]
@@ -225,7 +225,7 @@ def test_features_are_kept_for_the_other_pooling(backbone, directions, tmp_path)
 )
 def test_impossible_values_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        VideoProtocol(**options).check()
+        VideoEvaluation(**options).check()
 
 
 def test_missing_path_is_refused(backbone):
@@ -236,5 +236,5 @@ def test_missing_path_is_refused(backbone):
 @pytest.mark.parametrize("name, pooling", [("video_ucf101", "mean"), ("video_ssv2", "concat")])
 def test_shipped_configs_hold_the_published_values(name, pooling, pytestconfig):
     path = pytestconfig.rootpath / f"configs/evaluate/{name}.yaml"
-    config = load_config(path, ["train.path=/clips", "test.path=/clips"], VideoProtocol)
+    config = load_config(path, ["train.path=/clips", "test.path=/clips"], VideoEvaluation)
     assert (config.num_frames, config.pooling, config.crop_size) == (8, pooling, 224)

@@ -14,7 +14,7 @@ from .arguments import SOURCES, without_bars
 
 def add_evaluate(commands) -> None:
     description = (
-        "Evaluate a backbone on labelled images, by a protocol of the papers. With several processes: accelerate "
+        "Evaluate a backbone on labelled images, as the papers do. With several processes: accelerate "
         "launch -m dinov2_hf.cli evaluate …"
     )
     parser = commands.add_parser(
@@ -23,7 +23,7 @@ def add_evaluate(commands) -> None:
         description=description,
     )
     parser.add_argument(
-        "protocol", metavar="PROTOCOL", help="`list` says which there are; NAME --help what each can be told"
+        "evaluator", metavar="NAME", help="of the evaluator; `list` prints all, and NAME --keys the keys of one"
     )
     parser.add_argument("--model", metavar="MODEL", help=SOURCES + "; or any vision transformer that AutoModel loads")
     parser.add_argument("--data", metavar="PATH", help="images to learn from or compare with: train.path")
@@ -33,7 +33,7 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--cache", metavar="DIR", help="folder where features are kept for the next time: cache_dir")
     parser.add_argument("--card", type=Path, metavar="EXPORT", help="an export whose model card takes the figures")
     parser.add_argument(
-        "--keys", action="store_true", help="print the keys of the protocol with their defaults, and end"
+        "--keys", action="store_true", help="print the keys of the evaluator with their defaults, and end"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="of the configuration, such as test.split=test"
@@ -42,26 +42,24 @@ def add_evaluate(commands) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from ..evaluation import PROTOCOLS
+    from ..evaluation import evaluators, find_evaluator
 
-    if args.protocol == "list":
-        for name, protocol in PROTOCOLS.items():
-            print(f"{name:20} {protocol.title} ({protocol.source})")
+    if args.evaluator == "list":
+        for name, each in evaluators().items():
+            print(f"{name:20} {each.title}" + f" ({each.source})" * bool(each.source))
         return
-    if args.protocol not in PROTOCOLS:
-        raise ValueError(f"{args.protocol!r} is no protocol; there are {', '.join(PROTOCOLS)}")
-    protocol = PROTOCOLS[args.protocol]
+    evaluator = find_evaluator(args.evaluator)
     if args.keys:
-        print(_describe(protocol.config))
+        print(_describe(evaluator.config))
         return
-    _run(args, protocol)
+    _run(args, evaluator)
 
 
-def _run(args: argparse.Namespace, protocol) -> None:
+def _run(args: argparse.Namespace, evaluator) -> None:
     import torch
 
     from ..config import TrainConfig, load_config
-    from ..evaluation import Evaluation, run_protocol
+    from ..evaluation import Evaluation, run_evaluator
     from ..features import open_backbone
     from ..hub import add_results, card_of
     from ..train import build_accelerator
@@ -70,21 +68,21 @@ def _run(args: argparse.Namespace, protocol) -> None:
     named = {"train.path": args.data, "test.path": args.test or args.data}
     named |= {"output_dir": args.output, "cache_dir": args.cache}
     overrides = [f"{key}={value}" for key, value in named.items() if value is not None] + args.overrides
-    config = load_config(args.config, overrides, protocol.config)
+    config = load_config(args.config, overrides, evaluator.config)
     if args.model is None:
         raise ValueError("--model is missing; give a run, an export, a model on the Hub or a file")
     if args.card and not config.output_dir:
         raise ValueError("--card takes its metrics from --output; give both")
     if args.card:
         card_of(args.card)
-    _check_paths(args, config)
+    _check_paths(args, config, evaluator.trains)
     without_bars()
     accelerator = build_accelerator(TrainConfig(precision=config.precision))
     dtype = compute_dtype(accelerator)
-    backbone = open_backbone(args.model, accelerator.device, torch.float32 if protocol.trains else dtype)
+    backbone = open_backbone(args.model, accelerator.device, torch.float32 if evaluator.trains else dtype)
     output = Path(config.output_dir) if config.output_dir else None
     half = dtype if dtype == torch.float32 else torch.float16
-    report = run_protocol(args.protocol, protocol.evaluate, Evaluation(backbone, config, accelerator, output, half))
+    report = run_evaluator(evaluator, Evaluation(backbone, config, accelerator, output, half))
     if accelerator.is_main_process:
         print(f"\n{report.table()}\n\n{report.seconds:.1f} s")
         if output:
@@ -100,13 +98,13 @@ def _run(args: argparse.Namespace, protocol) -> None:
     accelerator.end_training()
 
 
-def _check_paths(args: argparse.Namespace, config: EvaluationConfig) -> None:
+def _check_paths(args: argparse.Namespace, config: EvaluationConfig, trains: bool) -> None:
     """Refuses results and features in the place of what is read."""
     outputs = []
     if config.output_dir:
         output, key = Path(config.output_dir), "--output" if args.output else "output_dir"
         outputs.append(Output(key, output, made_evaluation, folder=True))
-        if args.protocol == "finetune":
+        if trains:
             outputs.append(Output(key, output / "model", made_classifier, folder=True))
     if config.cache_dir:
         outputs.append(

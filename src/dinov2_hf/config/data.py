@@ -96,7 +96,8 @@ class SourceConfig:
 
     path: str | None = None
     """A folder of images or of tables, a file (.parquet, .arrow, .tar, .csv, .json, .jsonl, .zip, an image, or a .txt
-    of paths), a pattern such as `/data/**/*.jpg`, a set saved with `save_to_disk`, or the name of a set on the Hub."""
+    of paths), a pattern such as `/data/**/*.jpg`, a set saved with `save_to_disk`, the name of a set on the Hub, or
+    `generator:NAME` of a Python generator (docs/data.md)."""
     split: str = "train"
     """Split of the set; files named by themselves are `train`."""
     split_folders: bool | None = None

@@ -6,7 +6,7 @@ from .load_image import load_image
 from .loader import TrainingBatches, build_loader
 from .photometric import PhotometricAugmentation
 from .shared_memory import batch_bytes, check_shared_memory
-from .sources import open_training_source, reading_advice
+from .sources import TrainingSource, check_source, open_training_source, reading_advice, register_source
 from .transform import EvalTransform, evaluation_transform, preprocessor_config
 
 __all__ = [
@@ -15,13 +15,16 @@ __all__ = [
     "PhotometricAugmentation",
     "SSLBatch",
     "TrainingBatches",
+    "TrainingSource",
     "batch_bytes",
     "build_loader",
+    "check_source",
     "check_shared_memory",
     "evaluation_transform",
     "load_image",
     "open_training_source",
     "preprocessor_config",
     "reading_advice",
+    "register_source",
     "write_broken",
 ]

@@ -85,6 +85,17 @@ READABLE: frozenset[str] = frozenset(
 """Lower-case suffixes of the files that `open_image` reads."""
 
 
+TABLES: dict[str, str] = {
+    ".tar": "webdataset",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".jsonl": "json",
+    ".json": "json",
+}
+"""Suffix of tables and archives of images to their builder in `datasets`; the first that a folder has is read."""
+
+
 def remedy(suffix: str) -> str | None:
     """What to do with files that end in `suffix` (any case) and are not read; None where nothing is known."""
     package = NEEDS_PACKAGE.get(suffix.lower())

@@ -25,7 +25,7 @@ from .decode import BrokenImage, Decoding, is_shallow
 from .masking import draw_batch_masks
 from .photometric import Parameter, draw_view_parameters
 from .shared_memory import PREFETCH
-from .sources.training import TrainingSource
+from .sources.base import TrainingSource
 
 _MAX_BROKEN_IN_A_ROW = 100
 # keep apart the random streams that share a seed

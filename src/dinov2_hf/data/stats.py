@@ -15,8 +15,9 @@ from .broken import Broken
 from .crops import MultiCrop, as_crop
 from .decode import SHALLOW_BITS, BrokenImage, Decoding, decoded, is_shallow
 from .photometric import as_unit, draw_view_parameters
+from .sources.base import TrainingSource
 from .sources.lanes import RUN
-from .sources.training import TrainingSource, open_training_source
+from .sources.training import open_training_source
 
 _PART = 16
 

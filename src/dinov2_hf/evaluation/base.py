@@ -1,4 +1,4 @@
-"""What every evaluator is given, and what it gives."""
+"""What every evaluator takes and yields."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..features import Backbone, FeatureSet, extract_features
 from .datasets import LabeledImages
 
 Item = TypeVar("Item")
-Source = TypeVar("Source", bound=SourceConfig)
+AnySource = TypeVar("AnySource", bound=SourceConfig)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Result:
     """One figure."""
 
     metric: str
-    """Its key in JSON and logs, unique within the protocol, such as `accuracy_k20`."""
+    """Its key in JSON and logs, such as `accuracy_k20`; another for each result of an evaluator."""
     value: float
     title: str
     """For people, with the unit: `k-NN accuracy (%), k = 20`. It names the figure, and is the same every time."""
@@ -49,7 +49,7 @@ class Evaluation:
     config: EvaluationConfig
     accelerator: Accelerator
     output: Path | None = None
-    """Folder for what a protocol leaves besides its figures; None for nothing."""
+    """Folder for what an evaluator writes beside its results; None for nothing."""
     feature_dtype: torch.dtype = torch.float32
     """In which features are held and kept on disk."""
     sets: dict[str, LabeledImages] = field(default_factory=dict, repr=False)
@@ -106,7 +106,7 @@ class Evaluation:
         return tqdm(items, description, total, leave=False, disable=not self.is_main)
 
 
-def given(source: Source, name: str, what: str = "images") -> Source:
+def given(source: AnySource, name: str, what: str = "images") -> AnySource:
     """A source that is there.
 
     Raises:

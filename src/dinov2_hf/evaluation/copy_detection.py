@@ -7,15 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..config.evaluations import CopyDetectionProtocol
+from ..config.evaluations import CopyDetectionEvaluation
 from .base import Evaluation, Result
 from .copies import Copies
 from .descriptors import PlainImages, describe, learn_whitening
+from .registry import register_evaluator
 from .retrieval import Ranking, Truth, global_result, precision_results, search, truth_of_labels
 
 _TOP = 10  # answers of each query that are ranked against those of the others
 
 
+@register_evaluator(
+    "copy_detection", config=CopyDetectionEvaluation, title="originals of edited copies", source="DINO 4.2.1, Copydays"
+)
 def evaluate_copy_detection(evaluation: Evaluation) -> Iterator[Result]:
     """Mean average precision and micro-average precision for each kind of copy. Collective.
 
@@ -23,7 +27,7 @@ def evaluate_copy_detection(evaluation: Evaluation) -> Iterator[Result]:
         ValueError: nothing that can be read or decoded, no copy whose original is there, originals among the
             distractors.
     """
-    config: CopyDetectionProtocol = evaluation.config
+    config: CopyDetectionEvaluation = evaluation.config
     whitening = learn_whitening(evaluation)
     if not config.copies:
         database, queries = evaluation.labeled(config.train, "train"), evaluation.labeled(config.test, "test")

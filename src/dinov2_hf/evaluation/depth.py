@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.evaluations import DepthProtocol, DepthTestConfig
+from ..config.evaluations import DepthEvaluation, DepthTestConfig
 from .base import Evaluation, Result, given
 from .datasets.dense import DepthMaps
 from .dense import measure_maps
@@ -22,6 +22,7 @@ from .dense_heads import DenseHead, HeadMeta, Inference, build_head, save_dense_
 from .dense_training import CropRecipe, train_head, warmed_up
 from .intervals import bootstrap
 from .metrics.depth import DEPTH_METRICS, crop_mask, depth_errors
+from .registry import register_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,13 @@ _TITLES = {"linear": "lin. 1", "linear4": "lin. 4", "dpt": "DPT"}
 _ODD = {24: (5, 12, 18, 24)}  # published for ViT-L; evenly it would be 6
 
 
+@register_evaluator(
+    "depth",
+    config=DepthEvaluation,
+    title="monocular depth by lin. 1, lin. 4 or DPT",
+    source="DINOv2 7.4",
+    task="depth-estimation",
+)
 def evaluate_depth(evaluation: Evaluation) -> Iterator[Result]:
     """Errors of depth on the test set, then on the sets of `transfer`. Collective.
 
@@ -43,7 +51,7 @@ def evaluate_depth(evaluation: Evaluation) -> Iterator[Result]:
     Raises:
         ValueError: maps that cannot be used, a model with too few blocks, no valid pixel.
     """
-    config: DepthProtocol = evaluation.config
+    config: DepthEvaluation = evaluation.config
     backbone = evaluation.backbone
     for key, source in (("train", config.train), ("test", config.test)):
         given(source, key)
@@ -94,13 +102,13 @@ def depth_blocks(num_layers: int, head: str) -> tuple[int, ...]:
     return _ODD.get(num_layers) or tuple(num_layers * quarter // 4 for quarter in (1, 2, 3, 4))
 
 
-def learning_rate(config: DepthProtocol, update: int) -> float:
+def learning_rate(config: DepthEvaluation, update: int) -> float:
     """In `update`, from 0: half a cosine down to 0, after a warm-up."""
     rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * update / config.iterations))
     return warmed_up(update, rate, config.warmup_iterations, _FIRST_RATE)
 
 
-def depth_loss(scores: Tensor, truth: Tensor, update: int, config: DepthProtocol) -> tuple[Tensor, Tensor]:
+def depth_loss(scores: Tensor, truth: Tensor, update: int, config: DepthEvaluation) -> tuple[Tensor, Tensor]:
     """SigLoss and gradient loss of depths `[B, 1, H, W]`, summed over the images with a valid pixel, and their number.
 
     Of each image by itself, so that it is the same however images are shared out; published: of the two of a GPU.
@@ -113,7 +121,7 @@ def depth_loss(scores: Tensor, truth: Tensor, update: int, config: DepthProtocol
     return losses.sum(), valid.flatten(1).any(dim=1).sum()
 
 
-def valid_pixels(truth: Tensor, config: DepthProtocol) -> Tensor:
+def valid_pixels(truth: Tensor, config: DepthEvaluation) -> Tensor:
     """Where a depth is known that lies in the range."""
     return (truth > config.min_depth) & (truth < config.max_depth)
 
@@ -169,7 +177,7 @@ def tint(images: Tensor, parameters: Tensor) -> Tensor:
 def _results(
     evaluation: Evaluation, head: DenseHead, images: DepthMaps, source: DepthTestConfig, name: str | None
 ) -> Iterator[Result]:
-    config: DepthProtocol = evaluation.config
+    config: DepthEvaluation = evaluation.config
 
     def measure(scores: Tensor, truth: Tensor) -> Tensor:
         depth = head.decide(scores)

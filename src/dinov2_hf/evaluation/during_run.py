@@ -9,27 +9,25 @@ from torch import Tensor
 
 from ..backbones import Features
 from ..config import RunConfig, load_config
-from ..config.evaluations import EvaluationConfig, KnnProtocol
+from ..config.evaluations import EvaluationConfig, KnnEvaluation
 from ..data import evaluation_transform
 from ..features import Backbone
 from ..train import Callback, StudentFeatures
 from .base import Evaluation, Result, open_labeled
 from .datasets import LabeledImages, same_classes
+from .registry import find_evaluator
 
 
 def load_evaluations(config: RunConfig) -> dict[str, EvaluationConfig]:
     """Reads the configuration of every evaluation of the section `evaluations`, by its name there.
 
     Raises:
-        ValueError, FileNotFoundError: an unknown protocol, a file that cannot be read.
+        ValueError, FileNotFoundError: an unknown evaluator, a file that cannot be read.
     """
-    from . import PROTOCOLS
-
     found = {}
     for name, item in config.evaluations.items():
-        if item.protocol not in PROTOCOLS:
-            raise ValueError(f"evaluations.{name}.protocol={item.protocol!r} is not one of {', '.join(PROTOCOLS)}")
-        found[name] = load_config(item.config, kind=PROTOCOLS[item.protocol].config)
+        evaluator = find_evaluator(item.protocol, f"evaluations.{name}.protocol")
+        found[name] = load_config(item.config, kind=evaluator.config)
     return found
 
 
@@ -39,12 +37,10 @@ def evaluations_of(config: RunConfig, accelerator: Accelerator) -> list[Callback
     Raises:
         ValueError, FileNotFoundError: a set, or the file of an evaluation, cannot be read.
     """
-    from . import PROTOCOLS
-
     found = []
     if config.knn.enabled:
         knn = config.knn
-        settings = KnnProtocol(
+        settings = KnnEvaluation(
             train=knn.reference,
             test=knn.query,
             k=[knn.k],
@@ -55,11 +51,11 @@ def evaluations_of(config: RunConfig, accelerator: Accelerator) -> list[Callback
         sets: dict[str, LabeledImages] = {}
         references = open_labeled(knn.reference, sets, "knn.reference")
         same_classes(references, open_labeled(knn.query, sets, "knn.query"))  # before the run starts
-        evaluate = PROTOCOLS["knn"].evaluate
+        evaluate = find_evaluator("knn").evaluate
         found.append(_callback(evaluate, settings, knn.epochs, "knn_accuracy", config, accelerator, sets))
     for name, settings in load_evaluations(config).items():
         item = config.evaluations[name]
-        evaluate = PROTOCOLS[item.protocol].evaluate
+        evaluate = find_evaluator(item.protocol).evaluate
         found.append(_callback(evaluate, settings, item.epochs, f"{name}.{{metric}}", config, accelerator, {}))
     return found
 

@@ -6,12 +6,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..config.evaluations import FineGrainedProtocol
+from ..config.evaluations import FineGrainedEvaluation
 from .base import Evaluation, Result
 from .logistic import logistic_regression
 from .probes import in_words
+from .registry import register_evaluator
 
 
+@register_evaluator(
+    "fine_grained",
+    config=FineGrainedEvaluation,
+    title="logistic regression on several sets",
+    source="DINOv2 7.2, table 8",
+)
 def evaluate_fine_grained(evaluation: Evaluation) -> Iterator[Result]:
     """The figure of each set, then their mean. Collective.
 
@@ -19,7 +26,7 @@ def evaluate_fine_grained(evaluation: Evaluation) -> Iterator[Result]:
         ImportError: scikit-learn is not installed.
         ValueError: labels of a set that a probe cannot learn from.
     """
-    config: FineGrainedProtocol = evaluation.config
+    config: FineGrainedEvaluation = evaluation.config
     results = []
     for name, each in config.sets.items():
         test = each.test if each.test.path else replace(each.test, path=each.train.path, name=each.train.name)

@@ -16,13 +16,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..config.evaluations import FinetuneProtocol
+from ..config.evaluations import FinetuneEvaluation
 from ..files import beside
 from .augmented import augmented_updates
 from .base import Evaluation, Result
 from .classifier import Classifier, save_classifier
 from .datasets import LabeledImages
 from .probes import LabeledFeatures, check_labels, figure, in_words, interval, kind_of
+from .registry import register_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _REFERENCE_BATCH = 512
 _MAY_DIFFER = ("batch_size", "num_workers", "cache_dir", "output_dir")  # without changing what is trained
 
 
-def learning_rate(config: FinetuneProtocol, update: int, updates_per_epoch: int) -> float:
+def learning_rate(config: FinetuneEvaluation, update: int, updates_per_epoch: int) -> float:
     """Of the head in `update`, from 0: a straight line up over the warm-up, then half a cosine to 0."""
     peak = config.learning_rate * config.global_batch / _REFERENCE_BATCH
     warmup, total = config.warmup_epochs * updates_per_epoch, config.epochs * updates_per_epoch
@@ -40,6 +41,13 @@ def learning_rate(config: FinetuneProtocol, update: int, updates_per_epoch: int)
     return peak * 0.5 * (1 + math.cos(math.pi * (update - warmup) / (total - warmup)))
 
 
+@register_evaluator(
+    "finetune",
+    config=FinetuneEvaluation,
+    title="fine-tuning of the whole backbone",
+    source="DINOv2 7.1, table 5",
+    trains=True,
+)
 def evaluate_finetune(evaluation: Evaluation) -> Iterator[Result]:
     """The figure after the last epoch, and that after the best one. Collective.
 
@@ -50,7 +58,7 @@ def evaluate_finetune(evaluation: Evaluation) -> Iterator[Result]:
         ValueError: a backbone without a network, labels that a probe cannot learn from, or a checkpoint of other
             settings.
     """
-    config: FinetuneProtocol = evaluation.config
+    config: FinetuneEvaluation = evaluation.config
     if evaluation.backbone.module is None:
         raise ValueError(
             f"{evaluation.backbone.name} is in a training run, whose weights stay as they are; "

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.evaluations import KnnProtocol
+from ..config.evaluations import KnnEvaluation
 from .base import Evaluation, Result
 from .datasets import same_classes
 from .probes import LabeledFeatures, figure, in_words, interval, kind_of
+from .registry import register_evaluator
 
 
 def weighted_knn(
@@ -37,6 +38,7 @@ def weighted_knn(
     return torch.cat(scores)
 
 
+@register_evaluator("knn", config=KnnEvaluation, title="weighted k-nearest neighbours", source="DINO 4.1, DINOv2 7.1")
 def evaluate_knn(evaluation: Evaluation) -> Iterator[Result]:
     """Accuracy for every number of neighbours; with `per_class` the mean over draws of so many references a class.
 
@@ -45,7 +47,7 @@ def evaluate_knn(evaluation: Evaluation) -> Iterator[Result]:
     Raises:
         ValueError: sets of different classes, or without an image that can be decoded.
     """
-    config: KnnProtocol = evaluation.config
+    config: KnnEvaluation = evaluation.config
     references, queries = evaluation.labeled(config.train, "train"), evaluation.labeled(config.test, "test")
     same_classes(references, queries)
     if config.per_class and references.multi_label:

@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config.evaluations import LinearProtocol
+from ..config.evaluations import LinearEvaluation
 from ..files import beside
 from .augmented import Draws, augmented_updates
 from .base import Evaluation, Result
 from .datasets import LabeledImages
 from .probes import LabeledFeatures, check_labels, figure, in_words, interval, kind_of
+from .registry import register_evaluator
 
 _MOMENTUM, _STD = 0.9, 0.01
 
@@ -113,6 +114,9 @@ class _Head:
         return f"{self.inputs}, learning rate {self.learning_rate:g}"
 
 
+@register_evaluator(
+    "linear", config=LinearEvaluation, title="linear heads, the best of a grid", source="DINOv2 7.1, B.3"
+)
 def evaluate_linear(evaluation: Evaluation) -> Iterator[Result]:
     """The figure of the best of all heads, then of the best on each kind of inputs. Collective.
 
@@ -121,7 +125,7 @@ def evaluate_linear(evaluation: Evaluation) -> Iterator[Result]:
     Raises:
         ValueError: labels that a probe cannot learn from, or more blocks than there are.
     """
-    config: LinearProtocol = evaluation.config
+    config: LinearEvaluation = evaluation.config
     deepest = max(config.blocks)
     if deepest > (there := evaluation.backbone.num_layers):
         raise ValueError(f"blocks={config.blocks} of a model of {there} blocks; use values up to {there}")
@@ -190,7 +194,7 @@ def _train(evaluation: Evaluation, train: LabeledImages) -> dict[Inputs, LinearH
 
 
 def _batches(
-    stored: LabeledFeatures, config: LinearProtocol, device: torch.device
+    stored: LabeledFeatures, config: LinearEvaluation, device: torch.device
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Features of the centre crops of every update, and their labels."""
     labels, draws = stored.labels.to(device), Draws(len(stored.labels), config.seed)

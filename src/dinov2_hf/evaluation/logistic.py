@@ -16,10 +16,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..config import SourceConfig
-from ..config.evaluations import LogisticConfig, LogisticProtocol
+from ..config.evaluations import LogisticConfig, LogisticEvaluation
 from .base import Evaluation, Result
 from .datasets import LabeledImages
 from .probes import LabeledFeatures, check_labels, figure, in_words, interval, kind_of
+from .registry import register_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class LogisticClassifier:
         self.weight[:, columns], self.bias[columns] = torch.from_numpy(weight.T), torch.from_numpy(bias)
 
 
+@register_evaluator("logistic", config=LogisticEvaluation, title="logistic regression", source="DINOv2 7.2")
 def evaluate_logistic(evaluation: Evaluation) -> Iterator[Result]:
     """The figure of logistic regression on CLS. Collective.
 
@@ -94,7 +96,7 @@ def evaluate_logistic(evaluation: Evaluation) -> Iterator[Result]:
         ImportError: scikit-learn is not installed.
         ValueError: labels that a probe cannot learn from.
     """
-    config: LogisticProtocol = evaluation.config
+    config: LogisticEvaluation = evaluation.config
     regression = logistic_regression(evaluation, config.train, config.validation, config.test, config.metric)
     title, note = f"logistic {in_words(regression.kind)} (%)", f"C = {regression.c:.3g}"
     yield Result(regression.kind, regression.value, title, regression.interval, kind=regression.kind, note=note)

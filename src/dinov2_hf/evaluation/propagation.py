@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from ..config.evaluations import PropagationProtocol
+from ..config.evaluations import PropagationEvaluation
 from ..data.broken import leave_out
 from ..data.crops import as_crop, resample
 from ..data.decode import BrokenImage, Decoding, open_image
@@ -26,6 +26,7 @@ from .datasets.video import MaskedVideos
 from .intervals import bootstrap
 from .metrics.video import BoundaryAccuracy, RegionSimilarity, objects_of
 from .overlays import save_contact_sheet, save_index_mask
+from .registry import register_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,9 @@ def soft_masks(mask: np.ndarray, objects: Sequence[int], height: int, width: int
     return torch.cat((~shown.any(dim=0, keepdim=True), shown)).float()
 
 
+@register_evaluator(
+    "propagation", config=PropagationEvaluation, title="masks propagated through videos (J&F)", source="DINO 4.2.2"
+)
 def evaluate_propagation(evaluation: Evaluation) -> Iterator[Result]:
     """J&F, J and F over the objects of all videos. Collective: call on all ranks.
 
@@ -125,7 +129,7 @@ def evaluate_propagation(evaluation: Evaluation) -> Iterator[Result]:
     Raises:
         ValueError: no video of which that is true.
     """
-    config: PropagationProtocol = evaluation.config
+    config: PropagationEvaluation = evaluation.config
     if not config.test.path:
         raise ValueError("test.path is not set; give the videos: test.path=/my/DAVIS")
     videos = MaskedVideos(config.test)
@@ -241,7 +245,7 @@ class _Track:
     """One video on its way: from the features of its frames to predicted masks and their scores."""
 
     def __init__(
-        self, videos: MaskedVideos, video: int, config: PropagationProtocol, channels: int, decoding: Decoding
+        self, videos: MaskedVideos, video: int, config: PropagationEvaluation, channels: int, decoding: Decoding
     ) -> None:
         self._videos, self._video, self._config, self._channels = videos, video, config, channels
         self._decoding = decoding

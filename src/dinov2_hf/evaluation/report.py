@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from ..data.broken import Broken, recording, unique, write_broken
 from ..files import beside
 from .base import Evaluation, Result
+from .registry import Evaluator
 
 RESULTS_FILE = "results.json"
 
@@ -24,6 +25,7 @@ class Report:
     """What an evaluation found, and what has to be known to repeat it."""
 
     protocol: str
+    """Name of the evaluator."""
     model: str
     settings: dict[str, Any]
     """Every key of its configuration."""
@@ -32,6 +34,8 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     broken: list[Broken] = field(default_factory=list)
     """What was left out because it cannot be decoded."""
+    task: str = "image-classification"
+    """The Hub's word for what was evaluated."""
 
     def table(self) -> str:
         """Markdown, a row for each figure."""
@@ -63,19 +67,20 @@ class Report:
             temporary.write_text(f"# {self.protocol}: {self.model}\n\n{self.table()}\n")
 
 
-def run_protocol(name: str, evaluate, evaluation: Evaluation) -> Report:
-    """Runs an evaluator and says each figure as it comes. Collective."""
+def run_evaluator(evaluator: Evaluator, evaluation: Evaluation) -> Report:
+    """Runs an evaluator to its end. Collective."""
     started, results = time.perf_counter(), []
     with recording() as broken:
-        for result in evaluate(evaluation):
+        for result in evaluator.evaluate(evaluation):
             results.append(result)
     versions = {package: version(package) for package in ("dinov2_hf", "torch", "transformers", "datasets")}
     return Report(
-        name,
+        evaluator.name,
         evaluation.backbone.name,
         asdict(evaluation.config),
         results,
         round(time.perf_counter() - started, 1),
         {"python": platform.python_version()} | versions,
         unique(gather_object(broken)),
+        evaluator.task,
     )

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.evaluations import RetrievalProtocol
+from ..config.evaluations import RetrievalEvaluation
 from .base import Evaluation, Result
 from .datasets import LabeledImages
 from .descriptors import BoxedImages, PlainImages, Whitening, describe, learn_whitening
 from .intervals import bootstrap
 from .metrics import GlobalAveragePrecision, RetrievalPrecision
 from .metrics.retrieval import average_precision_of_places, global_average_precision, precision_at
+from .registry import register_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,9 @@ def rank(queries: Tensor, database: Tensor, setups: dict[str, list[Truth]], top:
     return found
 
 
+@register_evaluator(
+    "retrieval", config=RetrievalEvaluation, title="ranking of a database by cosine", source="DINOv2 7.3"
+)
 def evaluate_retrieval(evaluation: Evaluation) -> Iterator[Result]:
     """Mean average precision and precision at `k`; by labels also the global average precision. Collective.
 
@@ -86,7 +90,7 @@ def evaluate_retrieval(evaluation: Evaluation) -> Iterator[Result]:
         ValueError: ground truth that is missing or impossible, no image that can be decoded, no query with a relevant
             image.
     """
-    config: RetrievalProtocol = evaluation.config
+    config: RetrievalEvaluation = evaluation.config
     if config.ground_truth == "labels":
         database, queries = evaluation.labeled(config.train, "train"), evaluation.labeled(config.test, "test")
         setups = {"": truth_of_labels(queries, database)}
@@ -193,7 +197,7 @@ def truth_of_labels(queries: LabeledImages, database: LabeledImages) -> list[Tru
     return [Truth(np.setdiff1d(of_class[label], [row]), [row]) for row, label in enumerate(queries.labels)]
 
 
-def truth_of_columns(queries: PlainImages, count: int, config: RetrievalProtocol) -> dict[str, list[Truth]]:
+def truth_of_columns(queries: PlainImages, count: int, config: RetrievalEvaluation) -> dict[str, list[Truth]]:
     """The setups easy, medium and hard of the revisited protocol (Radenovic et al., 2018, section 2.3).
 
     Args:

@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from ..config.evaluations import RobustnessProtocol
+from ..config.evaluations import RobustnessEvaluation
 from ..data import EvalTransform
 from ..features import FeatureSet
 from ..files import beside
@@ -27,6 +27,7 @@ from .corruptions import corrupt
 from .datasets import LabeledImages
 from .intervals import bootstrap, wilson
 from .logistic import LogisticClassifier
+from .registry import register_evaluator
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class CorruptedTransform:
         return self.transform.normalize(pixels)
 
 
+@register_evaluator(
+    "robustness",
+    config=RobustnessEvaluation,
+    title="corrupted images and shifted sets",
+    source="ImageNet-C, DINOv2 7.1",
+)
 def evaluate_robustness(evaluation: Evaluation) -> Iterator[Result]:
     """Accuracy on clean, corrupted and shifted images, and the mean corruption error. Collective.
 
@@ -64,7 +71,7 @@ def evaluate_robustness(evaluation: Evaluation) -> Iterator[Result]:
         ImportError: scikit-learn or scipy is not installed.
         ValueError: images with several labels, classes that `train` lacks, no image that can be decoded.
     """
-    config: RobustnessProtocol = evaluation.config
+    config: RobustnessEvaluation = evaluation.config
     learnt = evaluation.labeled(config.train, "train")
     test = _Asked(learnt, evaluation.labeled(config.test, "test"))
     shifted = {
@@ -155,7 +162,7 @@ def _accuracy(correct: np.ndarray, metric: str, title: str, dataset: str | None 
     return Result(metric, 100 * float(correct.mean()), title, ends, dataset, "accuracy")
 
 
-def _mean_error(errors: dict[str, np.ndarray], config: RobustnessProtocol) -> Result:
+def _mean_error(errors: dict[str, np.ndarray], config: RobustnessEvaluation) -> Result:
     """Mean over corruptions, in percent of the baseline's error where there is one."""
     relative = [error * (100 / config.baseline[name] if config.baseline else 1) for name, error in errors.items()]
     images = np.mean(relative, axis=0)
@@ -164,5 +171,5 @@ def _mean_error(errors: dict[str, np.ndarray], config: RobustnessProtocol) -> Re
     return Result("mean_corruption_error", float(images.mean()), title, bootstrap(np.mean, images, config.seed))
 
 
-def _severities(config: RobustnessProtocol) -> str:
+def _severities(config: RobustnessEvaluation) -> str:
     return f"severity {', '.join(map(str, config.severities))}"

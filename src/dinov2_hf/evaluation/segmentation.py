@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from ..config.evaluations import SegmentationProtocol
+from ..config.evaluations import SegmentationEvaluation
 from ..data.photometric import adjust_hue, adjust_saturation
 from .base import Evaluation, Result, given
 from .datasets.dense import IGNORED, LabelMaps
@@ -19,6 +19,7 @@ from .dense import measure_maps
 from .dense_heads import HeadMeta, Inference, build_head, save_dense_head
 from .dense_training import CropRecipe, train_head, warmed_up
 from .metrics.segmentation import class_areas, class_iou, pixel_accuracy
+from .registry import register_evaluator
 
 HEAD_FILE = "head.safetensors"
 _FIRST_RATE = 1e-6  # of the warm-up, times the learning rate
@@ -27,6 +28,13 @@ _CONTRAST = _SATURATION = 0.5
 _RESAMPLES = 1000
 
 
+@register_evaluator(
+    "segmentation",
+    config=SegmentationEvaluation,
+    title="semantic segmentation by a linear layer, or +ms",
+    source="DINOv2 7.4",
+    task="image-segmentation",
+)
 def evaluate_segmentation(evaluation: Evaluation) -> Iterator[Result]:
     """Mean IoU and pixel accuracy of the test set, then the IoU of each class in it. Collective.
 
@@ -35,7 +43,7 @@ def evaluate_segmentation(evaluation: Evaluation) -> Iterator[Result]:
     Raises:
         ValueError: maps that cannot be used, more blocks than there are, no labelled pixel.
     """
-    config: SegmentationProtocol = evaluation.config
+    config: SegmentationEvaluation = evaluation.config
     backbone = evaluation.backbone
     if config.blocks > backbone.num_layers:
         raise ValueError(f"blocks={config.blocks} of a model of {backbone.num_layers}; use {backbone.num_layers}")
@@ -79,7 +87,7 @@ def evaluate_segmentation(evaluation: Evaluation) -> Iterator[Result]:
     yield from _results(areas, names, config)
 
 
-def learning_rate(config: SegmentationProtocol, update: int) -> float:
+def learning_rate(config: SegmentationEvaluation, update: int) -> float:
     """In `update`, from 0: a straight line down to 0, after a warm-up (mmsegmentation's `poly` of power 1)."""
     rate = config.learning_rate * (1 - update / config.iterations)
     return warmed_up(update, rate, config.warmup_iterations, _FIRST_RATE)
@@ -123,7 +131,7 @@ def _count_classes(evaluation: Evaluation) -> int:
     return found
 
 
-def _results(areas: np.ndarray, names: Sequence[str], config: SegmentationProtocol) -> Iterator[Result]:
+def _results(areas: np.ndarray, names: Sequence[str], config: SegmentationEvaluation) -> Iterator[Result]:
     """Figures of areas `[N, 3, K]`, with intervals over images drawn with replacement."""
     count = len(areas)
     rng = np.random.default_rng(config.seed)

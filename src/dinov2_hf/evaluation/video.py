@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..config import SourceConfig
-from ..config.evaluations import VideoProtocol
+from ..config.evaluations import VideoEvaluation
 from .augmented import Draws
 from .base import Evaluation, Result, given
 from .datasets.video import LabeledClips, SampledFrames
 from .intervals import wilson
 from .linear import LinearHeads
 from .probes import check_labels, figure, interval
+from .registry import register_evaluator
 
 _TOP = 5
 
@@ -46,6 +47,13 @@ def pool_frames(
     return clips, frames.mean(dim=1) if pooling == "mean" else frames.flatten(1)
 
 
+@register_evaluator(
+    "video",
+    config=VideoEvaluation,
+    title="clips by the features of their frames",
+    source="DINOv2 7.2",
+    task="video-classification",
+)
 def evaluate_video(evaluation: Evaluation) -> Iterator[Result]:
     """Top-1 accuracy of the best head, and top-5 where there are more than five classes. Collective.
 
@@ -54,7 +62,7 @@ def evaluate_video(evaluation: Evaluation) -> Iterator[Result]:
     Raises:
         ValueError: labels that a probe cannot learn from, or a set without a clip that can be decoded.
     """
-    config: VideoProtocol = evaluation.config
+    config: VideoEvaluation = evaluation.config
     train, test = _open(config.train, "train"), _open(config.test, "test")
     check_labels(train, test)
     inputs, truth = _features(evaluation, test, "Frames to test on")

@@ -12,7 +12,7 @@ from ..config import SourceConfig, hub_name, name_of_source
 from ..files import beside
 
 _TASKS = {"segmentation": "image-segmentation", "depth": "depth-estimation", "video": "video-classification"}
-"""The Hub's word for what a protocol does, where that is not classification."""
+"""The Hub's word for what was evaluated, where results of 0.5, which do not say so, are not of classification."""
 
 
 def add_results(export: Path, folders: Sequence[Path]) -> ModelCard:
@@ -61,7 +61,7 @@ def read_results(folder: Path) -> list[EvalResult]:
     try:
         report = json.loads(path.read_text())
         test = SourceConfig(**{key: report["settings"]["test"][key] for key in ("path", "split", "name")})
-        task = _TASKS.get(report["protocol"], "image-classification")
+        task = report.get("task") or _TASKS.get(report["protocol"], "image-classification")
         return [
             EvalResult(
                 task_type=task,

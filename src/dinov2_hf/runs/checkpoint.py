@@ -69,7 +69,7 @@ class RunState:
     reads: list[int] = field(default_factory=lambda: [0, 0])
     """Images read so far, and how many of them were broken."""
     listing: dict[str, dict] | None = None
-    """What each source of images was made of: `LanedSource.listing`; None in checkpoints of dinov2_hf 0.5."""
+    """What each source of images was made of: `TrainingSource.listing`; None in checkpoints of dinov2_hf 0.5."""
 
 
 def find_checkpoints(folder: Path) -> list[Path]:

@@ -87,7 +87,7 @@ def environment_changes(checkpoint: Path, accelerator: Accelerator) -> list[str]
 
 
 def listing_changes(before: Mapping[str, dict] | None, now: Mapping[str, dict]) -> list[str]:
-    """What changed in the sources of images between two `LanedSource.listing`s, a line each."""
+    """What changed in the sources of images between two `TrainingSource.listing`s, a line each."""
     return [
         f"the files of {name} changed: {describe_listing(before.get(name))} when the checkpoint was written, "
         f"{describe_listing(now.get(name))} now"

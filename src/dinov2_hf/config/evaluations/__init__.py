@@ -1,36 +1,48 @@
-"""What can be set of each protocol of evaluation."""
+"""The configuration of each evaluator."""
+
+import warnings
+from typing import Any
 
 from .base import EvaluationConfig
 from .classification import (
-    FineGrainedProtocol,
-    FinetuneProtocol,
+    FineGrainedEvaluation,
+    FinetuneEvaluation,
     LabeledSetConfig,
-    LinearProtocol,
+    LinearEvaluation,
     LogisticConfig,
-    LogisticProtocol,
+    LogisticEvaluation,
 )
-from .dense import DepthProtocol, DepthSourceConfig, DepthTestConfig, SegmentationProtocol
-from .knn import KnnProtocol
-from .retrieval import CopyDetectionProtocol, RetrievalProtocol
-from .robustness import RobustnessProtocol
-from .video import PropagationProtocol, VideoProtocol
+from .dense import DepthEvaluation, DepthSourceConfig, DepthTestConfig, SegmentationEvaluation
+from .knn import KnnEvaluation
+from .retrieval import CopyDetectionEvaluation, RetrievalEvaluation
+from .robustness import RobustnessEvaluation
+from .video import PropagationEvaluation, VideoEvaluation
 
 __all__ = [
-    "CopyDetectionProtocol",
-    "DepthProtocol",
+    "CopyDetectionEvaluation",
+    "DepthEvaluation",
     "DepthSourceConfig",
     "DepthTestConfig",
     "EvaluationConfig",
-    "FineGrainedProtocol",
-    "FinetuneProtocol",
-    "KnnProtocol",
+    "FineGrainedEvaluation",
+    "FinetuneEvaluation",
+    "KnnEvaluation",
     "LabeledSetConfig",
-    "LinearProtocol",
+    "LinearEvaluation",
     "LogisticConfig",
-    "LogisticProtocol",
-    "PropagationProtocol",
-    "RetrievalProtocol",
-    "RobustnessProtocol",
-    "SegmentationProtocol",
-    "VideoProtocol",
+    "LogisticEvaluation",
+    "PropagationEvaluation",
+    "RetrievalEvaluation",
+    "RobustnessEvaluation",
+    "SegmentationEvaluation",
+    "VideoEvaluation",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The names of 0.5, such as `KnnProtocol`."""
+    new = f"{name.removesuffix('Protocol')}Evaluation"
+    if not name.endswith("Protocol") or new not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{name} is called {new} now; the old name goes with 1.0", DeprecationWarning, stacklevel=2)
+    return globals()[new]

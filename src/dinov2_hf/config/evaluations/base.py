@@ -1,4 +1,4 @@
-"""What every evaluation has to be told."""
+"""What is common to the configurations of all evaluators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..data import SourceConfig
 
 @dataclass
 class EvaluationConfig:
-    """The images and how they are read. A protocol adds its own keys."""
+    """The images and how they are read. Each evaluator adds its own keys."""
 
     train: SourceConfig = field(default_factory=SourceConfig)
     """Images that a probe learns from, or that queries are compared with (`--data`)."""
@@ -29,7 +29,7 @@ class EvaluationConfig:
     cache_dir: str | None = None
     """Folder where features are kept for the next evaluation of the same model and images (`--cache`)."""
     output_dir: str | None = None
-    """Folder that takes `results.json`, `results.md` and what a protocol leaves besides (`--output`)."""
+    """Folder for `results.json`, `results.md` and what else the evaluator writes (`--output`)."""
     seed: int = 0
     """Everything random is drawn from it."""
 

@@ -13,7 +13,7 @@ POOLING = ("cls", "cls_mean")
 
 
 @dataclass
-class LinearProtocol(EvaluationConfig):
+class LinearEvaluation(EvaluationConfig):
     """Linear classifiers on frozen features, trained side by side, the best one counts (DINOv2, appendix B.3)."""
 
     validation: SourceConfig = field(default_factory=lambda: SourceConfig(split="validation"))
@@ -39,7 +39,7 @@ class LinearProtocol(EvaluationConfig):
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     """Smallest and largest share of the image's area in a random crop; published: 0.08 to 1."""
 
-    def check(self) -> LinearProtocol:
+    def check(self) -> LinearEvaluation:
         super().check()
         choice("metric", self.metric, METRICS)
         for key in ("learning_rates", "blocks", "pooling"):
@@ -77,7 +77,7 @@ class LogisticConfig(EvaluationConfig):
 
 
 @dataclass
-class LogisticProtocol(LogisticConfig):
+class LogisticEvaluation(LogisticConfig):
     """Logistic regression on CLS, its penalty chosen on held-out images (DINOv2, section 7.2)."""
 
     validation: SourceConfig = field(default_factory=lambda: SourceConfig(split="validation"))
@@ -86,7 +86,7 @@ class LogisticProtocol(LogisticConfig):
     """Figure: accuracy, mean_per_class_accuracy, mean_average_precision (several labels an image), or auto: accuracy,
     or mean_average_precision where images have several labels."""
 
-    def check(self) -> LogisticProtocol:
+    def check(self) -> LogisticEvaluation:
         super().check()
         choice("metric", self.metric, METRICS)
         return self
@@ -107,7 +107,7 @@ class LabeledSetConfig:
 
 
 @dataclass
-class FineGrainedProtocol(LogisticConfig):
+class FineGrainedEvaluation(LogisticConfig):
     """Logistic regression on several sets, and the mean of their figures (DINOv2, section 7.2, table 8).
 
     The sets are those of `sets`; `train` and `test` stay empty.
@@ -116,7 +116,7 @@ class FineGrainedProtocol(LogisticConfig):
     sets: dict[str, LabeledSetConfig] = field(default_factory=dict)
     """The sets, each under a name of your own: `sets.pets.train.path=/my/pets sets.pets.test.split=test`."""
 
-    def check(self) -> FineGrainedProtocol:
+    def check(self) -> FineGrainedEvaluation:
         super().check()
         if self.train.path or self.test.path:
             key = "train" if self.train.path else "test"
@@ -137,7 +137,7 @@ class FineGrainedProtocol(LogisticConfig):
 
 
 @dataclass
-class FinetuneProtocol(EvaluationConfig):
+class FinetuneEvaluation(EvaluationConfig):
     """The whole backbone and a linear head, trained on the labels (DINOv2, section 7.1, table 5)."""
 
     metric: str = "auto"
@@ -163,7 +163,7 @@ class FinetuneProtocol(EvaluationConfig):
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     """Smallest and largest share of the image's area in a random crop."""
 
-    def check(self) -> FinetuneProtocol:
+    def check(self) -> FinetuneEvaluation:
         super().check()
         choice("metric", self.metric, METRICS)
         for key in ("epochs", "global_batch", "learning_rate", "layer_decay"):

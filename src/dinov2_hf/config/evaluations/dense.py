@@ -13,7 +13,7 @@ EVAL_CROPS = ("none", "nyu", "eigen", "garg")
 
 
 @dataclass
-class DenseProtocol(EvaluationConfig):
+class DenseEvaluation(EvaluationConfig):
     """What is common: a head that learns from random crops, through the frozen backbone at every update.
 
     Features are not kept on disk. Maps are in `label_column` of the sources; without a name it is the column called
@@ -37,7 +37,7 @@ class DenseProtocol(EvaluationConfig):
     flip: bool = False
     """Average the prediction with that of the mirrored image."""
 
-    def check(self) -> DenseProtocol:
+    def check(self) -> DenseEvaluation:
         super().check()
         for key in ("iterations", "global_batch", "learning_rate"):
             positive(key, getattr(self, key))
@@ -51,7 +51,7 @@ class DenseProtocol(EvaluationConfig):
 
 
 @dataclass
-class SegmentationProtocol(DenseProtocol):
+class SegmentationEvaluation(DenseEvaluation):
     """Semantic segmentation by batch normalisation and a linear layer on patches (DINOv2, section 7.4).
 
     The defaults are the published ones of "linear"; those of "+ms" are in configs/evaluate/segmentation_ms.yaml.
@@ -83,7 +83,7 @@ class SegmentationProtocol(DenseProtocol):
     reduce_zero_label: bool = False
     """0 is no class either, and 1 the first one, as in ADE20k."""
 
-    def check(self) -> SegmentationProtocol:
+    def check(self) -> SegmentationEvaluation:
         super().check()
         for key in ("crop_size", "stride"):
             positive(key, getattr(self, key))
@@ -129,7 +129,7 @@ class DepthTestConfig(DepthSourceConfig):
 
 
 @dataclass
-class DepthProtocol(DenseProtocol):
+class DepthEvaluation(DenseEvaluation):
     """Monocular depth by a linear layer over bins or by a DPT decoder (DINOv2, section 7.4).
 
     The defaults are the published ones of NYU Depth v2; configs/evaluate/depth_kitti.yaml has those of KITTI.
@@ -181,7 +181,7 @@ class DepthProtocol(DenseProtocol):
     """Further test sets, each under a name of your own, without training on them: `transfer.sun.path=/my/sunrgbd`.
     Published: NYU to SUN RGB-D."""
 
-    def check(self) -> DepthProtocol:
+    def check(self) -> DepthEvaluation:
         super().check()
         choice("head", self.head, DEPTH_HEADS)
         if self.crop_size:

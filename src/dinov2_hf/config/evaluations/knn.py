@@ -9,7 +9,7 @@ from .base import EvaluationConfig
 
 
 @dataclass
-class KnnProtocol(EvaluationConfig):
+class KnnEvaluation(EvaluationConfig):
     """Weighted k-NN on CLS (DINO, section 4.1; DINOv2, section 7.1)."""
 
     k: list[int] = field(default_factory=lambda: [10, 20, 100, 200])
@@ -21,7 +21,7 @@ class KnnProtocol(EvaluationConfig):
     tries: int = 5
     """Draws of a few-shot result, which is their mean; published: 5."""
 
-    def check(self) -> KnnProtocol:
+    def check(self) -> KnnEvaluation:
         super().check()
         if not self.k:
             raise ValueError("k=[] asks for nothing; give numbers of neighbours, such as k=[10,20]")

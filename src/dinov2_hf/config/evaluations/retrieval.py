@@ -43,7 +43,7 @@ class DescriptorConfig(EvaluationConfig):
 
 
 @dataclass
-class RetrievalProtocol(DescriptorConfig):
+class RetrievalEvaluation(DescriptorConfig):
     """Ranking of `train`, the database, by the cosine to each image of `test`, the queries (DINOv2, section 7.3,
     "instance recognition"; Radenovic et al., 2018: revisited Oxford and Paris)."""
 
@@ -62,7 +62,7 @@ class RetrievalProtocol(DescriptorConfig):
     k: list[int] = field(default_factory=lambda: [1, 5, 10])
     """Lengths of the lists whose precision is measured; published: 1, 5, 10."""
 
-    def check(self) -> RetrievalProtocol:
+    def check(self) -> RetrievalEvaluation:
         super().check()
         choice("ground_truth", self.ground_truth, ("labels", "columns"))
         for value in self.k:
@@ -71,7 +71,7 @@ class RetrievalProtocol(DescriptorConfig):
 
 
 @dataclass
-class CopyDetectionProtocol(DescriptorConfig):
+class CopyDetectionEvaluation(DescriptorConfig):
     """Finding the original of an edited copy among distractors (DINO, section 4.2.1: Copydays, subset "strong")."""
 
     descriptor: str = "cls_gem"
@@ -82,7 +82,7 @@ class CopyDetectionProtocol(DescriptorConfig):
     `train`, the distractors. Empty: `test` holds copies, `train` originals and distractors, and a copy has the label
     of its original."""
 
-    def check(self) -> CopyDetectionProtocol:
+    def check(self) -> CopyDetectionEvaluation:
         super().check()
         for kind in self.copies:
             choice("copies", kind, COPIES)

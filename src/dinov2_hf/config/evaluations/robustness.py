@@ -31,7 +31,7 @@ EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "saturate")
 
 
 @dataclass
-class RobustnessProtocol(EvaluationConfig):
+class RobustnessEvaluation(EvaluationConfig):
     """Logistic regression on clean features, asked about corrupted images (Hendrycks and Dietterich, 2019: ImageNet-C)
     and other sets of the same classes (DINOv2, section 7.1, "domain generalization": ImageNet-A, -R, -Sketch)."""
 
@@ -49,7 +49,7 @@ class RobustnessProtocol(EvaluationConfig):
     c: float = 0.1
     """Inverse strength of the L2 penalty of the logistic regression."""
 
-    def check(self) -> RobustnessProtocol:
+    def check(self) -> RobustnessEvaluation:
         super().check()
         for name in self.corruptions:
             choice("corruptions", name, CORRUPTIONS + EXTRA_CORRUPTIONS)

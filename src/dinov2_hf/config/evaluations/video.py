@@ -10,7 +10,7 @@ from .base import EvaluationConfig
 
 
 @dataclass
-class VideoProtocol(EvaluationConfig):
+class VideoEvaluation(EvaluationConfig):
     """Linear classifiers on the frozen features of some frames of a clip (DINOv2, section 7.2).
 
     Clips are a folder CLASS/CLIP/FRAME, or SPLIT/CLASS/CLIP/FRAME, or a table with a column of lists of images, or of
@@ -33,7 +33,7 @@ class VideoProtocol(EvaluationConfig):
     global_batch: int = 1024
     """Clips in an update; published for images: 128 on each of 8 GPUs."""
 
-    def check(self) -> VideoProtocol:
+    def check(self) -> VideoEvaluation:
         super().check()
         choice("pooling", self.pooling, ("mean", "concat"))
         if not self.learning_rates:
@@ -46,7 +46,7 @@ class VideoProtocol(EvaluationConfig):
 
 
 @dataclass
-class PropagationProtocol(EvaluationConfig):
+class PropagationEvaluation(EvaluationConfig):
     """Masks of the first frame carried through a video by nearest patches (DINO, section 4.2.2).
 
     Nothing is learnt, so that `test` is read alone; features are not kept on disk. Videos are a folder laid out as
@@ -73,7 +73,7 @@ class PropagationProtocol(EvaluationConfig):
     save_masks: bool = False
     """Leave all predicted masks in the output folder, as PNG files that the evaluation tool of DAVIS reads."""
 
-    def check(self) -> PropagationProtocol:
+    def check(self) -> PropagationEvaluation:
         super().check()
         if self.crop_size:
             raise ValueError(f"crop_size={self.crop_size}, but whole frames are compared; leave it out, or at 0")

@@ -16,9 +16,10 @@ from datasets import Dataset, Features, Image, IterableDataset, Value, Video
 
 from ...config import SourceConfig
 from ..fetch import Missing, is_url, read_bytes
+from ..formats import TABLES
 from ..names import few, name_images, one_line
 from ..paths import name_of, state_of
-from .load import FORMATS, Loaded, load
+from .load import Loaded, load
 from .tars import is_place, read_member
 
 _PEEKED_ROWS = 16
@@ -152,7 +153,7 @@ def find_images(loaded: Loaded, config: SourceConfig) -> ImageColumn:
     if isinstance(dataset, Dataset):
         return images
     # a folder of images is a single shard of many files
-    shard_is_file = len(loaded.files) == dataset.num_shards and Path(loaded.files[0]).suffix in FORMATS
+    shard_is_file = len(loaded.files) == dataset.num_shards and Path(loaded.files[0]).suffix in TABLES
     return replace(
         images,
         embedded=kinds[name] != "text" and not loaded.listed and (shard_is_file or not loaded.files),

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import ClassLabel, Features, Image
 
-from ..formats import READABLE, remedy
+from ..formats import READABLE, TABLES, remedy
 from ..names import few
 from ..paths import read_stored, shown, stored, stored_member
 from .listing import Pattern, Scan, State, scan
@@ -28,8 +28,6 @@ from .metadata import NAMES, Metadata, image_array, join_metadata, read_table
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 """Names of folders that can be splits."""
-TABLES = (".tar", ".parquet", ".arrow", ".csv", ".jsonl", ".json")
-"""Suffixes of tables and archives of images, the first of which a folder has is read."""
 _NOUN = re.compile(r"(?<!\S)(image|class|link|folder|member|file|name)\b")
 _TABLE_OF_SPLIT = re.compile(rf"({'|'.join(SPLITS)})(-\d{{5}}-of-\d{{5}}(-[^/]*)?)?")
 

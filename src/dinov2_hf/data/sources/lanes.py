@@ -12,10 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, cycle, islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .permutation import Permutation
-from .shards import LOST, Shards
+from .shards import LOST
+
+if TYPE_CHECKING:
+    from .base import ShardedImages
 
 RUN = 8
 """Samples in a row from one lane: few, so that those of a batch come from several lanes, but more than one, so that a
@@ -124,7 +127,7 @@ class Lane:
     """
 
     def __init__(
-        self, shards: Shards, lane: int, lanes: int, key: tuple[int, ...], block_size: int, shuffle: bool
+        self, shards: ShardedImages, lane: int, lanes: int, key: tuple[int, ...], block_size: int, shuffle: bool
     ) -> None:
         self._shards = shards
         self._members = range(lane, len(shards), lanes)

@@ -16,9 +16,11 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ...config import SourceConfig
 from ..fetch import is_url
+from ..formats import TABLES
 from ..names import one_line
 from ..paths import shown
 from .folders import counted, names_in
+from .generators import is_generated
 from .local import LocalImages, LocalTables, open_local
 from .remote import build_from_hub
 from .tables import build_tables, fitted, open_stream, prepare
@@ -26,14 +28,6 @@ from .tars import open_tars
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".tar": "webdataset",
-    ".csv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-}
 # a saved set that is streamed has a shard for so many rows, but no more than that: opening one takes milliseconds
 _SAVED_SHARD_ROWS, _MAX_SAVED_SHARDS = 64, 256
 
@@ -66,7 +60,7 @@ class Loaded:
         """
         digest = hashlib.sha256((self.fingerprint or "").encode())
         root = os.path.commonprefix([min(self.files), max(self.files)]).rpartition("/")[0] + "/" if self.files else ""
-        tables = bool(self.files) and Path(self.files[0]).suffix in FORMATS
+        tables = bool(self.files) and Path(self.files[0]).suffix in TABLES
         for file in sorted(self.files):
             local = not is_url(file)
             size = os.stat(file).st_size if tables and local else ""
@@ -91,6 +85,8 @@ def load(config: SourceConfig, streaming: bool, name: str = "") -> Loaded:
     Raises:
         ValueError: nothing to read, no such split, each with what there is instead.
     """
+    if is_generated(config.path):
+        raise ValueError(f"{config.path} is a generator, which only data.train and data.mix read; give files here")
     path = os.path.expanduser(str(config.path))
     try:
         if _is_saved(path):
@@ -149,7 +145,7 @@ def _load_files(path: str, config: SourceConfig, streaming: bool) -> Loaded:
         lengths, stream = [len(found.dataset)], found.dataset.to_iterable_dataset(1)
         return Loaded(stream, [], None, lengths, found.digest, listed=True, summary=found.summary)
     if isinstance(found, LocalTables):
-        return _open(build_tables(FORMATS[found.suffix], found.files), config, streaming, found.summary)
+        return _open(build_tables(TABLES[found.suffix], found.files), config, streaming, found.summary)
     here = os.path.exists(path)  # a clone of a set
     builder = load_dataset_builder(path, config.name) if here else build_from_hub(path, config.name)
     return _open(builder, config, streaming)

@@ -17,9 +17,9 @@ from datasets.table import InMemoryTable
 
 from ...config import SourceConfig
 from ..fetch import is_url
-from ..formats import READABLE, remedy
+from ..formats import READABLE, TABLES, remedy
 from ..paths import shown, stored
-from .folders import SPLITS, TABLES, describe_ignored, names_in, read_file, read_folder, summary
+from .folders import SPLITS, describe_ignored, names_in, read_file, read_folder, summary
 from .listing import Pattern, State
 from .listing_cache import Made, kept_listing
 from .metadata import image_array

@@ -11,10 +11,9 @@ from datasets import DatasetBuilder, load_dataset_builder
 from datasets.exceptions import DatasetNotFoundError, FileNotFoundDatasetsError
 
 from ..fetch import is_url
-from ..formats import NEEDS_PACKAGE, READABLE
+from ..formats import NEEDS_PACKAGE, READABLE, TABLES
 from ..names import one_line
 from ..paths import shown
-from .folders import TABLES
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _SUFFIXES = {*TABLES, *READABLE, *NEEDS_PACKAGE, ".txt", ".zip"}

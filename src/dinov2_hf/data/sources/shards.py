@@ -32,13 +32,14 @@ logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
 
 
 class Shards:
-    """The shards of a stream of images.
+    """The shards of a stream of images (`base.ShardedImages`).
 
     Every method that reads may raise ValueError: the connection to a shard is lost, which says nothing about the shard.
     """
 
     def __init__(self, images: ImageColumn) -> None:
         assert isinstance(images.dataset, IterableDataset)
+        self.embedded = images.embedded
         self._images = images
         self._lengths = dict(enumerate(images.lengths or ()))
         self._row_groups: dict[int, list[int]] = {}

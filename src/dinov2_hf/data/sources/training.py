@@ -7,96 +7,45 @@ A source of `n` images, or a lane of a streaming one (`lanes.py`), runs through 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-from datasets import Dataset
-
-from ...config import DataConfig
-from ..broken import Broken
+from ...config import DataConfig, SourceConfig
+from .base import IndexedImages, LanedSource, Sample, ShardedImages
 from .columns import ImageColumn, find_images
-from .lanes import Lane, advise, automatic_lanes, locate
+from .generators import is_generated, open_generated
+from .lanes import Lane, advise, automatic_lanes
 from .load import load
+from .mixture import MixedSource
 from .permutation import Permutation
 from .shards import Shards
 
-_PERIOD = 1024
-# keep apart the random streams that share a seed with each other and with those of the loader
-_ORDER, _PATTERN = 3, 4
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One encoded image."""
-
-    data: bytes
-    """The file's bytes."""
-    name: str
-    """How a person finds it: a path, or the row in its source."""
-    epoch: int
-    """How often the source, or its lane of it, had been run through before."""
-    index: int
-    """Row in the source (map-style), or a number that no other sample of the epoch has (streaming)."""
-    source: int = 0
-    """Which source of a mixture: 0 for `data.train`, then those of `data.mix` by name."""
-    repeated: bool = False
-    """Whether it stands for one that cannot be read, and has a place of its own in the epoch as well."""
-    broken: tuple[Broken, ...] = field(default=(), compare=False)
-    """The broken shards that were found on the way to it."""
-
-
-class TrainingSource(Protocol):
-    """What the data loader reads from."""
-
-    def read(self, number: int) -> Sample:
-        """Sample `number` of the endless sequence. Streaming sources want rising numbers."""
-
-    def replacement(self, number: int, attempt: int) -> Sample:
-        """What to take where sample `number` cannot be decoded: the `attempt`-th sample (from 1) after it in its lane.
-
-        From its own lane of its own source, so that no worker has to open another's.
-        """
-
-
-class LanedSource(ABC):
-    """A training source that is read lane by lane; one that is not streamed has a single lane."""
-
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
-        self._listing: dict[str, dict[str, Any]] = {}
-
-    def listing(self) -> dict[str, dict[str, Any]]:
-        """What each source was made of when it was opened, by its key (`data.train`, `data.mix.NAME`).
-
-        `open_training_source` sets it. Values are those of `Loaded.listing`: `count`, `unit` and `digest`.
-        """
-        return self._listing
-
-    def read(self, number: int) -> Sample:
-        return self.at(*locate(number, self.lanes))
-
-    def replacement(self, number: int, attempt: int) -> Sample:
-        return self.at(*locate(number, self.lanes), attempt)
-
-    @property
-    def num_shards(self) -> int:
-        """Shards of all that is streamed."""
-        return 0
-
-    @abstractmethod
-    def at(self, lane: int, position: int, ahead: int = 0) -> Sample:
-        """Sample `position + ahead` of a lane, to be followed by calls with the same `position` or a higher one."""
+_ORDER = 3
+"""Keeps the random stream apart from the others that share a seed: 1 and 2 of the loader, 4 of the mixture."""
 
 
 class MapSource(LanedSource):
-    """Images at random access, shuffled over their whole number."""
+    """Images at random access, shuffled over their whole number.
 
-    def __init__(self, images: ImageColumn, seed: int, shuffle: bool = True, lanes: int = 1, source: int = 0) -> None:
-        super().__init__(lanes)
-        assert isinstance(images.dataset, Dataset)
+    Args:
+        images: anything with `__len__` and `read`.
+        seed: of the order.
+        shuffle: a new order in every epoch; otherwise that of `images`.
+        lanes: as many as the other sources of a mixture have.
+        source: number in a mixture.
+        listing: what the images are, see `TrainingSource.listing`.
+    """
+
+    def __init__(
+        self,
+        images: IndexedImages,
+        seed: int,
+        shuffle: bool = True,
+        lanes: int = 1,
+        source: int = 0,
+        listing: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(lanes, listing)
         self._images = images
         self._shuffle = shuffle
         self._key = (seed, _ORDER, source)
@@ -116,20 +65,27 @@ class StreamSource(LanedSource):
     """Images in the order of their files, lane by lane; each lane is shuffled by files and within blocks.
 
     A lane is opened when it is first read, at the block that is wanted, and stays with the process that opened it.
+
+    Args:
+        shards: what is read, such as `Shards` of a column or `GeneratedShards`.
+        seed: of the order.
+        shuffle_buffer: samples that are shuffled among each other, in all lanes together.
+        shuffle, lanes, source, listing: as of `MapSource`; no more lanes than shards.
     """
 
     def __init__(
         self,
-        images: ImageColumn,
+        shards: ShardedImages,
         seed: int,
         shuffle_buffer: int,
         shuffle: bool = True,
         lanes: int = 1,
         source: int = 0,
+        listing: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        super().__init__(lanes)
-        self.embedded = images.embedded
-        self._shards = Shards(images)
+        super().__init__(lanes, listing)
+        self.embedded = shards.embedded
+        self._shards = shards
         self._key = (seed, _ORDER, source)
         self._source = source
         self._block_size = max(shuffle_buffer // lanes, 1) if shuffle else 1
@@ -155,85 +111,38 @@ class StreamSource(LanedSource):
         return self.__dict__ | {"_opened": {}}
 
 
-class MixedSource(LanedSource):
-    """Several sources in fixed shares, each of which repeats without end by itself.
-
-    In every lane a seeded pattern of 1,024 samples says which source each is from; how many came from it before is
-    counted from the pattern, so that nothing of any source is left out or repeated and any number is found at once.
-
-    Args:
-        sources: by name, with as many lanes as each other, in the order of their `Sample.source`.
-        weights: shares of the sources, relative to each other.
-        seed: of the pattern.
-
-    Raises:
-        ValueError: a share too small for a single sample of the pattern.
-    """
-
-    def __init__(self, sources: dict[str, LanedSource], weights: Sequence[float], seed: int) -> None:
-        self.sources = list(sources.values())
-        super().__init__(self.sources[0].lanes)
-        assert all(source.lanes == self.lanes for source in self.sources)
-        self._names = list(sources)
-        self._counts = _shares(weights)
-        self._seed = seed
-        self._patterns: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for name, weight, count in zip(self._names, weights, self._counts):
-            if count == 0:
-                raise ValueError(
-                    f"{name}.weight={weight} of {sum(weights):g} in all is less than half a sample in {_PERIOD}; "
-                    f"use {sum(weights) / _PERIOD:g} or more, or leave the source out"
-                )
-
-    def at(self, lane: int, position: int, ahead: int = 0) -> Sample:
-        if lane not in self._patterns:
-            self._patterns[lane] = self._pattern(lane)
-        choices, before = self._patterns[lane]
-        turn, place = divmod(position, _PERIOD)
-        choice = int(choices[place])
-        own = turn * self._counts[choice] + int(before[place])
-        sample = self.sources[choice].at(lane, own, ahead)
-        name = self._names[choice]
-        broken = tuple(item._replace(name=f"{name}: {item.name}") for item in sample.broken)
-        return replace(sample, name=f"{name}: {sample.name}", broken=broken)
-
-    @property
-    def num_shards(self) -> int:
-        return sum(source.num_shards for source in self.sources)
-
-    def _pattern(self, lane: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each place `[1024]`: its source, and how many places before it have the same."""
-        order = np.array(Permutation(_PERIOD, (self._seed, _PATTERN, lane)))
-        choices = np.repeat(np.arange(len(self._counts)), self._counts)[order]
-        before = np.zeros(_PERIOD, dtype=np.int64)
-        for choice in range(len(self._counts)):
-            chosen = choices == choice
-            before[chosen] = np.arange(chosen.sum())
-        return choices, before
-
-
 def open_training_source(config: DataConfig, seed: int) -> LanedSource:
     """The endless sequence of images that `config` describes.
 
     Raises:
-        ValueError: nothing to read, no such split or column, more lanes than files, each with what there is instead.
+        ValueError: nothing to read, no such split, column or generator, more lanes than files, each with what there is
+            instead.
     """
     configs = {"data.train": config.train} | {f"data.mix.{name}": config.mix[name] for name in sorted(config.mix)}
-    loaded = {name: load(source, source.streaming, name) for name, source in configs.items()}
-    images = {name: find_images(loaded[name], source) for name, source in configs.items()}
-    shards = {name: images[name].dataset.num_shards for name in configs if configs[name].streaming}
-    lanes = _lanes(config, shards)
+    images, listings = {}, {}
+    for name, source in configs.items():
+        images[name], listings[name] = _open(source, name)
+    lanes = _lanes(config, {name: len(found) for name, found in images.items() if not isinstance(found, ImageColumn)})
     sources: dict[str, LanedSource] = {}
-    for number, name in enumerate(configs):
-        if name in shards:
-            sources[name] = StreamSource(images[name], seed, config.shuffle_buffer, config.shuffle, lanes, number)
+    for number, (name, found) in enumerate(images.items()):
+        place = (config.shuffle, lanes, number, {name: listings[name]})
+        if isinstance(found, ImageColumn):
+            sources[name] = MapSource(found, seed, *place)
         else:
-            sources[name] = MapSource(images[name], seed, config.shuffle, lanes, number)
-    opened = sources["data.train"]
-    if len(sources) > 1:
-        opened = MixedSource(sources, [source.weight for source in configs.values()], seed)
-    opened._listing = {name: loaded[name].listing() for name in configs}
-    return opened
+            sources[name] = StreamSource(found, seed, config.shuffle_buffer, *place)
+    if len(sources) == 1:
+        return sources["data.train"]
+    return MixedSource(sources, [source.weight for source in configs.values()], seed)
+
+
+def _open(config: SourceConfig, name: str) -> tuple[ImageColumn | ShardedImages, dict[str, Any]]:
+    """The images of a source and what it is made of (`Loaded.listing`)."""
+    if is_generated(config.path):
+        shards = open_generated(config, name)
+        return shards, shards.listing()
+    loaded = load(config, config.streaming, name)
+    images = find_images(loaded, config)
+    return Shards(images) if config.streaming else images, loaded.listing()
 
 
 def reading_advice(source: LanedSource, batch_size: int, num_workers: int, num_processes: int) -> str | None:
@@ -263,13 +172,3 @@ def _lanes(config: DataConfig, shards: dict[str, int]) -> int:
     if config.lanes:
         return config.lanes
     return min(map(automatic_lanes, shards.values())) if config.shuffle else 1
-
-
-def _shares(weights: Sequence[float]) -> list[int]:
-    """How many of the places of a pattern each source gets, by largest remainder."""
-    exact = [weight / sum(weights) * _PERIOD for weight in weights]
-    counts = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda source: counts[source] - exact[source])
-    for source in by_remainder[: _PERIOD - sum(counts)]:
-        counts[source] += 1
-    return counts
