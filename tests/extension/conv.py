@@ -16,18 +16,16 @@ class TinyConvSection(BackboneConfig):
     family: str = "tiny_conv"
     width: int = 16
     """Channels of every block."""
-    stride = 8
+    stride = 8  # a plain attribute: not a key
 
 
 class TinyConvConfig(PreTrainedConfig):
-    model_type = "tiny_conv"
-    width: int = 16
-    num_channels: int = 3
+    model_type, width, num_channels = "tiny_conv", 16, 3
 
 
 class TinyConv(PreTrainedModel):
     config_class = TinyConvConfig
-    base_model_prefix = ""
+    width: int
     stride, takes_masks = 8, False
     tokens = tokens_of_maps
 
@@ -46,7 +44,7 @@ class TinyConv(PreTrainedModel):
         return 0 if name.startswith("stem.") else int(name[len("block_")]) + 1
 
     def is_patch_embedding(self, name):
-        return False
+        return name.startswith("stem.")
 
     def features(self, pixels, layers=1):
         maps = [self.stem(pixels)]

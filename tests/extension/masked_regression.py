@@ -12,8 +12,6 @@ from dinov2_hf.objectives import Objective, ObjectiveOutput, Scheduled, Term, re
 
 @dataclass
 class RegressionConfig:
-    """The section `regression`."""
-
     hidden_dim: int = 32
     """Width of the predictor."""
     mask_ratio: float = 0.5

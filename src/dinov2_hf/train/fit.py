@@ -24,6 +24,7 @@ from ..data import (
     batch_bytes,
     build_loader,
     check_shared_memory,
+    check_source,
     open_training_source,
     reading_advice,
 )
@@ -89,6 +90,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         resume: str = "auto",
     ) -> None:
+        check_source(source)
         self.objective = objective
         self.source = source
         self.config = config

@@ -1,0 +1,128 @@
+"""Parts from outside the package are trained, killed, resumed, evaluated, exported and inspected like our own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from transformers import AutoModel
+
+from dinov2_hf.config import load_config
+from dinov2_hf.features import open_backbone
+from dinov2_hf.runs import RunFolder
+from dinov2_hf.weights import inspect_path
+
+from ..distributed.conftest import FSDP2, launch  # noqa: F401 - a fixture
+from . import circles, conv, gram, masked_regression, rank  # noqa: F401 - they register themselves
+
+HERE = Path(__file__).parent
+COMMON = """data.train.path=generator:circles data.num_workers=0
+crops.global_size=32 crops.local_size=16 crops.num_local=1
+optim.warmup_epochs=1 optim.base_lr=0.02 train.batch_size=4 train.epochs=3 train.epoch_length=2 train.log_every=1
+train.precision=fp32 train.keep_checkpoints=3 evaluations.rank.protocol=rank evaluations.rank.epochs=1""".split()
+VIT = """model.preset=tiny model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2 model.patch_size=8
+model.drop_path_rate=0.3""".split()
+RUNS = {
+    "conv": """model.family=tiny_conv model.width=12 ibot.loss_weight=0 terms.gram.weight=0.5 dino.num_prototypes=24
+        dino.hidden_dim=16 dino.bottleneck_dim=8 teacher.warmup_temp_epochs=1""".split(),
+    "masked": ["objective=masked_regression", "regression.hidden_dim=8", *VIT],
+}
+PROCESSES = [
+    pytest.param(1, {}, id="one process"),
+    pytest.param(2, FSDP2, id="two with FSDP2", marks=pytest.mark.slow),
+]
+TIMES = ("images_per_second",)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def trained(launch, image_folder, tmp_path_factory):  # noqa: F811
+    """Folders of a run that was never stopped and of one that was killed after three updates, by kind and processes."""
+    found = {}
+
+    def train(kind, processes, environment):
+        if (kind, processes) not in found:
+            root = tmp_path_factory.mktemp(kind)
+            (root / "rank.yaml").write_text(
+                f"test: {{path: {image_folder}, split: train}}\ncrop_size: 32\nshare: true\n"
+            )
+            common = [*COMMON, *RUNS[kind], f"evaluations.rank.config={root / 'rank.yaml'}"]
+            folders = root / "whole", root / "killed"
+            for folder, until in zip((folders[0], folders[1], folders[1]), (-1, 3, -1)):
+                try:
+                    launch(
+                        processes,
+                        HERE / "run.py",
+                        until,
+                        *common,
+                        f"train.output_dir={folder}",
+                        environment=environment,
+                    )
+                except AssertionError:
+                    if until < 0:
+                        raise
+            found[kind, processes] = tuple(map(RunFolder, folders))
+        return found[kind, processes]
+
+    return train
+
+
+def weights_of(checkpoint):
+    return json.loads((checkpoint / "provenance.json").read_text())["weights"]
+
+
+@pytest.mark.parametrize(("processes", "environment"), PROCESSES)
+@pytest.mark.parametrize("kind", RUNS)
+def test_killed_run_ends_as_the_one_that_was_not_stopped(trained, kind, processes, environment):
+    whole, killed = trained(kind, processes, environment)
+    first, second = whole.find_checkpoints(), killed.find_checkpoints()
+    assert [path.name for path in first] == [f"step-{step:08d}" for step in (2, 4, 6)]
+    assert list(map(weights_of, first)) == list(map(weights_of, second))
+    lines = [
+        [{name: value for name, value in line.items() if name not in TIMES} for line in run.read_metrics()]
+        for run in (whole, killed)
+    ]
+    assert lines[0] == lines[1]
+    terms = {"conv": {"loss/dino_global", "loss/dino_local", "loss/gram", "loss/koleo"}, "masked": {"loss/regression"}}
+    assert {name for line in lines[0] for name in line if name.startswith("loss/")} == terms[kind]
+    assert sum("rank.rank" in line for line in lines[0]) == 4  # at the start and after each epoch
+    assert 0 < lines[0][0]["rank.rank"] <= 1
+
+
+@pytest.mark.parametrize(("processes", "environment"), PROCESSES)
+@pytest.mark.parametrize("kind", RUNS)
+def test_export_gives_the_features_of_the_run_and_is_described(trained, image_folder, kind, processes, environment):
+    run, _ = trained(kind, processes, environment)
+    pixels = torch.rand(2, 3, 32, 32)
+    ours, exported = (open_backbone(str(path)).features(pixels, 1)[-1] for path in (run.path, run.export()))
+    torch.testing.assert_close(ours.cls, exported.cls)
+    torch.testing.assert_close(ours.patches, exported.patches)
+    model = AutoModel.from_pretrained(run.export())
+    assert sum(parameter.numel() for parameter in model.parameters()) > 0
+    for path in (run.path, run.export()):
+        text = inspect_path(str(path))
+        assert "parameters" in text and str(ours.cls.shape[1]) in text
+    assert (run.export() / "README.md").read_text().startswith("---")
+
+
+def test_config_of_parts_from_outside_is_checked_like_our_own():
+    start = ["data.train.path=generator:circles"]
+    with pytest.raises(ValueError, match="model.preset .* model.family=tiny_conv|model.preset"):
+        load_config(None, [*start, "model.family=tiny_conv", "model.preset=tiny"])
+    with pytest.raises(ValueError, match="terms.gram.normalise"):
+        load_config(None, [*start, "terms.gram.normalise=false"])
+    with pytest.raises(ValueError, match="dino .* is not read by objective=masked_regression"):
+        load_config(None, [*start, "objective=masked_regression", "dino.loss_weight=1"])
+    config = load_config(None, [*start, "terms.gram.weight=2", "terms.gram.normalize=false"])
+    assert config.terms["gram"] == gram.GramConfig(weight=2, normalize=False)
+
+
+def test_each_part_fits_on_a_page():
+    for name in ("circles", "conv", "gram", "masked_regression", "rank"):
+        assert len((HERE / f"{name}.py").read_text().splitlines()) <= 60, name
