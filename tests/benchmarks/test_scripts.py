@@ -35,6 +35,7 @@ SCRIPTS = {
     "listing": ("100", "| `datasets`, second start | 101 | "),
     "memory": ("--tiny", "| pruned last layer |"),
     "seeded_runs": ("--only swiglu --updates 2 --threads 1 --output OUTPUT", " s, 0 failed: "),
+    "seeded_faults": ("--source . --list", "40. "),
     "step": ("--tiny --steps 1 --warmup 1 --profile", '"seconds_per_update": '),
 }
 """Arguments of the smallest run of each script, and a part of the last thing that it prints."""
