@@ -11,7 +11,7 @@ import torch
 from step import VALUES, draw_masks, plain_flops
 from torch import nn
 
-from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.config import ColorsConfig, DistillConfig, PretrainConfig
 from dinov2_hf.data import PhotometricAugmentation, SSLBatch
 from dinov2_hf.data.photometric import draw_view_parameters
@@ -140,8 +140,8 @@ def _teacher(
     backbone = Dinov2Model(Dinov2Config.preset(preset, image_size=config.crops.global_size, **architecture))
     normalization = ColorsConfig().mean, ColorsConfig().std
     if by_prototypes:
-        return PrototypeTeacher(backbone, build_heads(config, backbone.config.hidden_size), *normalization)
-    return FeatureTeacher(VisionTransformer(backbone), *normalization)
+        return PrototypeTeacher(backbone, build_heads(config, backbone.width), *normalization)
+    return FeatureTeacher(backbone, *normalization)
 
 
 def _place(module: nn.Module, ledger: Ledger) -> None:
@@ -159,7 +159,7 @@ def _charge_parts(ledger: Ledger, step: TrainingStep, teacher: nn.Module | None)
     """Books the backbones as `student` and `teacher`, the rest of the forward as `heads and losses`, and `backward`."""
     trained = {id(networks["backbone"]) for networks in step.model.students.values()}
     for module in _backbones(step.model, teacher):
-        for method in ("forward", "forward_at"):
+        for method in ("tokens", "forward_at", "features"):
             if hasattr(module, method):
                 ledger.charge(module, method, "student" if id(module) in trained else "teacher")
     ledger.charge(step._wrapped, "forward", "heads and losses")
@@ -168,4 +168,4 @@ def _charge_parts(ledger: Ledger, step: TrainingStep, teacher: nn.Module | None)
 
 def _backbones(*modules: nn.Module | None) -> Iterator[nn.Module]:
     inside = chain.from_iterable(module.modules() for module in modules if module is not None)
-    return (module for module in inside if isinstance(module, Dinov2Model | VisionTransformer))
+    return (module for module in inside if hasattr(module, "depth_of"))  # of the contract of backbones

@@ -17,7 +17,7 @@ from transformers import (
     ViTModel,
 )
 
-from dinov2_hf.backbones import VisionTransformer, find_family
+from dinov2_hf.backbones import StockBackbone, find_family
 from dinov2_hf.config import DistillConfig, load_config
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import Distillation, FeatureTeacher, PrototypeTeacher
@@ -219,7 +219,7 @@ def stock(patch=14):
 
 
 def feature_teacher():
-    return FeatureTeacher(VisionTransformer(stock()), **PIXELS)
+    return FeatureTeacher(StockBackbone(stock()), **PIXELS)
 
 
 TEACHERS = {
@@ -242,7 +242,7 @@ TEACHERS = {
 def test_feature_objective_equals_its_naive_twin(configure, name):
     config = configure("distill.objective=features", "crops.num_local=0", "crops.global_size=32")
     network = TEACHERS[name]().eval()
-    teacher = FeatureTeacher(VisionTransformer(network), mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
+    teacher = FeatureTeacher(StockBackbone(network), mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
     model, batch = Distillation(config, teacher), make_batch(config)
     output = model(batch, 0.07)
 
@@ -250,14 +250,14 @@ def test_feature_objective_equals_its_naive_twin(configure, name):
     column = lambda values: torch.tensor(values).view(3, 1, 1)  # noqa: E731
     pixels = batch.global_crops * column(ours["std"]) + column(ours["mean"])
     pixels = (pixels - column(theirs["mean"])) / column(theirs["std"])
-    side = {8: 32, 14: 28, 16: 32}[teacher.patch_size]
+    side = {8: 32, 14: 28, 16: 32}[teacher.network.stride]
     if side != 32:
         pixels = torch.nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
     vision = getattr(network, "vision_model", network)
     options = {} if "dinov2" in name else {"interpolate_pos_encoding": True}
     with torch.no_grad():
         tokens = vision(pixel_values=pixels, **options).last_hidden_state
-    rows = side // teacher.patch_size
+    rows = side // teacher.network.stride
     patches = tokens[:, -rows * rows :]
     cls = patches.mean(1) if "without CLS" in name else tokens[:, 0]
     maps = patches.transpose(1, 2).unflatten(2, (rows, rows))
@@ -282,7 +282,7 @@ def test_network_without_patches_is_no_teacher():
     from transformers import ResNetConfig, ResNetModel
 
     with pytest.raises(ValueError, match="ResNetModel has no patches"):
-        VisionTransformer(ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])))
+        StockBackbone(ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])))
 
 
 def test_teacher_in_half_precision_gives_nearly_the_same_targets(configure):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from dinov2_hf.backbones import VisionTransformer, find_family
+from dinov2_hf.backbones import find_family
 from dinov2_hf.config import DistillConfig, PretrainConfig, load_config, save_config
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import DINOv2Pretraining, Distillation, FeatureTeacher, PrototypeTeacher
@@ -124,7 +124,7 @@ def build(config):
     backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
     normalization = [0.2, 0.3, 0.4], [0.5, 0.5, 0.5]
     if config.distill.objective == "features":
-        return Distillation(config, FeatureTeacher(VisionTransformer(backbone), *normalization))
+        return Distillation(config, FeatureTeacher(backbone, *normalization))
     heads = build_heads(config, backbone.config.hidden_size)
     return Distillation(config, PrototypeTeacher(backbone, heads, *normalization))
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..backbones import Dinov2Config, Layers
+from ..backbones import Dinov2Config, Features, Layers
 from ..config import (
     DistillConfig,
     PretrainConfig,
@@ -29,7 +29,7 @@ from ..config.evaluations import EvaluationConfig, KnnEvaluation
 from ..data import EvalTransform, evaluation_transform
 from ..evaluation import Evaluation, Result, evaluate_knn, find_evaluator, open_labeled
 from ..evaluation.datasets import LabeledImages, same_classes
-from ..features import Backbone
+from ..features import FeatureExtractor
 from ..files import Output, check_outputs, made_anything, made_run
 from ..hub import Publisher
 from ..runs import RunFacts, RunFolder, plot_metrics
@@ -177,9 +177,9 @@ def _periodic(
         def features(images, count):
             with accelerator.autocast():
                 found = layers(images, count)
-            return [(cls.float(), patches.float()) for cls, patches in found]
+            return [Features(cls.float(), patches.float()) for cls, patches in found]
 
-        backbone = Backbone(
+        backbone = FeatureExtractor(
             features,
             transform,
             shape.hidden_size,
@@ -221,7 +221,7 @@ def _leave(config: PretrainConfig, results: Results, transform: EvalTransform) -
         if accuracies:
             queries = LabeledImages(config.knn.query)
             chosen = np.linspace(0, len(queries) - 1, num=min(16, len(queries)), dtype=int).tolist()
-            larger = transform.enlarged(_PICTURED_PATCHES * networks["backbone"].config.patch_size)
+            larger = transform.enlarged(_PICTURED_PATCHES * networks["backbone"].stride)
             shown = [Picture(queries.title_of(index), larger.pixels(queries.read(index)[0])) for index in chosen]
             pictures.append(plot_patch_pca(networks["backbone"], larger, shown, run.features_picture(student)))
             first, last = accuracies[0], accuracies[-1]

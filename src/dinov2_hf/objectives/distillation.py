@@ -98,7 +98,7 @@ class Distillation(Students):
         width = backbone.width
         if self.has_prototypes:
             return {"backbone": backbone, **build_heads(self.config, width)}
-        target = self.teacher.hidden_size
+        target = self.teacher.width
         return {
             "backbone": backbone,
             "cls_projector": nn.Linear(width, target),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from ..backbones import Dinov2Layer, Dinov2Model, VisionTransformer
+from ..backbones import Backbone, Dinov2Model
 from ..data.batch import SSLBatch
 from .heads import DINOHead
 from .prototypes import packed_positions
@@ -25,8 +25,6 @@ class FrozenTeacher(nn.Module):
         mean, std: what its images are normalised with, per channel.
     """
 
-    _shard_units: tuple[str, ...]
-
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.mean, self.std = list(mean), list(std)
@@ -35,10 +33,14 @@ class FrozenTeacher(nn.Module):
         """Moves the weights; shards every layer and head where the students are sharded. Collective then."""
         self.to(device=device, dtype=dtype)
         if sharded:
-            for module in list(self.modules()):
-                if type(module).__name__ in self._shard_units:
-                    fully_shard(module)
+            for unit in self.shard_units:
+                fully_shard(unit)
             fully_shard(self)
+
+    @property
+    def shard_units(self) -> list[nn.Module]:
+        """The parts that are gathered one at a time where the network is sharded."""
+        raise NotImplementedError
 
     def renormalize(self, crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
         """Crops that were normalised with `mean` and `std` as this network wants them, untouched where they are so."""
@@ -60,14 +62,16 @@ class PrototypeTeacher(FrozenTeacher):
         mean, std: what its images are normalised with, per channel.
     """
 
-    _shard_units = (Dinov2Layer.__name__, DINOHead.__name__)
-
     def __init__(
         self, backbone: Dinov2Model, heads: dict[str, DINOHead], mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__(mean, std)
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
+
+    @property
+    def shard_units(self) -> list[nn.Module]:
+        return [*self.backbone.blocks.values(), *self.heads.values()]
 
     @torch.no_grad()
     def forward(
@@ -90,31 +94,38 @@ class PrototypeTeacher(FrozenTeacher):
 
 
 class FeatureTeacher(FrozenTeacher):
-    """Any vision transformer, with its own patch size and normalisation.
+    """Any backbone, with its own stride and normalisation.
 
     Args:
-        network: the transformer, or what `VisionTransformer` makes one of.
         mean, std: what its images are normalised with.
     """
 
-    def __init__(self, network: VisionTransformer, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, network: Backbone, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(mean, std)
         self.network = network
-        self.patch_size, self.hidden_size = network.patch_size, network.hidden_size
-        self._shard_units = network.shard_units
+
+    @property
+    def width(self) -> int:
+        """Channels of its features."""
+        return self.network.width
+
+    @property
+    def shard_units(self) -> list[nn.Module]:
+        return list(self.network.blocks.values())
 
     @torch.no_grad()
     def forward(self, crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
         """CLS `[V, D]` and the map of patch features `[V, D, h, w]` of crops normalised with `mean` and `std`.
 
-        Crops whose side the patch does not divide are resized to the nearest that it does.
+        Crops whose side the stride does not divide are resized to the nearest that it does.
         """
-        height, width = (max(round(side / self.patch_size), 1) * self.patch_size for side in crops.shape[-2:])
+        stride = self.network.stride
+        height, width = (max(round(side / stride), 1) * stride for side in crops.shape[-2:])
         if (height, width) != tuple(crops.shape[-2:]):
             crops = nn.functional.interpolate(crops, (height, width), mode="bicubic", antialias=True)
         crops = self.renormalize(crops, mean, std)
         with torch.autocast(crops.device.type, enabled=False):
-            ((cls, patches),) = self.network(crops)
+            ((cls, patches),) = self.network.features(crops)
         return cls, patches.float()
 
 

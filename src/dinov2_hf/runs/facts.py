@@ -13,6 +13,7 @@ from ..config import PretrainConfig, SourceConfig
 from .folder import RunFolder
 from .metrics import terms_in
 
+
 @dataclass
 class RunFacts:
     """Facts for a model card; what is None or empty is not mentioned there."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor
 
-from ..backbones import Dinov2Model, VisionTransformer, load_vision_transformer
+from ..backbones import Dinov2Model, load_stock_backbone
 from ..config import ColorsConfig, DistillConfig
 from ..objectives import DINOHead, Distillation, FeatureTeacher, PrototypeTeacher, Students, tensors_of
 from ..runs.checkpoint import checkpoint_at
@@ -63,8 +63,8 @@ def read_feature_teacher(path: str) -> FeatureTeacher:
     """
     if checkpoint_at(Path(path)) or Path(path).is_file():
         source = _read(path)
-        return FeatureTeacher(VisionTransformer(_build_backbone(source, path)), *_normalization_of(source, path))
-    network = load_vision_transformer(path, f"distill.teacher={path}")
+        return FeatureTeacher(_build_backbone(source, path), *_normalization_of(source, path))
+    network = load_stock_backbone(path, f"distill.teacher={path}")
     try:
         processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):
