@@ -60,7 +60,7 @@ def embed(model: str, images: list[Image.Image], size: int, part: str) -> np.nda
         for file, image in zip(files, images[start : start + 64]):
             image.save(file, "PNG")
         pixels = torch.stack([torch.from_numpy(transform.pixels(file.getvalue())) for file in files])
-        cls, patches = backbone.layers(transform.normalize(pixels.to(backbone.device)), 1)[-1]
+        cls, patches = backbone.features(transform.normalize(pixels.to(backbone.device)), 1)[-1]
         vectors.append((cls if part == "cls" else patches.mean(dim=(2, 3))).cpu().numpy())
     vectors = np.concatenate(vectors)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -40,7 +40,7 @@ def build_teacher(preset: str, prototypes: int) -> tuple[PrototypeDistillationCo
     config = load_config("configs/distill/vits14_from_vitg14.yaml", keys, PrototypeDistillationConfig)
     config.model.preset, config.model.num_register_tokens = preset, 4
     backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
-    heads = build_heads(config, backbone.config.hidden_size)
+    heads = build_heads(config, backbone.width)
     return config, PrototypeTeacher(backbone, heads, config.colors.mean, config.colors.std), backbone.config
 
 

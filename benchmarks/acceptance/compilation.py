@@ -34,7 +34,7 @@ def _build(context: Context, case: str, **options) -> Update:
         return build(case_config(context, case, "model.compile=true", **options))
     update = build(case_config(context, case, **options))
     for networks in (update.model.student, update.model.teacher):
-        for layer in networks["backbone"].encoder.layer:
+        for layer in networks["backbone"].blocks.values():
             layer.compile(backend="eager")
     return update
 

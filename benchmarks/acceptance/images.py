@@ -136,7 +136,7 @@ def features(context: Context) -> None:
         with context.case("extraction", model=preset, precision=precision, workers=workers) as row:
             ours, images = open_backbone(str(export), device(), dtype), _Files(paths * copies)
             pixels = torch.randn(batch, 3, transform.crop_size, transform.crop_size, device=device())
-            forward = timed(lambda: ours.layers(pixels, 1), context.size(5, 1), 2)["ms"]  # noqa: B023
+            forward = timed(lambda: ours.features(pixels, 1), context.size(5, 1), 2)["ms"]  # noqa: B023
             row["forward_images_per_second"] = rounded(1e3 * batch / forward, 4)
             started = time.perf_counter()
             found = extract_features(ours, images, transform, accelerator, batch_size=batch, num_workers=workers)

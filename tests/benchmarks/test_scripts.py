@@ -35,6 +35,7 @@ SCRIPTS = {
     "listing": ("100", "| `datasets`, second start | 101 | "),
     "memory": ("--tiny", "| pruned last layer |"),
     "seeded_runs": ("--only swiglu --updates 2 --threads 1 --output OUTPUT", " s, 0 failed: "),
+    "seeded_faults": ("--source . --list", "40. "),
     "step": ("--tiny --steps 1 --warmup 1 --profile", '"seconds_per_update": '),
 }
 """Arguments of the smallest run of each script, and a part of the last thing that it prints."""
@@ -44,11 +45,11 @@ ELSEWHERE = {"cuda_acceptance", "cuda_model"}
 
 def serve() -> None:
     """Runs a script for each line of JSON on the standard input, and answers with its exit code."""
+    import dinov2_hf.cli.launch  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import torch._dynamo  # noqa: F401  all that the scripts would import later
     import torch.utils.tensorboard  # noqa: F401
 
-    import dinov2_hf.cli.launch  # noqa: F401
     import dinov2_hf.curation.vectors  # noqa: F401
 
     for line in sys.stdin:

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.config import DINOv2RunConfig, load_config
 from dinov2_hf.data import EvalTransform, evaluation_transform, load_image, preprocessor_config
 from dinov2_hf.data.decode import BrokenImage, Decoding, open_image
 from dinov2_hf.data.stats import describe, measure_source
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 RAMP = np.linspace(0, 4095, 40 * 60).reshape(40, 60).astype(np.uint16)
 SIZES = ["crops.global_size=28", "crops.local_size=14", "crops.num_local=1"]
@@ -110,9 +110,9 @@ def test_stock_pipeline_with_our_loader_gives_our_features(bits, tmp_path, encod
     values = RAMP if bits == 12 else RAMP * np.uint16(16)
     (tmp_path / "deep.png").write_bytes(encode(values))
 
-    backbone = Backbone.of(VisionTransformer(model), transform)
+    backbone = FeatureExtractor.of(model, transform)
     pixels = torch.from_numpy(transform.pixels((tmp_path / "deep.png").read_bytes())[None].copy())
-    ((cls, _),) = backbone.layers(transform.normalize(pixels), 1)
+    ((cls, _),) = backbone.features(transform.normalize(pixels), 1)
     extract = pipeline("image-feature-extraction", model=str(tmp_path / "export"), device="cpu")
     found = torch.tensor(extract(load_image(tmp_path / "deep.png", bits)))[0, :1]
     torch.testing.assert_close(found, cls, atol=1e-5, rtol=1e-5)

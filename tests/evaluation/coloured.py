@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from dinov2_hf.config import SourceConfig
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import Evaluation
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 COLORS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
 
@@ -50,6 +50,6 @@ def evaluation_of(kind, path, backbone=None, output=None, **options):
     settings = dict(resize_size=12, crop_size=8, batch_size=4, num_workers=0) | sources | options
     config = kind(**settings).check()
     transform = EvalTransform(12, 8, [0.5] * 3, [0.25] * 3)
-    default = Backbone(mean_color, transform, 3, 8, 4, torch.device("cpu"))
+    default = FeatureExtractor(mean_color, transform, 3, 8, 4, torch.device("cpu"))
     backbone = default if backbone is None else replace(backbone, transform=transform)
     return Evaluation(backbone, config, Accelerator(cpu=True), output)

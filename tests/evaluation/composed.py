@@ -15,10 +15,10 @@ from datasets import Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
 from torch import nn
 
-from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import Evaluation
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 CLOTHING = Path(__file__).parents[2] / "examples/data/clothing"
 CLASSES = ["background", "circle", "square", "triangle"]
@@ -101,7 +101,7 @@ def random_backbone(layers=4, width=48, patch=8):
         layerscale_value=0.1,
     )
     transform = EvalTransform(64, 64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    return Backbone.of(VisionTransformer(Dinov2Model(config)), transform, "tiny")
+    return FeatureExtractor.of(Dinov2Model(config), transform, "tiny")
 
 
 def dense_evaluation(kind, path, backbone=None, output=None, train=None, test=None, **options):
@@ -121,7 +121,7 @@ def colour_backbone(patch=4):
         patches = nn.functional.avg_pool2d(images, patch)
         return [(patches.mean(dim=(2, 3)), patches * (block + 1)) for block in range(2)][-count:]
 
-    return Backbone(layers, EvalTransform(8, 8, MEAN, STD), 3, patch, 2, torch.device("cpu"))
+    return FeatureExtractor(layers, EvalTransform(8, 8, MEAN, STD), 3, patch, 2, torch.device("cpu"))
 
 
 def pixels_of(height, width, seed=0):

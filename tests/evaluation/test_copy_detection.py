@@ -13,7 +13,7 @@ from dinov2_hf.data.decode import open_image
 from dinov2_hf.evaluation import evaluate_copy_detection
 from dinov2_hf.evaluation.copies import Copies, make_copy
 from dinov2_hf.evaluation.descriptors import PlainImages
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 from .coloured import COLORS, evaluation_of, images_of, saved
 
@@ -51,7 +51,7 @@ def layout(images, count):
     return [(small, images + 4)] * count
 
 
-LAYOUT = Backbone(layout, None, 48, 4, 1, torch.device("cpu"))
+LAYOUT = FeatureExtractor(layout, None, 48, 4, 1, torch.device("cpu"))
 
 
 def test_originals_of_mild_copies_are_found_among_distractors(tmp_path):

@@ -105,7 +105,7 @@ def test_sizes_keep_the_shape_and_bound_the_long_side():
 def test_forwards_are_counted_as_they_are_done():
     backbone, calls = colour_backbone(), []
     counted = replace(
-        backbone, layers=lambda images, count: calls.append(len(images)) or backbone.layers(images, count)
+        backbone, features=lambda images, count: calls.append(len(images)) or backbone.features(images, count)
     )
     inference = Inference(16, 12, 8, (1.0, 1.5), True)
     for size in ((24, 36), (16, 90), (5, 7)):
@@ -124,7 +124,7 @@ def test_processes_with_fewer_windows_keep_pace():
         def gather(self, done):
             return torch.cat((done, torch.tensor([7])))
 
-    backbone = replace(colour_backbone(), layers=lambda images, count: calls.append(images.shape))
+    backbone = replace(colour_backbone(), features=lambda images, count: calls.append(images.shape))
     evaluation = SimpleNamespace(backbone=backbone, accelerator=Accelerator())
     keep_pace(evaluation, 4)
     assert len(calls) == 3
@@ -139,7 +139,7 @@ def test_processes_with_fewer_windows_keep_pace():
 def test_blocks_are_those_asked_for():
     backbone = random_backbone(layers=4)
     images = torch.randn(1, 3, 16, 24)
-    everything = backbone.layers(images, 4)
+    everything = backbone.features(images, 4)
     for found, block in zip(block_features(backbone, (2, 4), images), (2, 4)):
         torch.testing.assert_close(found[1], everything[block - 1][1])
 

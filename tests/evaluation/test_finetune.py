@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTModel
 
-from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model, StockBackbone
 from dinov2_hf.config.evaluations import FinetuneEvaluation
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import evaluate_finetune, finetune
 from dinov2_hf.evaluation.classifier import Classifier
 from dinov2_hf.evaluation.finetune import CHECKPOINT_FILE, learning_rate
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 from .coloured import COLORS, evaluation_of, images_of, saved
 
@@ -32,11 +32,11 @@ def tiny(registers=0):
         image_size=16,
         num_register_tokens=registers,
     )
-    return VisionTransformer(Dinov2Model(config))
+    return Dinov2Model(config)
 
 
 def backbone_of(network):
-    return Backbone.of(network, EvalTransform(20, 16, [0.5] * 3, [0.25] * 3))
+    return FeatureExtractor.of(network, EvalTransform(20, 16, [0.5] * 3, [0.25] * 3))
 
 
 @pytest.fixture
@@ -110,9 +110,26 @@ def test_checkpoint_of_other_settings_is_refused_naming_the_key(coloured, tmp_pa
     with pytest.raises(ValueError, match="written with learning_rate=0.05, and this is learning_rate=0.01"):
         list(evaluate_finetune(evaluation(coloured, tmp_path, learning_rate=0.01)))
     other = tiny()
-    other.model.layernorm.bias.data += 1
+    other.layernorm.bias.data += 1
     with pytest.raises(ValueError, match="weights"):
         list(evaluate_finetune(evaluation(coloured, tmp_path, network=other)))
+
+
+def test_checkpoint_of_release_0_5_is_read(coloured, tmp_path):
+    asked = evaluation(coloured, tmp_path)
+    train = asked.labeled(asked.config.train, "train")
+    run = finetune._Run(asked, train)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.add_(1)
+    run.save(2)
+    saved = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
+    saved["model"] = {name.replace("backbone.", "backbone.model."): value for name, value in saved["model"].items()}
+    torch.save(saved, tmp_path / CHECKPOINT_FILE)
+    again = finetune._Run(asked, train)
+    assert again.resume() == 2
+    for mine, theirs in zip(again.model.parameters(), run.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_size_of_forwards_does_not_change_what_is_trained(coloured, tmp_path):
@@ -156,7 +173,7 @@ def test_learning_rates_fall_by_block_and_vectors_do_not_decay():
     model = Classifier(tiny(4), 3, 0.0, torch.Generator())
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {
-        names[id(parameter)].removeprefix("backbone.model."): (group["lr_multiplier"], group["weight_decay"])
+        names[id(parameter)].removeprefix("backbone."): (group["lr_multiplier"], group["weight_decay"])
         for group in model.groups(0.5, 0.1)
         for parameter in group["params"]
     }
@@ -193,7 +210,7 @@ def test_other_vision_transformers_are_finetuned_but_not_kept(coloured, tmp_path
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
     )
-    last, _ = evaluate_finetune(evaluation(coloured, tmp_path, VisionTransformer(ViTModel(config)), epochs=2))
+    last, _ = evaluate_finetune(evaluation(coloured, tmp_path, StockBackbone(ViTModel(config)), epochs=2))
     assert last.value > 30 and not (tmp_path / "model").exists()
 
 

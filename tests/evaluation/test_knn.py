@@ -14,7 +14,7 @@ from dinov2_hf.config.evaluations import KnnEvaluation
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import Evaluation, evaluate_knn, find_evaluator, run_evaluator, weighted_knn
 from dinov2_hf.evaluation.datasets import LabeledImages
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 REFERENCES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0], [-2.0, 0.0]])  # cosines to (1, 0): 1, 0, 0.6, -1
 LABELS = torch.tensor([0, 1, 1, 2])
@@ -121,7 +121,7 @@ def figures(folder, reference, query, function=None, run=None, **options):
         **options,
     )
     transform = EvalTransform(12, 8, [0.5] * 3, [0.25] * 3)
-    backbone = Backbone(function or mean_color, transform, 3, 8, 1, torch.device("cpu"))
+    backbone = FeatureExtractor(function or mean_color, transform, 3, 8, 1, torch.device("cpu"))
     evaluation = Evaluation(backbone, config, Accelerator(cpu=True))
     if run:
         return run(find_evaluator("knn"), evaluation)

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, Image, List
 from PIL import Image as Pillow
 
-from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.config import SourceConfig, load_config
 from dinov2_hf.config.evaluations import PropagationEvaluation
 from dinov2_hf.data import EvalTransform
@@ -23,7 +23,7 @@ from dinov2_hf.evaluation.metrics.video import (
 )
 from dinov2_hf.evaluation.overlays import palette, save_contact_sheet, tint
 from dinov2_hf.evaluation.propagation import Propagation, _plan, decide, evaluate_propagation, propagate, soft_masks
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 from .moving import as_dataset, encoded, moving_videos
 
@@ -289,7 +289,7 @@ def backbone():
     model = Dinov2Model(
         Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=64)
     )
-    return Backbone.of(VisionTransformer(model), EvalTransform(64, 64, [0.5] * 3, [0.25] * 3))
+    return FeatureExtractor.of(model, EvalTransform(64, 64, [0.5] * 3, [0.25] * 3))
 
 
 def run(backbone, path, split="train", output=None, **options):
@@ -352,7 +352,7 @@ def test_whole_evaluation_equals_the_naive_one(results, backbone, moving):
         for frame in frames:
             pixels = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
             pixels = torch.nn.functional.interpolate(pixels, (192, 256), mode="bicubic", antialias=True)
-            (_, patches), *_ = backbone.layers(transform.normalize(pixels), 1)
+            (_, patches), *_ = backbone.features(transform.normalize(pixels), 1)
             features.append(torch.nn.functional.normalize(patches[0], dim=0))
         soft = [soft_masks(masks[0], [1, 2], 24, 32)]
         found = [masks[0]]

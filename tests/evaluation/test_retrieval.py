@@ -15,7 +15,7 @@ from dinov2_hf.evaluation.descriptors import BoxedImages, PlainImages, Whitening
 from dinov2_hf.evaluation.metrics import GlobalAveragePrecision, RetrievalPrecision
 from dinov2_hf.evaluation.metrics.retrieval import average_precision_of_places, global_average_precision, precision_at
 from dinov2_hf.evaluation.retrieval import Truth, rank
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 from .coloured import COLORS, evaluation_of, images_of, saved
 
@@ -317,7 +317,7 @@ def test_descriptors_join_parts_and_average_scales(tmp_path):
         sizes.append(images.shape[-1])
         return colours(images, count)
 
-    backbone = Backbone(layers, None, 3, 4, 1, torch.device("cpu"))
+    backbone = FeatureExtractor(layers, None, 3, 4, 1, torch.device("cpu"))
     vectors = {}
     for scales in ([1.0], [2.0], [1.0, 2.0]):
         evaluation = evaluation_of(RetrievalEvaluation, path, backbone, descriptor="cls_gem", scales=scales)

@@ -14,7 +14,7 @@ from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation import evaluate_robustness
 from dinov2_hf.evaluation.corruptions import corrupt
 from dinov2_hf.evaluation.robustness import CorruptedTransform
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 from .coloured import COLORS, evaluation_of, images_of, mean_color, saved
 
@@ -66,7 +66,7 @@ def greys(tmp_path):
     return saved(tmp_path / "greys", train=train, test=test)
 
 
-GREY = Backbone(dark_is_red, None, 2, 4, 1, torch.device("cpu"))
+GREY = FeatureExtractor(dark_is_red, None, 2, 4, 1, torch.device("cpu"))
 
 
 def test_figures_are_those_counted_by_hand(greys, tmp_path):
@@ -176,7 +176,7 @@ def test_pixels_are_corrupted_after_the_crop_and_by_the_image():
 
 def test_every_corruption_has_features_of_its_own_in_the_cache(tmp_path):
     path = sets_of(tmp_path)
-    backbone = Backbone(mean_color, None, 3, 8, 4, torch.device("cpu"), fingerprint=lambda: "colours")
+    backbone = FeatureExtractor(mean_color, None, 3, 8, 4, torch.device("cpu"), fingerprint=lambda: "colours")
     options = {"corruptions": ["contrast", "fog"], "severities": [1, 4], "cache_dir": str(tmp_path / "cache")}
 
     def run(seed=0):

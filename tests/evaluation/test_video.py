@@ -9,13 +9,13 @@ from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List
 from PIL import Image as Pillow
 
-from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.config import SourceConfig, load_config
 from dinov2_hf.config.evaluations import VideoEvaluation
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation.base import Evaluation
 from dinov2_hf.evaluation.video import _features, _open, evaluate_video, pool_frames
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 # --- frames to clips -------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ def backbone():
     model = Dinov2Model(
         Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=40)
     )
-    return Backbone.of(VisionTransformer(model), EvalTransform(40, 40, [0.5] * 3, [0.25] * 3))
+    return FeatureExtractor.of(model, EvalTransform(40, 40, [0.5] * 3, [0.25] * 3))
 
 
 def run(backbone, path, **options):
@@ -154,7 +154,7 @@ def test_best_head_is_chosen_on_validation_clips_where_they_are_given(backbone, 
 
 def test_top_five_is_the_share_whose_class_is_among_the_first_five(photographs, tmp_path):
     """Seven classes, of which a backbone that sees nothing knows no more than how frequent they are."""
-    blind = Backbone(
+    blind = FeatureExtractor(
         lambda images, count: [(torch.zeros(len(images), 4), torch.zeros(len(images), 4, 5, 5))] * count,
         EvalTransform(40, 40, [0.5] * 3, [0.25] * 3),
         4,
@@ -197,7 +197,7 @@ def test_frames_of_a_clip_are_those_that_the_mean_is_of(backbone, photographs, t
     for (frames, _), found in zip(clips, inputs):
         chosen = [frames[int((place + 0.5) * len(frames) / 4)] for place in range(4)]
         pixels = np.stack([backbone.transform.pixels(encoded(frame)["bytes"]) for frame in chosen])
-        (cls, _), *_ = backbone.layers(backbone.transform.normalize(torch.from_numpy(pixels)), 1)
+        (cls, _), *_ = backbone.features(backbone.transform.normalize(torch.from_numpy(pixels)), 1)
         torch.testing.assert_close(found, cls.mean(dim=0))
 
 

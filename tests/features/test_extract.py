@@ -8,13 +8,13 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.config import SourceConfig
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation.datasets import LabeledImages
-from dinov2_hf.features import Backbone, extract_features
-from dinov2_hf.features.backbone import fingerprint_of
+from dinov2_hf.features import FeatureExtractor, extract_features
 from dinov2_hf.features.extract import _measure as measure
+from dinov2_hf.features.extractor import fingerprint_of
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -52,7 +52,7 @@ def pooled(images, count=1):
 
 def extract(images, function=pooled, fingerprint=None, **options):
     digest = (lambda: fingerprint) if fingerprint else None
-    backbone = Backbone(function, TRANSFORM, 48, 8, 2, torch.device("cpu"), fingerprint=digest)
+    backbone = FeatureExtractor(function, TRANSFORM, 48, 8, 2, torch.device("cpu"), fingerprint=digest)
     return extract_features(backbone, images, TRANSFORM, Accelerator(cpu=True), **options)
 
 
@@ -109,7 +109,7 @@ def test_parts_are_those_of_the_last_blocks_computed_by_hand(tmp_path):
 
 
 def extract_all(images, count, **options):
-    backbone = Backbone(pooled, TRANSFORM, 48, 8, 2, torch.device("cpu"), fingerprint=lambda: "weights")
+    backbone = FeatureExtractor(pooled, TRANSFORM, 48, 8, 2, torch.device("cpu"), fingerprint=lambda: "weights")
     parts = ("cls", "mean", "gem", "patches")
     accelerator = Accelerator(cpu=True)
     return extract_features(
@@ -210,7 +210,7 @@ class Copies(TorchDispatchMode):
 
 
 def test_copies_to_the_device_do_not_block():
-    backbone = Backbone(pooled, TRANSFORM, 48, 8, 2, torch.device("meta"))
+    backbone = FeatureExtractor(pooled, TRANSFORM, 48, 8, 2, torch.device("meta"))
     pixels, rows = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.arange(2)
     with Copies() as copies:
         measure(backbone, TRANSFORM, 1, ("cls",), torch.float32, pixels, rows)
@@ -224,10 +224,10 @@ def test_weights_are_read_for_a_digest_once_and_only_for_a_cache(tmp_path, monke
         digests.append(fingerprint_of(module))
         return digests[-1]
 
-    monkeypatch.setattr("dinov2_hf.features.backbone.fingerprint_of", counted)
+    monkeypatch.setattr("dinov2_hf.features.extractor.fingerprint_of", counted)
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 8, "image_size": 16}
-    network = VisionTransformer(Dinov2Model(Dinov2Config.preset("tiny", **shape)))
-    backbone, images = Backbone.of(network, TRANSFORM), store(tmp_path / "images")
+    network = Dinov2Model(Dinov2Config.preset("tiny", **shape))
+    backbone, images = FeatureExtractor.of(network, TRANSFORM), store(tmp_path / "images")
     found, counts = [], []
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
         found.append(extract_features(backbone, images, TRANSFORM, Accelerator(cpu=True), cache=cache).parts["cls"])

@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.data import EvalTransform
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 
 CLOTHING = Path(__file__).parents[2] / "examples" / "data" / "clothing"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,7 +32,7 @@ def tiny_model():
 @pytest.fixture(scope="session")
 def backbone(tiny_model):
     """Two blocks of width 32 with patches of 8 pixels and two registers."""
-    return Backbone.of(VisionTransformer(tiny_model), EvalTransform(36, 32, MEAN, STD), "tiny")
+    return FeatureExtractor.of(tiny_model, EvalTransform(36, 32, MEAN, STD), "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2_hf.backbones import VisionTransformer
+from dinov2_hf.backbones import StockBackbone
 from dinov2_hf.data import EvalTransform
-from dinov2_hf.features import Backbone
+from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.visualize import Picture, attention_maps, draw_attention
 from dinov2_hf.visualize.attention import attention_range
 from dinov2_hf.visualize.pictures import model_input
@@ -33,8 +33,8 @@ def test_maps_are_the_row_of_cls_without_cls_and_registers(backbone, tiny_model,
 
 
 def test_a_backbone_without_its_network_is_refused(backbone, picture):
-    features = Backbone(backbone.layers, backbone.transform, 32, 8, 2, backbone.device, "remote")
-    with pytest.raises(ValueError, match="remote gives features alone"):
+    features = FeatureExtractor(backbone.features, backbone.transform, 32, 8, 2, backbone.device, "remote")
+    with pytest.raises(ValueError, match="remote gives only features"):
         attention_maps(features, picture)
 
 
@@ -44,9 +44,9 @@ def test_a_model_without_cls_is_refused(picture):
     config = SiglipVisionConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=32
     )
-    network = VisionTransformer(SiglipVisionModel(config))
+    network = StockBackbone(SiglipVisionModel(config))
     with pytest.raises(ValueError, match="no CLS token"):
-        attention_maps(Backbone.of(network, EvalTransform(36, 32, (0.5,) * 3, (0.5,) * 3)), picture)
+        attention_maps(FeatureExtractor.of(network, EvalTransform(36, 32, (0.5,) * 3, (0.5,) * 3)), picture)
 
 
 def test_the_scale_starts_at_zero_and_one_patch_does_not_take_it():

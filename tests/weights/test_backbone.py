@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def same(first, second):
-    for mine, theirs in zip(first.layers(IMAGES, 2), second.layers(IMAGES, 2), strict=True):
+    for mine, theirs in zip(first.features(IMAGES, 2), second.features(IMAGES, 2), strict=True):
         for one, other in zip(mine, theirs, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
@@ -46,7 +46,7 @@ def test_every_format_of_a_model_gives_its_features_and_its_transform(folder, tm
     backbone, again = open_backbone(str(folder)), open_backbone(str(tmp_path / f"model{suffix}"))
     same(backbone, again)
     assert backbone.transform == again.transform == TRANSFORM
-    assert (again.hidden_size, again.patch_size, again.num_layers) == (64, 8, 2)
+    assert (again.width, again.stride, again.num_layers) == (64, 8, 2)
 
 
 def test_export_is_called_by_the_run_that_it_is_of(folder):
@@ -85,7 +85,7 @@ def test_model_of_another_kind_is_read_with_its_own_preprocessor(tmp_path):
     assert backbone.transform == EvalTransform(32, 32, [0.5] * 3, [0.25] * 3)
     with torch.no_grad():
         expected = model(pixel_values=IMAGES, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-    torch.testing.assert_close(backbone.layers(IMAGES, 1)[0][0], expected)
+    torch.testing.assert_close(backbone.features(IMAGES, 1)[0][0], expected)
 
 
 def test_model_without_a_preprocessor_gets_the_colours_of_imagenet_and_says_so(tmp_path, caplog):
@@ -102,9 +102,9 @@ def test_weights_take_no_gradient_and_compute_in_the_dtype_asked_for(folder):
     backbone = open_backbone(str(folder), dtype=torch.bfloat16)
     assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
     assert backbone.module.dtype == torch.bfloat16
-    (cls, patches), *_ = backbone.layers(IMAGES, 1)
+    (cls, patches), *_ = backbone.features(IMAGES, 1)
     assert cls.dtype == patches.dtype == torch.float32 and not cls.requires_grad
-    exact = open_backbone(str(folder)).layers(IMAGES, 1)[0][0]
+    exact = open_backbone(str(folder)).features(IMAGES, 1)[0][0]
     torch.testing.assert_close(cls, exact, atol=0.1, rtol=0.05)
 
 

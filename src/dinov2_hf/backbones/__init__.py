@@ -24,7 +24,7 @@ from .dinov2 import (
     Dinov2PreTrainedModel,
     check_attention,
 )
-from .frozen import StockBackbone, VisionTransformer, load_stock_backbone, load_vision_transformer
+from .frozen import StockBackbone, load_stock_backbone
 
 __all__ = [
     "PRESETS",
@@ -41,13 +41,11 @@ __all__ = [
     "Layers",
     "StockBackbone",
     "Tokens",
-    "VisionTransformer",
     "check_attention",
     "family_of",
     "family_of_model_type",
     "find_family",
     "load_stock_backbone",
-    "load_vision_transformer",
     "recompute_blocks",
     "register_backbone",
     "tokens_of_maps",

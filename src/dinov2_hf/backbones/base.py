@@ -224,7 +224,8 @@ def check_layers(layers: int, backbone: Backbone) -> None:
     Raises:
         ValueError: `layers` is not in 1 to the number of blocks.
     """
-    if not 1 <= layers <= (depth := len(backbone.blocks)):
+    depth = len(backbone.blocks)
+    if not 1 <= layers <= depth:
         raise ValueError(f"layers={layers} of a model of {depth} blocks; use 1 to {depth}")
 
 

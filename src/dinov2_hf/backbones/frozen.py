@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from .base import CropGroup, Features, Tokens, check_layers, tokens_of_maps
-from .dinov2.modeling import Dinov2Model
 from .index import check_indices
 
 _FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "layer_norm", "ln_post")
@@ -144,104 +143,6 @@ def load_stock_backbone(path: str, where: str) -> StockBackbone:
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"{where} cannot be loaded: {_first(error)}") from None
     return StockBackbone(model)
-
-
-class VisionTransformer(nn.Module):
-    """A vision transformer with tokens of patches at the end of its sequence, row by row.
-
-    Args:
-        model: ours, or of transformers (ViT, DINO, DINOv2, DINOv3, CLIP, SigLIP, …); of a model of images and text the
-            part for images is taken.
-
-    Raises:
-        ValueError: no patch size in its config.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = getattr(model, "vision_model", model)
-        config = getattr(self.model, "config", model.config)
-        self.config = getattr(config, "vision_config", config)
-        patch = getattr(self.config, "patch_size", None)
-        if patch is None:
-            raise ValueError(f"{type(model).__name__} has no patches; take a vision transformer")
-        self.patch_size: int = patch if isinstance(patch, int) else patch[0]
-        self.hidden_size: int = self.config.hidden_size
-        self.num_layers: int = self.config.num_hidden_layers
-        self.shard_units = tuple(getattr(model, "_no_split_modules", None) or ())
-        """Names of the classes of modules that are sharded each by itself."""
-        accepted = inspect.signature(self.model.forward).parameters
-        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    def forward(self, pixel_values: Tensor, layers: int = 1) -> list[tuple[Tensor, Tensor]]:
-        """CLS `[B, D]` and patches `[B, D, h, w]` of the last `layers` blocks, ascending, each after the final norm.
-
-        Where there is no CLS token, the mean of the patches takes its place.
-
-        Args:
-            pixel_values: `[B, C, H, W]`, normalised; sides are multiples of the patch.
-
-        Raises:
-            ValueError: more layers than there are.
-        """
-        if not 1 <= layers <= self.num_layers:
-            raise ValueError(f"layers={layers} of a model of {self.num_layers} blocks; use 1 to {self.num_layers}")
-        pixel_values = pixel_values.to(self.dtype)
-        if isinstance(self.model, Dinov2Model):
-            return [(cls, patches) for patches, cls in self.model.get_intermediate_layers(pixel_values, layers)]
-        output = self.model(pixel_values=pixel_values, output_hidden_states=layers > 1, **self._options)
-        tokens = [output.last_hidden_state]
-        if layers > 1:
-            norm = next((getattr(self.model, name) for name in _FINAL_NORMS if hasattr(self.model, name)), None)
-            earlier = output.hidden_states[-layers:-1]
-            tokens = [norm(states) if norm else states for states in earlier] + tokens
-        grid = tuple(side // self.patch_size for side in pixel_values.shape[-2:])
-        return [self._split(states, grid) for states in tokens]
-
-    def attention(self, pixel_values: Tensor) -> Tensor:
-        """How much CLS looks at each patch in the last block, for each head: `[B, heads, h, w]`.
-
-        Raises:
-            ValueError: a model without a CLS token.
-        """
-        grid = tuple(side // self.patch_size for side in pixel_values.shape[-2:])
-        if not isinstance(self.model, Dinov2Model):
-            self.model.set_attn_implementation("eager")  # no other keeps the probabilities
-        output = self.model(pixel_values=pixel_values.to(self.dtype), output_attentions=True, **self._options)
-        attention, count = output.attentions[-1], grid[0] * grid[1]
-        if attention.shape[-1] == count:
-            raise ValueError(f"{type(self.model).__name__} has no CLS token, so there is no attention of one to show")
-        return attention[:, :, 0, -count:].unflatten(2, grid).float()
-
-    def _split(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        count = grid[0] * grid[1]
-        patches = tokens[:, tokens.shape[1] - count :]
-        cls = tokens[:, 0] if tokens.shape[1] > count else patches.mean(dim=1)
-        return cls, patches.transpose(1, 2).unflatten(2, grid)
-
-
-def load_vision_transformer(path: str, where: str) -> VisionTransformer:
-    """Any vision transformer that `AutoModel` loads, from a folder or the Hub, in float32.
-
-    Args:
-        where: what messages call it, such as `distill.teacher=/my/model`.
-
-    Raises:
-        FileNotFoundError: nothing at `path`.
-        ValueError: no vision transformer.
-    """
-    try:
-        check_indices(path)
-        model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-    except OSError as error:
-        raise FileNotFoundError(f"{where} is not a model that can be read: {_first(error)}") from None
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"{where} cannot be loaded: {_first(error)}") from None
-    return VisionTransformer(model)
 
 
 def _name_of_blocks(model: nn.Module, count: int) -> str:

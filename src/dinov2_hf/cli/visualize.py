@@ -232,7 +232,7 @@ def _backbone(args: argparse.Namespace):
         raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from None
     backbone = open_backbone(args.model, device)
     if args.image_size is not None:
-        multiple_of_patch("--image-size", args.image_size, backbone.patch_size)
+        multiple_of_patch("--image-size", args.image_size, backbone.stride)
     return backbone
 
 
@@ -241,11 +241,11 @@ def _open(args: argparse.Namespace, features: bool = True):
     from .. import visualize
 
     backbone = _backbone(args)
-    image_size = args.image_size or visualize.PATCHES_A_SIDE * backbone.patch_size
+    image_size = args.image_size or visualize.PATCHES_A_SIDE * backbone.stride
     transform = backbone.transform
     channels = len(transform.mean)
     pictures = visualize.open_pictures(
-        args.images, image_size, backbone.patch_size, channels, args.split, args.count, transform.decoding
+        args.images, image_size, backbone.stride, channels, args.split, args.count, transform.decoding
     )
     found = [visualize.patch_features(backbone, picture) for picture in pictures] if features else []
     return backbone, pictures, found

@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..data import EvalTransform
 from ..data.decode import BrokenImage
-from ..features import Backbone
+from ..features import FeatureExtractor
 from .sources import Shard
 from .stage import Context, Stage
 from .tables import Vectors, image_ids, num_rows, positions_of, read_column, read_table, write_vectors
 
-OpenModel = Callable[[str, torch.device, torch.dtype, str], Backbone]
+OpenModel = Callable[[str, torch.device, torch.dtype, str], FeatureExtractor]
 """From a path, a device, a dtype and what messages call the path, to the backbone."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WEIGHTS = (".safetensors", ".json", ".pth", ".onnx", ".yaml")
@@ -64,7 +64,7 @@ class EmbedStage(Stage):
     def steps(self) -> dict[str, int]:
         return {"embed": len(self.context.collections[self.collection].shards)}
 
-    def backbone(self) -> Backbone:
+    def backbone(self) -> FeatureExtractor:
         """The model, opened once a process.
 
         Raises:
@@ -78,10 +78,10 @@ class EmbedStage(Stage):
         transform = backbone.transform
         resize = self.config.resize_size or transform.resize_size
         crop = self.config.crop_size or min(transform.crop_size, resize)
-        if crop % backbone.patch_size or crop > resize:
+        if crop % backbone.stride or crop > resize:
             raise ValueError(
-                f"{self.key}.crop_size={crop} is not a multiple of the model's patch of {backbone.patch_size} pixels "
-                f"within resize_size={resize}; use {max(resize // backbone.patch_size, 1) * backbone.patch_size}"
+                f"{self.key}.crop_size={crop} is not a multiple of the model's patch of {backbone.stride} pixels "
+                f"within resize_size={resize}; use {max(resize // backbone.stride, 1) * backbone.stride}"
             )
         return replace(transform, resize_size=resize, crop_size=crop)
 
@@ -93,10 +93,10 @@ class EmbedStage(Stage):
         if self._pictures:
             changed = replacements(self._pictures, unit)
         reader = _Reader(shard, wanted, changed, transform)
-        positions, vectors = [np.empty(0, np.int64)], [np.empty((0, backbone.hidden_size), np.float32)]
+        positions, vectors = [np.empty(0, np.int64)], [np.empty((0, backbone.width), np.float32)]
         for pixels, rows in DataLoader(reader, config.batch_size, num_workers=config.num_workers):
             with torch.no_grad():
-                cls, patches = backbone.layers(transform.normalize(pixels.to(backbone.device)), 1)[-1]
+                cls, patches = backbone.features(transform.normalize(pixels.to(backbone.device)), 1)[-1]
             vectors.append((cls if config.part == "cls" else patches.mean(dim=(2, 3))).float().cpu().numpy())
             positions.append(rows.numpy())
         positions, vectors = np.concatenate(positions), np.concatenate(vectors)
@@ -155,7 +155,7 @@ def process_state() -> PartialState:
 
 
 @lru_cache(maxsize=1)
-def _opened(open_model: OpenModel, model: str, precision: str, name: str) -> Backbone:
+def _opened(open_model: OpenModel, model: str, precision: str, name: str) -> FeatureExtractor:
     return open_model(model, process_state().device, _DTYPES[precision], name)
 
 

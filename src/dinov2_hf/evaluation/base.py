@@ -15,7 +15,7 @@ from ..config import SourceConfig
 from ..config.checks import multiple_of_patch
 from ..config.evaluations import EvaluationConfig
 from ..data import EvalTransform
-from ..features import Backbone, FeatureSet, extract_features
+from ..features import FeatureExtractor, FeatureSet, extract_features
 from .datasets import LabeledImages
 
 Item = TypeVar("Item")
@@ -45,7 +45,7 @@ class Result:
 class Evaluation:
     """A backbone and the images to try it on. Evaluators are collective: all processes call them."""
 
-    backbone: Backbone
+    backbone: FeatureExtractor
     config: EvaluationConfig
     accelerator: Accelerator
     output: Path | None = None
@@ -69,7 +69,7 @@ class Evaluation:
         own, config = self.backbone.transform, self.config
         crop = config.crop_size or own.crop_size
         resize = config.resize_size or (crop * 256 // 224 if config.crop_size else own.resize_size)
-        multiple_of_patch("crop_size", crop, self.backbone.patch_size)
+        multiple_of_patch("crop_size", crop, self.backbone.stride)
         return replace(own, resize_size=resize, crop_size=crop)
 
     def labeled(self, source: SourceConfig, name: str = "data") -> LabeledImages:

@@ -14,37 +14,33 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Dinov2ForImageClassification, Dinov2Model, VisionTransformer
+from ..backbones import Backbone, family_of
 from ..data import EvalTransform, preprocessor_config
 from ..files import beside
 
-_BLOCK = re.compile(r"\.(?:layers?|blocks?)\.(\d+)\.")
-
 
 class Classifier(nn.Module):
-    """A linear classifier on CLS and the mean of the patches, as `Dinov2ForImageClassification`, over a copy.
+    """A linear classifier on CLS and the mean of the patches, as `Family.classifier`, over a copy of a backbone.
 
     Args:
         backbone: stays as it is.
-        drop_path_rate: stochastic depth of every block, where the backbone is one of this package.
+        drop_path_rate: stochastic depth of every block that has a `drop_path_rate`; the others keep theirs.
         generator: that the head is drawn from.
     """
 
-    def __init__(
-        self, backbone: VisionTransformer, num_classes: int, drop_path_rate: float, generator: torch.Generator
-    ) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, drop_path_rate: float, generator: torch.Generator) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone).float().requires_grad_(True)
-        if isinstance(self.backbone.model, Dinov2Model):
-            for layer in self.backbone.model.encoder.layer:
-                layer.drop_path_rate = drop_path_rate
-        self.classifier = nn.Linear(2 * backbone.hidden_size, num_classes)
+        for block in self.backbone.blocks.values():
+            if hasattr(block, "drop_path_rate"):
+                block.drop_path_rate = drop_path_rate
+        self.classifier = nn.Linear(2 * backbone.width, num_classes)
         nn.init.trunc_normal_(self.classifier.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Logits `[B, C]` of normalised images, in float32."""
-        cls, patches = self.backbone(pixel_values)[-1]
+        ((cls, patches),) = self.backbone.features(pixel_values)
         return self.classifier(torch.cat((cls, patches.mean(dim=(2, 3))), dim=1)).float()
 
     def groups(self, layer_decay: float, weight_decay: float) -> list[dict]:
@@ -52,11 +48,11 @@ class Classifier(nn.Module):
 
         Biases, norms, LayerScale, tokens and positions are not decayed.
         """
-        depth = self.backbone.num_layers
+        after_blocks = len(self.backbone.blocks) + 1
         groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
-            block = _BLOCK.search(name)
-            below_head = depth - int(block[1]) if block else depth + 1 if "embed" in name else 0
+            part, _, inner = name.partition(".")
+            below_head = after_blocks - self.backbone.depth_of(inner) if part == "backbone" else 0
             decays = parameter.ndim > 1 and not re.search("token|position", name)
             groups.setdefault((below_head, decays), []).append(parameter)
         return [
@@ -79,16 +75,17 @@ def save_classifier(
         several: whether images have several of them.
 
     Returns:
-        Whether it did: models of other packages have classifiers of other inputs.
+        Whether it did: a stock model, or a family without such a classifier, is not saved.
     """
-    if not isinstance(model.backbone.model, Dinov2Model):
+    family = family_of(model.backbone)
+    if family is None or family.classifier is None:
         return False
     config = copy.deepcopy(model.backbone.config)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = "multi_label_classification" if several else "single_label_classification"
-    whole = Dinov2ForImageClassification(config)
-    whole.base_model.load_state_dict(model.backbone.model.state_dict())
+    whole = family.classifier(config)
+    whole.base_model.load_state_dict(model.backbone.state_dict())
     whole.classifier.load_state_dict(model.classifier.state_dict())
     preprocessor = json.dumps(preprocessor_config(transform), indent=2) + "\n"
     with beside(folder) as temporary:

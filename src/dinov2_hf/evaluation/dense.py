@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.broken import leave_out
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
 from ..data.photometric import as_unit
-from ..features import Backbone
+from ..features import FeatureExtractor
 from .base import Evaluation
 from .datasets.dense import DenseImages
 from .dense_heads import DenseHead, Features, Inference
@@ -26,7 +26,9 @@ _LONGEST = 4
 """Times the short side: more of the long one is not looked at, as published (512 and 2,048)."""
 
 
-def predict_map(backbone: Backbone, head: DenseHead, pixels: Tensor | np.ndarray, batch_size: int = 16) -> Tensor:
+def predict_map(
+    backbone: FeatureExtractor, head: DenseHead, pixels: Tensor | np.ndarray, batch_size: int = 16
+) -> Tensor:
     """The map of one image at its own size, `[H, W]`: classes (int64) or depths in metres (float32), by the head.
 
     As in the evaluation that the head is from: with its windows, scales and flips.
@@ -43,28 +45,28 @@ def predict_map(backbone: Backbone, head: DenseHead, pixels: Tensor | np.ndarray
     return head.decide(predict_scores(backbone, head, pixels, tuple(pixels.shape[1:]), batch_size))
 
 
-def check_backbone(backbone: Backbone, head: DenseHead) -> None:
+def check_backbone(backbone: FeatureExtractor, head: DenseHead) -> None:
     """Refuses a backbone that the head is not for.
 
     Raises:
         ValueError: naming both.
     """
     meta = head.meta
-    if (meta.hidden_size, meta.num_layers) != (backbone.hidden_size, backbone.num_layers):
+    if (meta.hidden_size, meta.num_layers) != (backbone.width, backbone.num_layers):
         raise ValueError(
             f"the head is for a backbone of {meta.num_layers} blocks of width {meta.hidden_size}, and {backbone.name} "
-            f"has {backbone.num_layers} of {backbone.hidden_size}; give the backbone that it was trained on"
+            f"has {backbone.num_layers} of {backbone.width}; give the backbone that it was trained on"
         )
 
 
-def block_features(backbone: Backbone, blocks: Sequence[int], images: Tensor) -> Features:
+def block_features(backbone: FeatureExtractor, blocks: Sequence[int], images: Tensor) -> Features:
     """Features of normalised images `[B, C, H, W]` after the given blocks, which count from 1. Collective."""
-    found = backbone.layers(images, backbone.num_layers - min(blocks) + 1)
+    found = backbone.features(images, backbone.num_layers - min(blocks) + 1)
     return [found[block - backbone.num_layers - 1] for block in blocks]
 
 
 @torch.no_grad()
-def predict_scores(backbone: Backbone, head: DenseHead, pixels: Tensor, size: Size, batch_size: int) -> Tensor:
+def predict_scores(backbone: FeatureExtractor, head: DenseHead, pixels: Tensor, size: Size, batch_size: int) -> Tensor:
     """Averaged scores `[K, *size]` of an image `[C, H, W]`, to be decided on by the head."""
     inference, total = head.meta.inference, None
     unit = as_unit(pixels.to(backbone.device)).unsqueeze(0)
@@ -82,7 +84,7 @@ def predict_scores(backbone: Backbone, head: DenseHead, pixels: Tensor, size: Si
     return total[0] / (len(inference.scales) * (1 + inference.flip))
 
 
-def sliding_scores(backbone: Backbone, head: DenseHead, image: Tensor, batch_size: int) -> Tensor:
+def sliding_scores(backbone: FeatureExtractor, head: DenseHead, image: Tensor, batch_size: int) -> Tensor:
     """Scores `[1, K, H, W]` of a normalised image `[1, C, H, W]`; where windows overlap, their mean."""
     height, width = image.shape[2:]
     places = windows((height, width), head.meta.inference)
@@ -100,10 +102,10 @@ def sliding_scores(backbone: Backbone, head: DenseHead, image: Tensor, batch_siz
     return total / counts
 
 
-def _padded_scores(backbone: Backbone, head: DenseHead, images: Tensor) -> Tensor:
+def _padded_scores(backbone: FeatureExtractor, head: DenseHead, images: Tensor) -> Tensor:
     """Scores `[B, K, H, W]` of images of any size, padded all around to multiples of the patch."""
     height, width = images.shape[2:]
-    more = [-side % backbone.patch_size for side in (height, width)]
+    more = [-side % backbone.stride for side in (height, width)]
     top, left = (side // 2 for side in more)
     padded = nn.functional.pad(images, (left, more[1] - left, top, more[0] - top))
     scores = head(block_features(backbone, head.meta.blocks, padded))
@@ -209,6 +211,6 @@ def keep_pace(evaluation: Evaluation, done: int) -> None:
     if accelerator.num_processes == 1 or backbone.module is not None:
         return
     most = int(accelerator.gather(torch.tensor([done], device=backbone.device)).max())
-    side = backbone.patch_size
+    side = backbone.stride
     for _ in range(most - done):
-        backbone.layers(torch.zeros(1, len(backbone.transform.mean), side, side, device=backbone.device), 1)
+        backbone.features(torch.zeros(1, len(backbone.transform.mean), side, side, device=backbone.device), 1)

@@ -62,7 +62,7 @@ def evaluate_depth(evaluation: Evaluation) -> Iterator[Result]:
         HeadMeta(
             kind="dpt_depth" if config.head == "dpt" else "linear_depth",
             blocks=blocks,
-            hidden_size=backbone.hidden_size,
+            hidden_size=backbone.width,
             num_layers=backbone.num_layers,
             outputs=config.dpt_channels if config.head == "dpt" else config.num_bins,
             depth_range=(config.min_depth, config.max_depth),
@@ -70,7 +70,7 @@ def evaluate_depth(evaluation: Evaluation) -> Iterator[Result]:
         ),
         config.seed,
     )
-    patch = backbone.patch_size
+    patch = backbone.stride
     draw_colors = partial(draw_tint, channels=len(backbone.transform.mean), brightness=config.brightness)
     recipe = CropRecipe(
         tuple(-(-side // patch) * patch for side in config.crop),

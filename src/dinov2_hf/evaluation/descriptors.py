@@ -147,7 +147,7 @@ def describe(evaluation: Evaluation, images, description: str) -> tuple[np.ndarr
     parts = config.descriptor.split("_")
     total, rows = None, None
     for scale in config.scales:
-        transform = _scaled(evaluation.transform, scale, evaluation.backbone.patch_size, config.whole)
+        transform = _scaled(evaluation.transform, scale, evaluation.backbone.stride, config.whole)
         found = evaluation.features(images, parts=parts, transform=transform, description=description)
         vectors = unit(torch.cat([found.parts[part][:, -1] for part in parts], dim=1), dim=1)
         total, rows = vectors if total is None else total + vectors, found.index.cpu().numpy()

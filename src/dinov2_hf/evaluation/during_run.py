@@ -11,7 +11,7 @@ from ..backbones import Features
 from ..config import RunConfig, load_config
 from ..config.evaluations import EvaluationConfig, KnnEvaluation
 from ..data import evaluation_transform
-from ..features import Backbone
+from ..features import FeatureExtractor
 from ..train import Callback, StudentFeatures
 from .base import Evaluation, Result, open_labeled
 from .datasets import LabeledImages, same_classes
@@ -79,7 +79,7 @@ def _callback(
             return [Features(cls.float(), patches.float()) for cls, patches in found]
 
         shape = student.width, student.stride, student.num_layers
-        backbone = Backbone(features, transform, *shape, accelerator.device, student.name or "teacher")
+        backbone = FeatureExtractor(features, transform, *shape, accelerator.device, student.name or "teacher")
         evaluation = Evaluation(backbone, settings, accelerator, sets=sets)
         return {name.format(metric=result.metric): result.value for result in evaluate(evaluation)}
 

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..backbones import Features
 from ..config.evaluations import FinetuneEvaluation
 from ..files import beside
 from .augmented import augmented_updates
@@ -52,7 +53,7 @@ def evaluate_finetune(evaluation: Evaluation) -> Iterator[Result]:
     """The figure after the last epoch, and that after the best one. Collective.
 
     With an output folder, `finetune.pt` there is written after every epoch, and a run that was killed goes on from it;
-    at the end the classifier of the last epoch is in `model`, for models of this package.
+    at the end the classifier of the last epoch is in `model`, where its family has a class for it.
 
     Raises:
         ValueError: a backbone without a network, labels that a probe cannot learn from, or a checkpoint of other
@@ -75,7 +76,7 @@ def evaluate_finetune(evaluation: Evaluation) -> Iterator[Result]:
     if evaluation.output and evaluation.is_main:
         folder = evaluation.output / MODEL_FOLDER
         if not save_classifier(folder, run.model, train.names, evaluation.transform, train.multi_label):
-            logger.info("the classifier is not kept: %s is no model of this package", evaluation.backbone.name)
+            logger.info("the classifier is not kept: the family of %s has no class for it", evaluation.backbone.name)
         (evaluation.output / CHECKPOINT_FILE).unlink(missing_ok=True)
     title = f"fine-tuned {in_words(kind)} (%)"
     value, ends = run.figures[-1]
@@ -141,14 +142,14 @@ class _Run:
         """Notes the figure on the test set. Collective."""
         model, accelerator = self.model.eval(), self._evaluation.accelerator
 
-        def logits(images: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+        def logits(images: Tensor, count: int) -> list[Features]:
             with accelerator.autocast():
-                return [(model(images), images)]
+                return [Features(model(images), images)]
 
         # extraction gathers the logits of all processes as it does features
         asked = replace(
             self._evaluation,
-            backbone=replace(self._evaluation.backbone, layers=logits, fingerprint=None),
+            backbone=replace(self._evaluation.backbone, features=logits, fingerprint=None),
             feature_dtype=torch.float32,
         )
         found = LabeledFeatures.of(asked, test, "Test images")
@@ -182,6 +183,11 @@ class _Run:
                     f"{path} was written with {key}={saved['settings'].get(key)!r}, and this is {key}="
                     f"{settings[key]!r}; go on with that, or give another folder"
                 )
+        own = self.model.state_dict().keys()
+        saved["model"] = {  # release 0.5 kept backbones of this package in a wrapper
+            name if name in own else name.replace("backbone.model.", "backbone."): tensor
+            for name, tensor in saved["model"].items()
+        }
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
         self.figures = saved["figures"]

@@ -179,7 +179,7 @@ def _train(evaluation: Evaluation, train: LabeledImages) -> dict[Inputs, LinearH
     for blocks in config.blocks:
         for pooling in config.pooling:
             inputs = Inputs(blocks, pooling == "cls_mean")
-            width = (blocks + inputs.mean) * evaluation.backbone.hidden_size
+            width = (blocks + inputs.mean) * evaluation.backbone.width
             stack = LinearHeads(width, len(train.names), rates, config.iterations, generator)
             stacks[inputs] = stack.to(device)
     if config.augment:
@@ -211,7 +211,7 @@ def _augmented_batches(evaluation: Evaluation, train: LabeledImages) -> Iterator
     for chunks in augmented_updates(evaluation, train, updates, config.global_batch, tuple(config.crop_scale)):
         found = []
         for pixels, rows in chunks:
-            layers = backbone.layers(pixels, max(config.blocks))
+            layers = backbone.features(pixels, max(config.blocks))
             cls, mean = torch.stack([cls for cls, _ in layers], dim=1), layers[-1][1].mean(dim=(2, 3))
             found.append((rows, cls, mean.unsqueeze(1)))
         rows, cls, mean = (accelerator.gather(torch.cat(tensors)) for tensors in zip(*found))

@@ -143,11 +143,11 @@ def evaluate_propagation(evaluation: Evaluation) -> Iterator[Result]:
     plan = plans[accelerator.process_index]
     # where the backbone is sharded its forward is collective: all processes call it equally often
     plan += [None] * (max(map(len, plans)) - len(plan))
-    reader = _Reader(videos, plan, config.resize_size, backbone.patch_size, channels, transform.decoding)
+    reader = _Reader(videos, plan, config.resize_size, backbone.stride, channels, transform.decoding)
     loader = DataLoader(reader, batch_size=None, num_workers=config.num_workers)
     scores: list[tuple[int, list, list]] = []
     for batch, (pixels, frames) in zip(plan, evaluation.progress(loader, "Propagation", len(plan))):
-        (_, features), *_ = backbone.layers(transform.normalize(pixels.to(backbone.device)), 1)
+        (_, features), *_ = backbone.features(transform.normalize(pixels.to(backbone.device)), 1)
         if batch is None:
             continue
         video, start, stop = batch

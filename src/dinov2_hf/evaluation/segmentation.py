@@ -53,12 +53,12 @@ def evaluate_segmentation(evaluation: Evaluation) -> Iterator[Result]:
         LabelMaps(given(source, key), num_classes, config.ignore_label, config.reduce_zero_label)
         for key, source in (("train", config.train), ("test", config.test))
     )
-    side = -(-config.crop_size // backbone.patch_size) * backbone.patch_size
+    side = -(-config.crop_size // backbone.stride) * backbone.stride
     head = build_head(
         HeadMeta(
             kind="segmentation",
             blocks=tuple(range(backbone.num_layers - config.blocks + 1, backbone.num_layers + 1)),
-            hidden_size=backbone.hidden_size,
+            hidden_size=backbone.width,
             num_layers=backbone.num_layers,
             outputs=num_classes,
             classes=tuple(names),

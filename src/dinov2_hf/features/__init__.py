@@ -1,11 +1,11 @@
 """Frozen features of images: the backbone, extraction by all processes, the cache."""
 
-from .backbone import Backbone
 from .extract import FeatureSet, extract_features
+from .extractor import FeatureExtractor
 from .open import open_backbone
 
 __all__ = [
-    "Backbone",
+    "FeatureExtractor",
     "FeatureSet",
     "extract_features",
     "open_backbone",

@@ -23,8 +23,8 @@ from ..data.broken import leave_out
 from ..data.crops import as_crop
 from ..data.decode import BrokenImage
 from ..data.shared_memory import PREFETCH, check_shared_memory
-from .backbone import Backbone
 from .cache import FeatureCache
+from .extractor import FeatureExtractor
 
 PARTS = ("cls", "mean", "gem", "patches")
 _BLOCK_BYTES = 256 << 20  # of features that are gathered, and written, at a time
@@ -77,7 +77,7 @@ class FeatureSet:
 
 @torch.no_grad()
 def extract_features(
-    backbone: Backbone,
+    backbone: FeatureExtractor,
     images: Images,
     transform: Transform,
     accelerator: Accelerator,
@@ -161,8 +161,8 @@ def _block_size(backbone, transform, layers: int, parts: Sequence[str], dtype: t
     """Images whose features are gathered, and written, at a time: whatever the batches and processes."""
     vectors = len(set(parts) - {"patches"})
     if "patches" in parts:
-        vectors += (transform.crop_size // backbone.patch_size) ** 2
-    return max(_BLOCK_BYTES // (layers * backbone.hidden_size * dtype.itemsize * vectors), 1)
+        vectors += (transform.crop_size // backbone.stride) ** 2
+    return max(_BLOCK_BYTES // (layers * backbone.width * dtype.itemsize * vectors), 1)
 
 
 def _missing(folder: FeatureCache | None, count: int, accelerator: Accelerator) -> list[int]:
@@ -200,7 +200,7 @@ class _Reader(Dataset):
 
 def _measure(backbone, transform, layers, parts, dtype, pixels: Tensor, index: Tensor) -> dict[str, Tensor]:
     """The features of a batch and its rows, on the device."""
-    outputs = backbone.layers(transform.normalize(pixels.to(backbone.device, non_blocking=True)), layers)
+    outputs = backbone.features(transform.normalize(pixels.to(backbone.device, non_blocking=True)), layers)
     found: dict[str, list[Tensor]] = {part: [] for part in parts}
     for cls, patches in outputs:
         for part, values in found.items():

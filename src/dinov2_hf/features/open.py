@@ -8,16 +8,14 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoImageProcessor
 
-from ..backbones import VisionTransformer, load_vision_transformer
+from ..backbones import StockBackbone, family_of_model_type, load_stock_backbone
 from ..config import ColorsConfig, public_name
 from ..data import EvalTransform
 from ..weights.formats import default_preprocessor
 from ..weights.source import open_source
-from .backbone import Backbone
+from .extractor import FeatureExtractor
 
 logger = logging.getLogger(__name__)
-
-_OURS = ("dinov2", "dinov2_with_registers")
 
 
 def open_backbone(
@@ -26,7 +24,7 @@ def open_backbone(
     dtype: torch.dtype = torch.float32,
     name: str = "--model",
     num_attention_heads: int | None = None,
-) -> Backbone:
+) -> FeatureExtractor:
     """The backbone of a run, an export, a file of any format, or any vision transformer that `AutoModel` loads.
 
     Args:
@@ -41,15 +39,15 @@ def open_backbone(
     """
     if _is_other(path):
         where = f"{name}={path}"
-        network = load_vision_transformer(path, where)
-        return Backbone.of(network, _transform_of_other(path, network), _name_of(path), device, dtype)
+        network = load_stock_backbone(path, where)
+        return FeatureExtractor.of(network, _transform_of_other(path, network), _name_of(path), device, dtype)
     source = open_source(path, num_attention_heads=num_attention_heads, name=name)
     weights = source.weights
     if source.run is not None:
         transform = source.run.transform
     else:
         transform = EvalTransform.of_preprocessor(weights.preprocessor or default_preprocessor(weights.config))
-    return Backbone.of(VisionTransformer(weights.build()), transform, _name_of(path), device, dtype)
+    return FeatureExtractor.of(weights.build(), transform, _name_of(path), device, dtype)
 
 
 def _name_of(path: str) -> str:
@@ -59,16 +57,17 @@ def _name_of(path: str) -> str:
 
 
 def _is_other(path: str) -> bool:
-    """Whether transformers says that this is a model of another kind than ours."""
+    """Whether transformers says that no family of ours reads this model."""
     if Path(path).is_file() or (Path(path).is_dir() and not (Path(path) / "config.json").is_file()):
         return False
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False).model_type not in _OURS
+        model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
     except (OSError, ValueError):  # what is wrong is said when it is read
         return False
+    return family_of_model_type(model_type) is None
 
 
-def _transform_of_other(path: str, network: VisionTransformer) -> EvalTransform:
+def _transform_of_other(path: str, network: StockBackbone) -> EvalTransform:
     try:
         processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
         return EvalTransform.of_preprocessor(processor.to_dict())

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..features import Backbone
+from ..features import FeatureExtractor
 from .pictures import Picture, model_input
 from .sheet import Sheet
 
@@ -16,17 +16,20 @@ _MOST_IN_A_ROW = 8
 
 
 @torch.no_grad()
-def attention_maps(backbone: Backbone, picture: Picture) -> Tensor:
+def attention_maps(backbone: FeatureExtractor, picture: Picture) -> Tensor:
     """How much of each head's attention CLS gives to each patch: shares `[heads, h, w]`, on the CPU.
 
     What goes to CLS itself and to registers is left out, so that the shares of a head sum to less than 1.
 
     Raises:
-        ValueError: a backbone that keeps its attention to itself, or has no CLS token.
+        ValueError: a backbone without attention of a CLS token to patches, or whose network is not at hand.
     """
     if backbone.module is None:
-        raise ValueError(f"{backbone.name} gives features alone; for attention take the model itself")
-    return backbone.module.attention(model_input(backbone, picture))[0].float().cpu()
+        raise ValueError(f"{backbone.name} gives only features; for attention take the model itself")
+    attention = getattr(backbone.module, "attention", None)
+    if attention is None:
+        raise ValueError(f"{backbone.name} has no attention of CLS to patches; take a vision transformer")
+    return attention(model_input(backbone, picture))[0].float().cpu()
 
 
 def draw_attention(pictures: Sequence[Picture], attention: Sequence[Tensor], path: Path, title: str = "") -> Path:

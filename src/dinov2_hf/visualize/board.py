@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..features import Backbone
+from ..features import FeatureExtractor
 from .attention import attention_maps, attention_range
 from .pca import find_foreground, pca_colors
 from .pictures import Picture, open_picture, patch_features
@@ -73,7 +73,7 @@ class Board:
         image_size: longer side in pixels, a multiple of the patch.
     """
 
-    def __init__(self, backbone: Backbone, image_size: int) -> None:
+    def __init__(self, backbone: FeatureExtractor, image_size: int) -> None:
         self.backbone, self.image_size = backbone, image_size
         self.entries: list[Entry] = []
 
@@ -89,7 +89,7 @@ class Board:
             raise ValueError(too_large(name, len(data)))
         transform = self.backbone.transform
         picture = open_picture(
-            data, name, self.image_size, self.backbone.patch_size, len(transform.mean), transform.decoding
+            data, name, self.image_size, self.backbone.stride, len(transform.mean), transform.decoding
         )
         features = patch_features(self.backbone, picture)
         self.entries.append(Entry(picture, features, self._attention(picture)))
@@ -120,7 +120,7 @@ class Board:
 
     def around(self, image: int, row: int, column: int) -> np.ndarray:
         """The pixels of a patch with what is around it, within the image: uint8 `[s, s, 3]`."""
-        entry, patch = self.entries[image], self.backbone.patch_size
+        entry, patch = self.entries[image], self.backbone.stride
         slices = []
         for place, count in zip((row, column), entry.grid):
             side = min(2 * _CONTEXT + 1, *entry.grid)

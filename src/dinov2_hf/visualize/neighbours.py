@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..features import Backbone, extract_features
+from ..features import FeatureExtractor, extract_features
 from ..features.extract import Images
 from .pictures import Picture
 from .sheet import Sheet
@@ -45,7 +45,7 @@ class Queries:
 
 
 def find_neighbours(
-    backbone: Backbone,
+    backbone: FeatureExtractor,
     queries: Sequence[tuple[bytes, str]],
     collection: Images,
     count: int = 6,

@@ -8,7 +8,7 @@ import socket
 import numpy as np
 
 from ..config.checks import multiple_of_patch
-from ..features import Backbone
+from ..features import FeatureExtractor
 from .board import MOST_BYTES, MOST_IMAGES, Board, Similarity, data_uri, too_large
 from .page_parts import CLICKED, DROPPED, MOVED, REJECTED, Card, Legend, Tile, image_of, text
 from .page_style import FAVICON, STYLE
@@ -27,7 +27,11 @@ _INTRODUCTION = {
 
 
 def serve_page(
-    backbone: Backbone, image_size: int | None = None, host: str = "127.0.0.1", port: int = 8080, show: bool = False
+    backbone: FeatureExtractor,
+    image_size: int | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    show: bool = False,
 ) -> None:
     """Serves the page until it is interrupted.
 
@@ -44,8 +48,8 @@ def serve_page(
         from nicegui import ui
     except ImportError:
         raise ImportError('the page needs NiceGUI: pip install "dinov2_hf[page]"') from None
-    image_size = image_size or PATCHES_A_SIDE * backbone.patch_size
-    multiple_of_patch("image_size", image_size, backbone.patch_size)
+    image_size = image_size or PATCHES_A_SIDE * backbone.stride
+    multiple_of_patch("image_size", image_size, backbone.stride)
     _refuse_taken(host, port)
     lock = asyncio.Lock()
     print(f"{backbone.name}: http://{host}:{port} (Ctrl+C ends it)", flush=True)
@@ -123,8 +127,8 @@ class _Page:
             text("h1", "What the patches see")
             with ui.element("div").classes("model"):
                 text("b", backbone.name).props('data-testid="model"')
-                text("span", f"patch {backbone.patch_size}")
-                text("span", f"width {backbone.hidden_size}")
+                text("span", f"patch {backbone.stride}")
+                text("span", f"width {backbone.width}")
                 text("span", f"{backbone.num_layers} blocks")
                 text("span", f"images to {self.board.image_size} px")
             button = ui.button(icon=_DARK[None][0], on_click=turn, color=None).props("flat round dense").classes("push")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backbones import Dinov2Model, VisionTransformer
+from ..backbones import Backbone
 from ..data import EvalTransform
-from ..features import Backbone
+from ..features import FeatureExtractor
 from .pictures import Picture, patch_features
 from .sheet import Sheet
 
@@ -100,9 +100,9 @@ def draw_pca(
     return sheet.save(path)
 
 
-def plot_patch_pca(network: Dinov2Model, transform: EvalTransform, pictures: Sequence[Picture], path: Path) -> Path:
+def plot_patch_pca(network: Backbone, transform: EvalTransform, pictures: Sequence[Picture], path: Path) -> Path:
     """Draws images, prepared by `transform`, with the colours of all their patches to a PNG file."""
-    backbone = Backbone.of(VisionTransformer(network), transform, device=network.device)
+    backbone = FeatureExtractor.of(network, transform, device=next(network.parameters()).device)
     colors = pca_colors([patch_features(backbone, picture) for picture in pictures])
     return draw_pca(pictures, colors, path)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.checks import multiple_of_patch, positive
 from ..data.crops import as_crop, resample
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, open_image
-from ..features import Backbone
+from ..features import FeatureExtractor
 
 PATCHES_A_SIDE = 37
 """Of the longer side where no size is given: 518 pixels with patches of 14, as in the paper's pictures."""
@@ -73,13 +73,13 @@ def open_picture(
     return Picture(name, as_crop(resample(pixels, box, (height, width))).numpy())
 
 
-def model_input(backbone: Backbone, picture: Picture) -> Tensor:
+def model_input(backbone: FeatureExtractor, picture: Picture) -> Tensor:
     """A picture as the backbone takes it, normalised, on its device: `[1, C, H, W]`."""
     pixels = torch.from_numpy(np.ascontiguousarray(picture.pixels)).unsqueeze(0)
     return backbone.transform.normalize(pixels.to(backbone.device))
 
 
-def patch_features(backbone: Backbone, picture: Picture) -> Tensor:
+def patch_features(backbone: FeatureExtractor, picture: Picture) -> Tensor:
     """Features of the patches after the last block: `[h, w, D]`, float32, on the CPU."""
-    ((_, patches),) = backbone.layers(model_input(backbone, picture), 1)
+    ((_, patches),) = backbone.features(model_input(backbone, picture), 1)
     return patches[0].permute(1, 2, 0).float().cpu()

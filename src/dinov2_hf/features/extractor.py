@@ -1,4 +1,4 @@
-"""A frozen backbone as evaluation, pictures and curation ask it."""
+"""Frozen features of a network, with what evaluation, pictures and curation need to know of it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backbones import VisionTransformer
+from ..backbones import Backbone, Features, Layers
 from ..data.transform import EvalTransform
-
-Layers = Callable[[Tensor, int], list[tuple[Tensor, Tensor]]]
-"""Normalised images `[B, C, H, W]` and a number of blocks to CLS `[B, D]` and patches `[B, D, h, w]` of the last."""
 
 # where a model came from, and what is set for training
 _NOT_OF_FEATURES = ("_name_or_path", "architectures", "dtype", "drop_path_rate", "id2label", "label2id", "num_labels")
@@ -23,46 +20,50 @@ _NOT_OF_FEATURES += ("transformers_version", "layerscale_value", "initializer_ra
 
 
 @dataclass
-class Backbone:
+class FeatureExtractor:
     """Features of the last blocks of a network, with what has to be known to use them."""
 
-    layers: Layers
+    features: Layers
     """Without gradient, in float32; the last block last. Collective where the network is sharded."""
     transform: EvalTransform
     """Of its preprocessor."""
-    hidden_size: int
-    patch_size: int
+    width: int
+    """Channels of the features."""
+    stride: int
+    """Pixels between two neighbouring patches; the sides of images are multiples of it."""
     num_layers: int
+    """Blocks whose features there are."""
     device: torch.device
     name: str = "model"
     """What tables and cards call it."""
     fingerprint: Callable[[], str] | None = None
     """Computes a digest of the weights, by which features are kept on disk; None: they are not kept."""
-    module: VisionTransformer | None = None
+    module: Backbone | None = None
     """The network itself, for fine-tuning and attention maps; None where it is in a training run."""
 
     @classmethod
     def of(
         cls,
-        module: VisionTransformer,
+        module: Backbone,
         transform: EvalTransform,
         name: str = "model",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-    ) -> Backbone:
-        """A network by itself, moved to `device` and computing in `dtype`."""
+    ) -> FeatureExtractor:
+        """The features of a backbone, which is moved to `device`, frozen, and computes in `dtype`."""
         module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
         @torch.no_grad()
-        def layers(images: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
-            return [(cls_.float(), patches.float()) for cls_, patches in module(images.to(device), count)]
+        def features(images: Tensor, layers: int) -> list[Features]:
+            found = module.features(images.to(device=device, dtype=dtype), layers)
+            return [Features(cls_.float(), patches.float()) for cls_, patches in found]
 
         return cls(
-            layers,
+            features,
             transform,
-            module.hidden_size,
-            module.patch_size,
-            module.num_layers,
+            module.width,
+            module.stride,
+            len(module.blocks),
             torch.device(device),
             name,
             functools.cache(lambda: fingerprint_of(module)),  # reads every weight, so only where it is needed
@@ -70,11 +71,18 @@ class Backbone:
         )
 
 
-def fingerprint_of(module: VisionTransformer) -> str:
-    """A digest of the architecture and every weight, in the dtype that they are used in."""
-    settings = {name: value for name, value in module.config.to_dict().items() if name not in _NOT_OF_FEATURES}
-    digest = hashlib.sha256(json.dumps([type(module.model).__name__, settings], sort_keys=True, default=str).encode())
+def fingerprint_of(module: Backbone) -> str:
+    """A digest of the architecture and every weight, in the dtype that they are used in.
+
+    Equal to that of release 0.5, so that features which it left on disk are found.
+    """
+    kind = type(getattr(module, "model", module)).__name__
+    config = getattr(module, "config", None)
+    settings = {} if config is None else config.to_dict()
+    settings = {name: value for name, value in settings.items() if name not in _NOT_OF_FEATURES}
+    digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True, default=str).encode())
     for name, tensor in module.state_dict().items():
+        name = f"model.{name.removeprefix('model.')}"
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
