@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from dinov2_hf.cli.launch import running_evaluations
 
 from dinov2_hf.cli import main
-from dinov2_hf.cli.launch import running_evaluations
 from dinov2_hf.config import load_config
 from dinov2_hf.runs import read_metrics
 from dinov2_hf.train import build_accelerator
