@@ -10,8 +10,8 @@ of the card. Updates of two and of three layers are run and extrapolated. Layers
 the shares of the nominal figures that kernels achieve are constants (`cuda_cost/cards.py`), and fragmented memory and
 gaps between kernels are left out. Expect times to be right within 20 %.
 
-A case is a distillation where its file or an override sets a key of `distill`. `distill.teacher=preset:giant` builds
-the teacher from that preset; any other teacher is read.
+The key `objective` chooses what is modelled. `distill.teacher=preset:giant` builds the teacher from that preset; any
+other teacher is read.
 
 Names each operation that makes the host wait for the device. Prints Markdown tables, or with `--json` a line per case.
 """

@@ -21,8 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets import load_dataset
+from omegaconf import OmegaConf
 
-import dinov2_hf.cli.launch  # noqa: F401  for the examples, which are run in forks of this process
+import dinov2_hf.cli.train  # noqa: F401  for the examples, which are run in forks of this process
 from dinov2_hf import cli
 
 ROOT = Path(__file__).parents[1]
@@ -30,13 +31,16 @@ IMAGES = ROOT / "examples" / "data" / "clothing"
 SPLITS = ("validation", "test")
 TEACHER = ("pretrain", "configs/pretrain/quickstart.yaml")
 STUDENT = ("distill", "configs/distill/quickstart.yaml")
+FEATURES = "features.yaml"
+"""The same with the other objective, without the keys that it does not read; under `--output`."""
 AS_THE_STUDENT = ("model.hidden_size=48", "optim.base_lr=0.02")  # where the two files differ, besides the teacher
 WAYS = {
     "pretrained alone": (*TEACHER, *AS_THE_STUDENT),
     "distilled, prototypes": STUDENT,
-    "distilled, features": (*STUDENT, "distill.objective=features"),
+    "distilled, features": ("distill", FEATURES),
 }
-TINY = ["train.epoch_length=1", "train.batch_size=8", "dino.num_prototypes=64", "data.num_workers=0"]
+TINY = ["train.epoch_length=1", "train.batch_size=8", "data.num_workers=0"]
+TINY_HEADS = ["dino.num_prototypes=64"]
 
 
 def run(work: Callable, *arguments: str) -> None:
@@ -79,6 +83,14 @@ def accuracies(export: Path, images: Path, num_workers: int) -> dict[str, float]
     return found
 
 
+def write_features_config(path: Path) -> None:
+    config = OmegaConf.load(ROOT / STUDENT[1])
+    config.objective, config.teacher = "distill_features", {"momentum": config.teacher.momentum}
+    del config.dino
+    path.parent.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, path)
+
+
 def copy_few_images(folder: str) -> None:
     """The first 24 photographs of each split, as files of the same names."""
     for split in ("train", *SPLITS):
@@ -94,21 +106,35 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, to see that it runs")
     args = parser.parse_args()
 
-    output, images, num_workers, keys = args.output.resolve(), IMAGES, 2, []
+    output, images, num_workers, keys, heads = args.output.resolve(), IMAGES, 2, [], []
+    write_features_config(output / FEATURES)
     if args.tiny:
         args.seeds, args.epochs, num_workers = 1, 1, 0
         images = output / "images"
         run(copy_few_images, str(images))
+        heads = TINY_HEADS
         keys = [*TINY, f"data.train.path={images}", "knn.reference.path=null", "knn.query.path=null", "train.epochs=1"]
     teacher = args.teacher.resolve() if args.teacher else output / "teacher"
-    best = accuracies(teacher / "export" if args.teacher else train(teacher, *TEACHER, *keys), images, num_workers)
+    best = accuracies(
+        teacher / "export" if args.teacher else train(teacher, *TEACHER, *keys, *heads), images, num_workers
+    )
     found = {way: [] for way in WAYS}
     for seed in range(args.seeds):
         for way, (script, config, *overrides) in WAYS.items():
             given = [*keys, f"train.seed={seed}", f"train.epochs={args.epochs}", *overrides]
             given += [f"distill.teacher={teacher}"] * (script == "distill")
+            if config == FEATURES:
+                config = str(output / FEATURES)
+            else:
+                given += heads
             folder = output / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}"
-            found[way].append(accuracies(train(folder, script, config, *given), images, num_workers))
+            found[way].append(
+                accuracies(
+                    train(folder, script, config, *given),
+                    images,
+                    num_workers,
+                )
+            )
 
     print(f"\n{round(args.epochs * 48)} updates of each student, {args.seeds} seeds\n")
     print("| | " + " | ".join(f"{split} | mean" for split in SPLITS) + " |\n| --- |" + " --- | ---: |" * len(SPLITS))

@@ -18,11 +18,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from dinov2_hf.objectives.distillation import compare_all_patches
 
-from dinov2_hf.backbones import Dinov2Config, find_family
+from dinov2_hf.backbones import find_family
 from dinov2_hf.config import PrototypeDistillationConfig, load_config
-from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import PrototypeTeacher
 from dinov2_hf.objectives.prototypes import build_centering, build_heads, prototype_targets
 
@@ -33,7 +31,7 @@ WAYS = {
 }
 
 
-def build_teacher(preset: str, prototypes: int) -> tuple[PrototypeDistillationConfig, PrototypeTeacher, Dinov2Config]:
+def build_teacher(preset: str, prototypes: int) -> tuple[PrototypeDistillationConfig, PrototypeTeacher]:
     """A teacher with heads like those of the released models."""
     keys = ["distill.teacher=x", "data.train.path=x", f"dino.num_prototypes={prototypes}"]
     keys += [f"ibot.num_prototypes={prototypes}"]
@@ -41,7 +39,7 @@ def build_teacher(preset: str, prototypes: int) -> tuple[PrototypeDistillationCo
     config.model.preset, config.model.num_register_tokens = preset, 4
     backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
     heads = build_heads(config, backbone.width)
-    return config, PrototypeTeacher(backbone, heads, config.colors.mean, config.colors.std), backbone.config
+    return config, PrototypeTeacher(backbone, config.colors.mean, config.colors.std, heads), backbone.config
 
 
 def megabytes(field: str) -> float:
@@ -67,23 +65,18 @@ def measure(answer: Connection, args: argparse.Namespace, way: str, environment:
     torch.ones(8, 8) @ torch.ones(8, 8)  # what torch itself wants
     reset_peak()
     before = megabytes("VmRSS")
-    config, teacher, architecture = build_teacher(args.preset, args.prototypes)
+    config, teacher = build_teacher(args.preset, args.prototypes)
     parameters = sum(parameter.numel() for parameter in teacher.parameters())
     teacher.requires_grad_(False).eval().place(torch.device("cpu"), dtype, sharded=processes > 1)
     size = config.crops.global_size
     crops = torch.randn(2 * args.images, 3, size, size)
-    nothing = torch.empty(0)
-    batch = SSLBatch(crops, torch.empty(0, 3, size, size), nothing, nothing, nothing)
-    batch = compare_all_patches(batch, architecture)
+    all_patches = torch.arange(len(crops) * (size // teacher.backbone.stride) ** 2)
     centering = build_centering(config)
-
-    def targets_of(heads, cls, patches):
-        targets = prototype_targets(config, heads, centering, cls, patches, 0.07)
-        return {term: assigned.rows(0, 1) for term, assigned in targets.items()}
-
     reset_peak()
     weights = megabytes("VmRSS")
-    teacher(batch, targets_of, config.colors.mean, config.colors.std)
+    tokens = teacher(crops, all_patches, config.colors.mean, config.colors.std)
+    targets = prototype_targets(config, teacher.heads, centering, tokens, 0.07)
+    rows = {term: assigned.rows(0, 1) for term, assigned in targets.items()}  # noqa: F841  as the loss reads them
     peak = megabytes("VmHWM")
     if processes > 1:
         torch.distributed.barrier()

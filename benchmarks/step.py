@@ -20,14 +20,16 @@ import time
 import torch
 from torch import nn
 
-from dinov2_hf.config import DINOv2RunConfig, load_config
+from dinov2_hf.config import DINOv2RunConfig, RunConfig, load_config
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import DINOv2
 from dinov2_hf.train import TrainingStep, build_accelerator
 from dinov2_hf.train.accelerator import compute_dtype
 from dinov2_hf.train.schedules import StepValues
 
-VALUES = StepValues(lr=1e-4, last_layer_lr=1e-4, weight_decay=0.04, teacher_momentum=0.99, teacher_temp=0.07)
+VALUES = StepValues(
+    lr=1e-4, last_layer_lr=1e-4, backbone_lr_scale=1.0, weight_decay=0.04, teacher_momentum=0.99, teacher_temp=0.07
+)
 TINY = ["model.preset=tiny", "model.num_hidden_layers=1", "dino.num_prototypes=64", "ibot.num_prototypes=64"]
 TINY += [
     "crops.global_size=28",
@@ -39,13 +41,13 @@ TINY += [
 VIT_S = ["model.preset=small", "model.num_register_tokens=0", "model.drop_path_rate=0", "ibot.separate_head=true"]
 
 
-def draw_masks(config: DINOv2RunConfig) -> torch.Tensor:
+def draw_masks(config: RunConfig) -> torch.Tensor:
     """Masks `[2B, N]` as the data would draw them: half of the crops, of evenly spread ratios."""
     batch = config.train.batch_size
-    patches = (config.crops.global_size // config.model.patch_size) ** 2
+    patches = (config.crops.global_size // config.model.stride) ** 2
     masks = torch.zeros(2 * batch, patches, dtype=torch.bool)
-    masked = round(2 * batch * config.ibot.mask_probability)
-    low, high = config.ibot.mask_ratio
+    probability, (low, high) = config.masks
+    masked = round(2 * batch * probability)
     for index in range(masked):
         ratio = low + (high - low) * (index + 0.5) / masked
         masks[index, torch.randperm(patches)[: int(ratio * patches)]] = True

@@ -37,6 +37,9 @@ TINY = [
     "train.precision=fp32",
 ]
 """Dotted overrides of a run of six updates; without `data.train.path` and `train.output_dir`."""
+TINY_FEATURES = [key for key in TINY if not key.startswith(("dino.", "ibot.", "teacher.", "crops.num_local"))]
+TINY_FEATURES += ["objective=distill_features", "model.drop_path_rate=0", "crops.num_local=0"]
+"""Those of a distillation of features; without `distill.teacher` too."""
 
 
 def write_photographs(folder: Path) -> Path:

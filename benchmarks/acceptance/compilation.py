@@ -33,9 +33,9 @@ def _build(context: Context, case: str, **options) -> Update:
     if not context.tiny:
         return build(case_config(context, case, "model.compile=true", **options))
     update = build(case_config(context, case, **options))
-    for networks in (update.model.student, update.model.teacher):
-        for layer in networks["backbone"].blocks.values():
-            layer.compile(backend="eager")
+    for networks in update.model.networks[""]:
+        for block in networks["backbone"].blocks.values():
+            block.compile(backend="eager")
     return update
 
 
@@ -61,6 +61,6 @@ def _change_masks(context: Context) -> None:
     for images in (3, 4):
         with context.case("changing masks", evaluated_images=images) as row:
             started = time.perf_counter()
-            update.model.average_layers(batch.global_crops[:images])
+            update.model.features(batch.global_crops[:images])
             synchronize()
             row |= {"seconds": rounded(time.perf_counter() - started), "graphs": counters["stats"]["unique_graphs"]}

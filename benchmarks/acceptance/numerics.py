@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 
 import torch
+from step import VALUES
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -152,7 +153,7 @@ def _compare_twice(update: Update, batch: SSLBatch) -> dict:
 def _gradients(update: Update, batch: SSLBatch) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     with update.step.accelerator.autocast():
-        loss = update.model(batch, 0.07).loss
+        loss = update.model(batch, VALUES).loss
     loss.backward()
     found = {name: p.grad.clone() for name, p in update.model.student.named_parameters() if p.grad is not None}
     update.model.zero_grad(set_to_none=True)

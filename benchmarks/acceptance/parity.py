@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dinov2_hf.config import CropsConfig, DinoConfig, DINOv2RunConfig, IbotConfig, ModelConfig
+from dinov2_hf.config import CropsConfig, DinoConfig, DINOv2RunConfig, IbotConfig, ModelConfig, OptimConfig
 from dinov2_hf.data import SSLBatch
 from dinov2_hf.objectives import DINOv2
 from dinov2_hf.train.param_groups import apply_schedule, build_param_groups
@@ -47,19 +47,19 @@ def deviations(where: torch.device, autocast: torch.dtype | None) -> dict[str, f
     tensors, record = load_file(f"{_RECORD}.safetensors"), json.loads(_RECORD.with_suffix(".json").read_text())
     model = DINOv2(_config()).train()
     _load(model.student, tensors, "init")
-    model.copy_students_to_averages()
+    model.teacher.load_state_dict(model.student.state_dict())
     model.to(where)
-    groups = build_param_groups(model.student.named_parameters(), 3, layerwise_decay=0.9, patch_embed_lr_mult=0.2)
+    groups = build_param_groups(model.student, OptimConfig(layerwise_decay=0.9, patch_embed_lr_mult=0.2))
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
     worst = dict.fromkeys(_LIMITS, 0.0)
     for index, step in enumerate(record["steps"]):
         crops = [tensors[f"step{index}.{name}"] for name in ("global_crops", "local_crops", "masks")]
         batch = SSLBatch(*crops, *SSLBatch.flatten_masks(crops[-1])).to(where)
         names = ("lr", "last_layer_lr", "weight_decay", "teacher_momentum", "teacher_temp")
-        values = StepValues(**{name: step[name] for name in names})
+        values = StepValues(backbone_lr_scale=1.0, **{name: step[name] for name in names})
         apply_schedule(optimizer.param_groups, values)
         with torch.autocast(where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-            output = model(batch, values.teacher_temp)
+            output = model(batch, values)
         output.loss.backward()
         for term, published in _TERMS.items():
             wanted = step["losses"][published] * _WEIGHTS.get(term, 1.0)
@@ -70,7 +70,7 @@ def deviations(where: torch.device, autocast: torch.dtype | None) -> dict[str, f
             worst["gradient_norm"] = max(worst["gradient_norm"], abs(norm - wanted) / wanted)
         optimizer.step()
         optimizer.zero_grad()
-        model.update_averages(values.teacher_momentum)
+        model.update_averages(values)
     for role, networks in (("student", model.student), ("teacher", model.teacher)):
         ours = {name: parameter.detach().clone() for name, parameter in networks.named_parameters()}
         _load(networks, tensors, f"final.{role}")

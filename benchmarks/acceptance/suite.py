@@ -12,8 +12,8 @@ from .context import ROOT, Context
 from .machine import num_cores
 
 _FILES = (
-    *("tests/parity", "tests/losses", "tests/ssl", "tests/models/test_modeling.py", "tests/models/test_forward_at.py"),
-    *("tests/models/test_stochastic_depth.py", "tests/train/test_loop.py", "tests/train/test_health.py"),
+    *("tests/parity", "tests/objectives", "tests/backbones/test_modeling.py", "tests/backbones/test_forward_at.py"),
+    *("tests/backbones/test_stochastic_depth.py", "tests/train/test_loop.py", "tests/train/test_health.py"),
     *("tests/data/test_photometric.py", "tests/features", "tests/evaluation/test_knn.py"),
     "tests/evaluation/test_linear.py",
 )

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omegaconf import OmegaConf
-
 from dinov2_hf.backbones import PRESETS
-from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig, load_config
+from dinov2_hf.config import RunConfig, load_config
+from dinov2_hf.objectives import find_objective
 
 from .cards import HOST_SECONDS_A_KERNEL, HOST_SECONDS_AN_OPERATION, Card
 from .ledger import Cost
-from .update import Update, run_update, teacher_preset
+from .update import PRESET, Update, run_update, teacher_preset
 
 SHALLOW, DEEPER = 2, 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is modelled: a configuration of pretraining or, where it has a section `distill`, of distillation."""
+    """The configuration of a run that is modelled."""
 
     name: str
     config_path: str | None
     overrides: tuple[str, ...]
 
-    def load(self, *overrides: str) -> DINOv2RunConfig:
+    def load(self, *overrides: str) -> RunConfig:
         """The configuration, uncompiled, with further overrides."""
-        given = [*self.overrides, *overrides, "model.compile=false"]
-        sections = {key.partition(".")[0] for key in self.overrides}
-        if self.config_path is not None:
-            sections |= set(OmegaConf.load(self.config_path))
-        return load_config(
-            self.config_path, given, PrototypeDistillationConfig if "distill" in sections else DINOv2RunConfig
-        )
+        return load_config(self.config_path, [*self.overrides, *overrides, "model.compile=false"])
 
 
 @dataclass(frozen=True)
@@ -115,15 +108,15 @@ def _line(here: float, deeper: float, layers: int) -> float:
     return here + layers * (deeper - here)
 
 
-def _check(config: DINOv2RunConfig, name: str, whole: bool) -> None:
+def _check(config: RunConfig, name: str, whole: bool) -> None:
     preset = teacher_preset(config)
     if preset is not None and preset not in PRESETS:
         known = ", ".join(PRESETS)
-        raise ValueError(f"{name}: distill.teacher={config.distill.teacher} names no preset; use one of {known}")
-    if isinstance(config, PrototypeDistillationConfig) and not whole:
-        if config.students:
+        raise ValueError(f"{name}: the teacher {PRESET}{preset} names no preset; use one of {known}")
+    if not whole:
+        if len(config.models) > 1:
             raise ValueError(f"{name}: students of several depths are not extrapolated; use --whole")
-        if preset is None:
+        if preset is None and find_objective(config).teachers_of(config):
             raise ValueError(
                 f"{name}: a teacher on disk is not extrapolated; use --whole or distill.teacher=preset:giant"
             )

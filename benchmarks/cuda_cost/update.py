@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from dinov2_hf.train.distill import read_feature_teacher, read_prototype_teacher
 from step import VALUES, draw_masks, plain_flops
 from torch import nn
 
-from dinov2_hf.backbones import Dinov2Config, Dinov2Model, VisionTransformer
-from dinov2_hf.config import ColorsConfig, DINOv2RunConfig, PrototypeDistillationConfig
+from dinov2_hf.backbones import Dinov2Config, Dinov2Model
+from dinov2_hf.config import ColorsConfig, RunConfig
 from dinov2_hf.data import PhotometricAugmentation, SSLBatch
 from dinov2_hf.data.photometric import draw_view_parameters
-from dinov2_hf.objectives import DINOv2, Distillation, FeatureTeacher, PrototypeTeacher, Students
+from dinov2_hf.objectives import DINOv2, Objective, find_objective
 from dinov2_hf.objectives.prototypes import build_heads
 from dinov2_hf.runs.metrics import MeanMetrics
 from dinov2_hf.train import TrainingStep
 from dinov2_hf.train.accelerator import compute_dtype
+from dinov2_hf.train.teachers import open_teacher
 
 from .cards import Card
 from .device import build_accelerator, fake_cuda
 from .ledger import DEVICE, Cost, Ledger, Synchronization
 
+PRESET = "preset:"
+"""Before the name of a preset in the place of a path: that of a frozen teacher which is built and not read."""
 PARTS = ("teacher", "student", "heads and losses", "backward", "optimiser", "colours")
 
 
@@ -37,15 +38,15 @@ class Update:
     """By part and operation; empty where the update stopped because the host needs a value from the device."""
     synchronizations: list[str]
     peak: float
-    """Bytes of memory, without the weights of a frozen teacher."""
+    """Bytes of memory, without the weights of frozen teachers."""
     frozen: float
-    """Bytes of the weights of a frozen teacher."""
+    """Bytes of the weights of frozen teachers."""
     plain_flops: float | None
     """Of the matrix products of an update in which nothing is skipped; pretraining only."""
 
 
 def run_update(
-    config: DINOv2RunConfig,
+    config: RunConfig,
     card: Card,
     teacher_layers: int | None = None,
     logged: bool = False,
@@ -53,22 +54,22 @@ def run_update(
     """Runs two updates as the loop does on the fake device, and returns the cost of the second.
 
     Args:
-        teacher_layers: depth of the frozen teacher in place of the preset's.
+        teacher_layers: depth of frozen teachers that are built, in place of the preset's.
         logged: an update that is logged, with the signs of health.
     """
     ledger = Ledger(card)
     with fake_cuda():
-        model, teacher = _build(config, teacher_layers)
+        model = _build(config, teacher_layers)
         accelerator = build_accelerator(config.train.precision)
         _place(model, ledger)
         trained = ledger.live
-        if teacher is not None:
+        for teacher in model.frozen:
             _place(teacher.to(compute_dtype(accelerator)), ledger)
             teacher.place = lambda device, dtype, sharded: None  # torch cannot move fake tensors
         frozen = ledger.live - trained
         with ledger:
             step = TrainingStep(model, config, accelerator)
-            _charge_parts(ledger, step, teacher)
+            _charge_parts(ledger, step)
             augment = PhotometricAugmentation(config.colors)
             host_batch = make_host_batch(config).pin_memory()
 
@@ -89,13 +90,13 @@ def run_update(
     return Update(ledger.costs, ledger.synchronizations, ledger.peak - frozen, frozen, plain)
 
 
-def teacher_preset(config: DINOv2RunConfig) -> str | None:
+def teacher_preset(config: RunConfig) -> str | None:
     """The architecture of a frozen teacher that is built and not read: NAME of `distill.teacher=preset:NAME`."""
-    teacher = config.distill.teacher if isinstance(config, PrototypeDistillationConfig) else ""
-    return teacher.removeprefix("preset:") if teacher.startswith("preset:") else None
+    paths = [teacher.path for teacher in find_objective(config).teachers_of(config).values()]
+    return next((path.removeprefix(PRESET) for path in paths if path.startswith(PRESET)), None)
 
 
-def make_host_batch(config: DINOv2RunConfig) -> SSLBatch:
+def make_host_batch(config: RunConfig) -> SSLBatch:
     """A batch as the data workers leave it: uint8 crops, colour parameters, masks of evenly spread ratios."""
     crops, batch, channels = config.crops, config.train.batch_size, config.model.num_channels
     rng = np.random.default_rng(config.train.seed)
@@ -112,36 +113,35 @@ def make_host_batch(config: DINOv2RunConfig) -> SSLBatch:
     )
 
 
-def _build(
-    config: DINOv2RunConfig, teacher_layers: int | None
-) -> tuple[Students, PrototypeTeacher | FeatureTeacher | None]:
-    """Objective and frozen teacher, without data."""
-    if not isinstance(config, PrototypeDistillationConfig):
+def _build(config: RunConfig, teacher_layers: int | None) -> Objective:
+    """The objective with its frozen teachers, without data."""
+    kind, teachers = find_objective(config), {}
+    for key, teacher in kind.teachers_of(config).items():
+        if not teacher.path.startswith(PRESET):
+            teachers[key] = open_teacher(key, teacher).to("meta")
+            continue
         with torch.device("meta"):
-            return DINOv2(config), None
-    by_prototypes = config.distill.objective == "prototypes"
-    preset = teacher_preset(config)
-    if preset is None:
-        read = read_prototype_teacher if by_prototypes else read_feature_teacher
-        teacher = read(config.distill.teacher).to("meta")
-    else:
-        with torch.device("meta"):
-            teacher = _teacher(config, preset, teacher_layers, by_prototypes)
+            teachers[key] = teacher.build(_preset_weights(config, teacher.path.removeprefix(PRESET), teacher_layers))
     with torch.device("meta"):
-        return Distillation(config, teacher), teacher
+        return kind(config, teachers)
 
 
-def _teacher(
-    config: PrototypeDistillationConfig, preset: str, layers: int | None, by_prototypes: bool
-) -> PrototypeTeacher | FeatureTeacher:
-    architecture = {"patch_size": config.model.patch_size, "attn_implementation": "sdpa"}
+def _preset_weights(config: RunConfig, preset: str, layers: int | None) -> SimpleNamespace:
+    """A backbone of a preset and heads like those of the students, as opened weights."""
+    architecture = {"patch_size": config.model.stride, "attn_implementation": "sdpa"}
     if layers is not None:
         architecture["num_hidden_layers"] = layers
     backbone = Dinov2Model(Dinov2Config.preset(preset, image_size=config.crops.global_size, **architecture))
-    normalization = ColorsConfig().mean, ColorsConfig().std
-    if by_prototypes:
-        return PrototypeTeacher(backbone, build_heads(config, backbone.config.hidden_size), *normalization)
-    return FeatureTeacher(VisionTransformer(backbone), *normalization)
+
+    def heads() -> dict[str, dict[str, torch.Tensor]]:
+        return {name: head.state_dict() for name, head in build_heads(config, backbone.width).items()}
+
+    return SimpleNamespace(
+        where=f"{PRESET}{preset}",
+        build=lambda: backbone,
+        heads=heads,
+        normalization=(ColorsConfig().mean, ColorsConfig().std),
+    )
 
 
 def _place(module: nn.Module, ledger: Ledger) -> None:
@@ -155,17 +155,13 @@ def _place(module: nn.Module, ledger: Ledger) -> None:
                 part._buffers[name] = ledger.tensor(buffer)
 
 
-def _charge_parts(ledger: Ledger, step: TrainingStep, teacher: nn.Module | None) -> None:
+def _charge_parts(ledger: Ledger, step: TrainingStep) -> None:
     """Books the backbones as `student` and `teacher`, the rest of the forward as `heads and losses`, and `backward`."""
-    trained = {id(networks["backbone"]) for networks in step.model.students.values()}
-    for module in _backbones(step.model, teacher):
-        for method in ("forward", "forward_at"):
-            if hasattr(module, method):
-                ledger.charge(module, method, "student" if id(module) in trained else "teacher")
+    backbones = [(teacher.backbone, "teacher") for teacher in step.model.frozen]
+    for student, average in step.model.networks.values():
+        backbones += [(student["backbone"], "student"), (average["backbone"], "teacher")]
+    for backbone, part in backbones:
+        for method in ("tokens", "features"):
+            ledger.charge(backbone, method, part)
     ledger.charge(step._wrapped, "forward", "heads and losses")
     ledger.charge(step.accelerator, "backward", "backward")
-
-
-def _backbones(*modules: nn.Module | None) -> Iterator[nn.Module]:
-    inside = chain.from_iterable(module.modules() for module in modules if module is not None)
-    return (module for module in inside if isinstance(module, Dinov2Model | VisionTransformer))

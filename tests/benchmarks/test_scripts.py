@@ -50,6 +50,7 @@ def serve() -> None:
     import torch._dynamo  # noqa: F401  all that the scripts would import later
     import torch.utils.tensorboard  # noqa: F401
 
+    import dinov2_hf.cli.train  # noqa: F401
     import dinov2_hf.curation.vectors  # noqa: F401
 
     for line in sys.stdin:

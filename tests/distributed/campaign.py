@@ -25,7 +25,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ..hub.server import LoopbackHub
-from ..tiny import TINY, write_photographs
+from ..tiny import TINY, TINY_FEATURES, write_photographs
 from .conftest import FSDP2
 from .moments import MOMENTS
 from .server import Launch, Server, names_in, newest_step, read_log, read_tensors
@@ -180,7 +180,7 @@ class Campaign:
 
     def _launch(self, kind: Kind, folder: Path, workers: int, planned: Interruption | None = None) -> Launch:
         overrides = [
-            *TINY,
+            *(TINY_FEATURES if kind.objective == "features" else TINY),
             *CADENCE,
             *self._overrides[kind.source],
             *self._overrides["evaluations"],
@@ -192,8 +192,8 @@ class Campaign:
         ]
         if kind.objective != "pretrain":
             teacher, _, _ = self.uninterrupted(Kind("folder", 0))
-            overrides += [f"distill.teacher={teacher}/export", f"distill.objective={kind.objective}"]
-            overrides += ["model.drop_path_rate=0"] + ["crops.num_local=0"] * (kind.objective == "features")
+            overrides += [f"distill.teacher={teacher}/export", f"objective=distill_{kind.objective}"]
+            overrides.append("model.drop_path_rate=0")
         marked = [vars(planned)] if planned and planned.moment != "any time" else []
         return self.server.launch(
             kind.processes,

@@ -20,14 +20,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import dinov2_hf.cli.launch
 import torch
 import torch.distributed.checkpoint as dcp
-from dinov2_hf.cli.launch import launch
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig, load_config
+from dinov2_hf import api
+from dinov2_hf.cli.train import train as run_command
+from dinov2_hf.config import load_config
 from dinov2_hf.runs.checkpoint import find_checkpoints, step_of
 from dinov2_hf.train import Trainer, build_accelerator
 
@@ -35,7 +35,8 @@ from .moments import mark_moments
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240  # seconds; what hangs waits for ever
-EXAMPLES = {"pretrain": (DINOv2RunConfig, Trainer), "distill": (PrototypeDistillationConfig, Trainer)}
+EXAMPLES = {"pretrain": "dinov2", "distill": "distill_prototypes"}
+"""The objective of each, where the configuration names none."""
 
 
 def serve() -> None:
@@ -110,15 +111,13 @@ def train(job: dict, rank: int, port: int) -> None:
 
 def run_example(job: dict, rank: int) -> None:
     """`examples/pretrain.py` or `distill.py`, from the arguments to the exit status; draws no pictures."""
-    dinov2_hf.cli.launch.plot_metrics = dinov2_hf.cli.launch.plot_patch_pca = lambda *_: Path(
-        "not drawn"
-    )  # half of the time
+    api.plot_metrics = api.plot_patch_pca = lambda *_: Path("not drawn")  # half of the time
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[rank:][:1] or [0])  # one thread, the same on every machine
     counts = mark_moments(job["signals"], rank)
     sys.argv = [f"{job['example']}.py", *job["overrides"]]
     status = 0
     try:
-        launch(job["example"], *EXAMPLES[job["example"]])
+        run_command(job["example"], EXAMPLES[job["example"]])
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
         print(ended, flush=True)

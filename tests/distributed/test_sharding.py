@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ CONFIGS = {
     "accumulated": ["train.gradient_accumulation_steps=2"],
     "checkpointed": ["model.gradient_checkpointing=true"],
     "compiled": ["model.compile=true"],
-    "distilled": ["distill.teacher=made", "ibot.mask_probability=0"],
+    "distilled": ["objective=distill_prototypes", "distill.teacher=made"],
 }
 
 
@@ -56,8 +57,10 @@ def worker(folder: str) -> None:
 
 
 def train(folder: Path) -> None:
-    from dinov2_hf.config import PrototypeDistillationConfig, load_saved_config
-    from dinov2_hf.objectives import DINOv2, Distillation, PrototypeTeacher
+    from dinov2_hf.backbones import find_family
+    from dinov2_hf.config import load_saved_config
+    from dinov2_hf.objectives import PrototypeTeacher, find_objective
+    from dinov2_hf.objectives.prototypes import build_heads
     from dinov2_hf.train import build_accelerator
     from dinov2_hf.train.schedules import build_schedules, values_at
     from dinov2_hf.train.step import TrainingStep
@@ -65,15 +68,15 @@ def train(folder: Path) -> None:
     config = load_saved_config(folder / "config.yaml")
     accelerator = build_accelerator(config.train)
     torch.manual_seed(0)
-    model = DINOv2(config)
-    if isinstance(config, PrototypeDistillationConfig):  # from a teacher that is wider and drawn like it
-        config.model.hidden_size = 48
-        networks = DINOv2(config).build_networks(0.0)
-        config.model.hidden_size = 32
-        colors = config.colors
-        model = Distillation(config, PrototypeTeacher(networks.pop("backbone"), networks, colors.mean, colors.std))
+    kind, teachers = find_objective(config), {}
+    for key in kind.teachers_of(config):
+        wider = replace(config.model, hidden_size=48)
+        backbone = find_family("dinov2").build(wider, config.crops.global_size, 0.0)
+        heads = build_heads(config, backbone.width)
+        teachers[key] = PrototypeTeacher(backbone, config.colors.mean, config.colors.std, heads)
+    model = kind(config, teachers)
     step = TrainingStep(model, config, accelerator)
-    schedules = build_schedules(config, IMAGES)
+    schedules = build_schedules(config, model.schedules_of(config), IMAGES)
     numbers = iter(range(100))
     outputs = {}
     for index in range(STEPS):
@@ -86,9 +89,7 @@ def train(folder: Path) -> None:
         for name, value in scalars.items():
             outputs[f"{index}.{name}"] = accelerator.reduce(value, reduction="mean").reshape(1)
     outputs |= {f"parameter.{name}": whole(value) for name, value in step.model.state_dict().items()}
-    modules = list(step.model.modules())
-    if isinstance(config, PrototypeDistillationConfig):
-        modules += step.model.teacher.modules()
+    modules = [module for network in (step.model, *step.model.frozen) for module in network.modules()]
     sharded = sum(type(module).__name__.startswith("FSDP") for module in modules)
     outputs["sharded_units"] = torch.tensor([sharded])
     if accelerator.is_main_process:
@@ -99,7 +100,7 @@ def train(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def launched(request, launch, fsdp2, tmp_path_factory, image_folder):
     """Folder of what each selected configuration gave on one process, on two and on two that shard."""
-    from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig, load_config, save_config
+    from dinov2_hf.config import load_config, save_config
 
     folder = tmp_path_factory.mktemp("sharding")
     overrides = [
@@ -131,8 +132,7 @@ def launched(request, launch, fsdp2, tmp_path_factory, image_folder):
     ]
     selected = {item.callspec.params["runs"] for item in request.session.items if item.path == Path(__file__)}
     for name in selected:
-        kind = PrototypeDistillationConfig if name == "distilled" else DINOv2RunConfig
-        config = load_config(None, [*overrides, f"train.output_dir={folder / name / 'run'}", *CONFIGS[name]], kind)
+        config = load_config(None, [*overrides, f"train.output_dir={folder / name / 'run'}", *CONFIGS[name]])
         (folder / name).mkdir()
         save_config(config, folder / name / "config.yaml")
     launch(1, __file__, folder)

@@ -6,11 +6,14 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from torch import nn
 
-from dinov2_hf.objectives import DINOHead
+from dinov2_hf.backbones import find_family
+from dinov2_hf.config import load_config
+from dinov2_hf.objectives import FeatureTeacher, find_objective
 from dinov2_hf.train import accelerator
-from dinov2_hf.train.accelerator import wrap_what_is_there
+from dinov2_hf.train.accelerator import shard_by_blocks
+
+from ..tiny import TINY, TINY_FEATURES
 
 PAGE_FAULTS = """
 import ctypes, resource, sys
@@ -41,11 +44,16 @@ def test_freed_memory_is_used_again_without_page_faults():
     assert faults_after(f"{constants}\n{function}\nkeep_freed_memory()") < 100
 
 
-@pytest.mark.parametrize(("heads", "wrapped"), [(True, ["Dinov2Layer", "DINOHead"]), (False, ["Dinov2Layer"])])
-def test_heads_are_wrapped_where_there_are_any(heads, wrapped):
-    """A run that distils features has none, and accelerate refuses classes that a model lacks."""
-    plugin = SimpleNamespace(transformer_cls_names_to_wrap=["Dinov2Layer", "DINOHead"])
-    model = nn.ModuleList([nn.Linear(2, 2)] + [DINOHead(4, 8, hidden_dim=4, bottleneck_dim=6)] * heads)
-    wrap_what_is_there(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)), model)
+@pytest.mark.parametrize(
+    ("overrides", "wrapped"), [(TINY, ["DINOHead", "Dinov2Layer"]), (TINY_FEATURES, ["Dinov2Layer"])]
+)
+def test_classes_of_blocks_and_heads_that_are_there_are_sharded(overrides, wrapped):
+    """A run that distils features has no heads, and accelerate refuses classes that a model lacks."""
+    config = load_config(None, [*overrides, "data.train.path=x"] + ["distill.teacher=x"] * (overrides is TINY_FEATURES))
+    backbone = find_family("dinov2").build(config.model, 32, 0.0)
+    teacher = FeatureTeacher(backbone, config.colors.mean, config.colors.std)
+    objective = find_objective(config)(config, {"distill.teacher": teacher})
+    plugin = SimpleNamespace(transformer_cls_names_to_wrap=["Other"])
+    shard_by_blocks(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)), objective)
     assert plugin.transformer_cls_names_to_wrap == wrapped
-    wrap_what_is_there(SimpleNamespace(state=SimpleNamespace()), model)
+    shard_by_blocks(SimpleNamespace(state=SimpleNamespace()), objective)

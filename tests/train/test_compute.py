@@ -57,7 +57,7 @@ def test_checkpointing_of_layers_calls_nothing_that_transformers_will_remove(tin
         warnings.simplefilter("error")
         model = DINOv2(tiny_config("model.gradient_checkpointing=true"))
     student, teacher = (
-        [layer.gradient_checkpointing for layer in networks["backbone"].encoder.layer]
-        for networks in (model.student, model.teacher)
+        [block.gradient_checkpointing for block in networks["backbone"].blocks.values()]
+        for networks in model.networks[""]
     )
     assert student == [True, True] and teacher == [False, False]

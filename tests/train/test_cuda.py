@@ -11,27 +11,27 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from dinov2_hf.backbones import VisionTransformer, find_family
-from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig, load_config, save_config
+from dinov2_hf.backbones import find_family
+from dinov2_hf.config import load_config, save_config
 from dinov2_hf.data import SSLBatch
-from dinov2_hf.objectives import DINOv2, Distillation, FeatureTeacher, PrototypeTeacher
+from dinov2_hf.objectives import find_objective
 from dinov2_hf.objectives.prototypes import build_heads
 from dinov2_hf.train import TrainingStep, build_accelerator
 from dinov2_hf.train.schedules import StepValues
 
-from ..tiny import TINY
+from ..tiny import TINY, TINY_FEATURES
 
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Objective:
-    kind: type
+class Run:
     kernels: int
     """Bound on the kernels of an update of the tiny model that is not logged."""
     overrides: tuple[str, ...] = ()
@@ -39,28 +39,28 @@ class Objective:
 
 DISTILLED = ("model.drop_path_rate=0", "distill.teacher=preset:tiny", "colors.mean=[0.5,0.4,0.3]")
 OBJECTIVES = {
-    "pretraining": Objective(DINOv2RunConfig, 1550),
-    "distillation_over_prototypes": Objective(PrototypeDistillationConfig, 1450, DISTILLED),
-    "distillation_over_features": Objective(
-        PrototypeDistillationConfig, 735, (*DISTILLED, "distill.objective=features", "crops.num_local=0")
-    ),
+    "dinov2": Run(1550),
+    "distill_prototypes": Run(1450, DISTILLED),
+    "distill_features": Run(735, DISTILLED),
 }
 VARIANTS = {
-    "pretraining_in_fp16_with_centering": Objective(
-        DINOv2RunConfig, 1540, ("train.precision=fp16", "teacher.centering=softmax")
-    ),
-    "pretraining_accumulated_and_checkpointed": Objective(
-        DINOv2RunConfig, 3420, ("train.gradient_accumulation_steps=2", "model.gradient_checkpointing=true")
+    "dinov2_in_fp16_with_centering": Run(1540, ("train.precision=fp16", "teacher.centering=softmax")),
+    "dinov2_accumulated_and_checkpointed": Run(
+        3420, ("train.gradient_accumulation_steps=2", "model.gradient_checkpointing=true")
     ),
 }
 """Other ways through the same update."""
-VALUES = StepValues(lr=1e-4, last_layer_lr=1e-4, weight_decay=0.04, teacher_momentum=0.99, teacher_temp=0.07)
+RUNS = OBJECTIVES | VARIANTS
+VALUES = StepValues(
+    lr=1e-4, last_layer_lr=1e-4, backbone_lr_scale=1.0, weight_decay=0.04, teacher_momentum=0.99, teacher_temp=0.07
+)
 
 
-def configure(objective, *overrides):
-    return load_config(
-        None, [*TINY, "data.train.path=noise", "train.precision=bf16", *objective.overrides, *overrides], objective.kind
-    )
+def configure(name, *overrides):
+    objective = next(known for known in OBJECTIVES if name.startswith(known))
+    keys = TINY_FEATURES if objective == "distill_features" else TINY
+    fixed = [f"objective={objective}", "data.train.path=noise", "train.precision=bf16"]
+    return load_config(None, [*keys, *fixed, *RUNS[name].overrides, *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def modelled(tmp_path_factory):
     """What the model says of each objective and variant, by name."""
     folder = tmp_path_factory.mktemp("configs")
     command = [sys.executable, "benchmarks/cuda_model.py", "--whole", "--json"]
-    for name, objective in {**OBJECTIVES, **VARIANTS}.items():
-        save_config(configure(objective), folder / f"{name}.yaml")
+    for name in RUNS:
+        save_config(configure(name), folder / f"{name}.yaml")
         command += ["--config", str(folder / f"{name}.yaml")]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if ran.returncode == 3:
@@ -79,14 +79,14 @@ def modelled(tmp_path_factory):
     return {Path(result["case"]).stem: result for result in results}
 
 
-@pytest.mark.parametrize("name", [*OBJECTIVES, *VARIANTS])
+@pytest.mark.parametrize("name", RUNS)
 def test_update_that_is_not_logged_waits_for_the_device_nowhere(modelled, name):
     assert modelled[name]["synchronizations"] == []
 
 
-@pytest.mark.parametrize("name", [*OBJECTIVES, *VARIANTS])
+@pytest.mark.parametrize("name", RUNS)
 def test_update_launches_no_more_kernels_than_its_bound(modelled, name):
-    assert modelled[name]["kernels"] <= {**OBJECTIVES, **VARIANTS}[name].kernels, modelled[name]["kernels_by_part"]
+    assert modelled[name]["kernels"] <= RUNS[name].kernels, modelled[name]["kernels_by_part"]
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def traced():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_changing_numbers_of_masked_patches_compile_nothing(traced, tmp_path, name):
     overrides = ("model.compile=true", "train.precision=fp32", "crops.num_local=0", f"train.output_dir={tmp_path}")
-    config = configure(OBJECTIVES[name], *overrides)
+    config = configure(name, *overrides)
     step = TrainingStep(build(config), config, build_accelerator(config.train))
     for index, masked in enumerate((30, 37)):  # at the second number the compiler sees that it changes
         step(lambda: make_batch(masked), VALUES, index)  # noqa: B023 - called at once
@@ -119,14 +119,15 @@ def test_changing_numbers_of_masked_patches_compile_nothing(traced, tmp_path, na
 
 
 def build(config):
-    if not isinstance(config, PrototypeDistillationConfig):
-        return DINOv2(config)
-    backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
-    normalization = [0.2, 0.3, 0.4], [0.5, 0.5, 0.5]
-    if config.distill.objective == "features":
-        return Distillation(config, FeatureTeacher(VisionTransformer(backbone), *normalization))
-    heads = build_heads(config, backbone.config.hidden_size)
-    return Distillation(config, PrototypeTeacher(backbone, heads, *normalization))
+    """The objective of a run, with teachers of fresh weights."""
+    kind = find_objective(config)
+    teachers = {}
+    for key, teacher in kind.teachers_of(config).items():
+        backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
+        weights = SimpleNamespace(build=lambda: backbone, normalization=([0.2, 0.3, 0.4], [0.5, 0.5, 0.5]))  # noqa: B023
+        weights.heads = lambda: {n: head.state_dict() for n, head in build_heads(config, backbone.width).items()}  # noqa: B023
+        teachers[key] = teacher.build(weights)
+    return kind(config, teachers)
 
 
 def make_batch(masked):
