@@ -62,7 +62,7 @@ def load_config(
     for origin, given in layers:
         refuse_tokens(given, origin)
     if issubclass(kind, RunConfig):
-        layers = translate(layers)
+        layers = translate(layers, kind.objective)
         names = [str(given["objective"]) for _, given in layers if "objective" in given]
         kind = run_config_of(names[-1]) if names else RUNS[kind.objective]
     template = kind()
