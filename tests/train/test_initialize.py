@@ -110,7 +110,9 @@ def export(run, folder):
 
 def save_original(run, path):
     """A teacher as the original training code saves it, with its heads."""
-    names = {f"backbone.{name}": value for name, value in to_original(tensors(run.objective.teacher["backbone"])).items()}
+    names = {
+        f"backbone.{name}": value for name, value in to_original(tensors(run.objective.teacher["backbone"])).items()
+    }
     for head in HEADS:
         names |= {f"{head}.{name}": value for name, value in run.objective.teacher[head].state_dict().items()}
     torch.save({"teacher": names}, path)

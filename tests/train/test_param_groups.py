@@ -55,7 +55,9 @@ def test_backbone_stands_still_bit_for_bit_at_a_scale_of_zero(tiny_config):
     for _ in range(3):
         for parameter in model.student.parameters():
             parameter.grad = torch.randn_like(parameter)
-        apply_schedule(optimizer.param_groups, StepValues(lr=0.1, last_layer_lr=0.1, weight_decay=0.4, backbone_lr_scale=0.0))
+        apply_schedule(
+            optimizer.param_groups, StepValues(lr=0.1, last_layer_lr=0.1, weight_decay=0.4, backbone_lr_scale=0.0)
+        )
         optimizer.step()
     for name, parameter in model.student.named_parameters():
         assert torch.equal(parameter, before[name]) == name.startswith("backbone."), name

@@ -18,7 +18,9 @@ def distillation(run, tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.setattr("dinov2_hf.train.accelerator._available_cores", lambda: 1)
     overrides = [*tiny_overrides, f"distill.teacher={run.folder}", f"train.output_dir={tmp_path / 'distilled'}"]
     overrides += [f"students.wide.{setting}" for setting in [*WIDE, "num_register_tokens=2", "drop_path_rate=0.1"]]
-    config = load_config(None, [*overrides, "model.drop_path_rate=0.1", "train.epochs=1", "objective=distill_prototypes"])
+    config = load_config(
+        None, [*overrides, "model.drop_path_rate=0.1", "train.epochs=1", "objective=distill_prototypes"]
+    )
     trainer = Trainer.from_config(config, build_accelerator(config.train))
     trainer.run()
     yield trainer

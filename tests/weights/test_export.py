@@ -113,7 +113,9 @@ def test_run_goes_to_a_file_and_back_to_the_last_bit(run, tmp_path, capsys, form
     main(["export", str(run.folder), str(file), "--format", format])
     assert "the heads are left out" in capsys.readouterr().out
     done = export_source(str(file), tmp_path / "back")
-    assert different(load_file(tmp_path / "back" / "model.safetensors"), state_of(run.objective.teacher["backbone"])) == []
+    assert (
+        different(load_file(tmp_path / "back" / "model.safetensors"), state_of(run.objective.teacher["backbone"])) == []
+    )
     assert not (tmp_path / "back" / "heads.safetensors").exists() and done.remarks == []
     export_source(str(run.folder), tmp_path / "direct")
     for name in ("config.json", "preprocessor_config.json"):
