@@ -1,4 +1,4 @@
-import importlib.util
+import logging
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from dinov2_hf.config import DINOv2RunConfig, dotted_keys, load_config, save_config, value_at
+from dinov2_hf.config import (
+    DINOv2RunConfig,
+    FeatureDistillationConfig,
+    PrototypeDistillationConfig,
+    RunConfig,
+    dotted_keys,
+    load_config,
+    load_saved_config,
+    register_run_config,
+    save_config,
+    value_at,
+)
 
 PATH = "data.train.path=/images"
 
@@ -108,7 +119,7 @@ def test_unknown_key_that_is_near_to_nothing_is_refused_with_the_sections():
     message = refusal("zzzz=1")
     assert message.startswith("zzzz in the command line is not a config key; known sections: ")
     for item in fields(DINOv2RunConfig):
-        assert f" {item.name}" in message
+        assert f" {item.name}" in message or item.name == "objective"
 
 
 @pytest.mark.parametrize(
@@ -421,15 +432,138 @@ def test_architecture_leaves_out_what_is_not_set():
 
 
 def test_config_is_read_and_checked_without_torch_or_accelerate():
-    folder = Path(importlib.util.find_spec("dinov2_hf").origin).parent
-    # the package's __init__ imports torch, so a package of that name without it takes its place
     script = """
-import importlib, sys, types
-package = sys.modules["dinov2_hf"] = types.ModuleType("dinov2_hf")
-package.__path__ = [sys.argv[1]]
-config = importlib.import_module("dinov2_hf.config")
-assert config.load_config(None, ["data.train.path=/images", "optim.base_lr=1e-4"]).optim.base_lr == 1e-4
+import sys
+from dinov2_hf.config import load_config
+assert load_config(None, ["data.train.path=/images", "optim.base_lr=1e-4"]).optim.base_lr == 1e-4
 print(sorted({"torch", "accelerate", "transformers", "datasets", "numpy"} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- objectives ------------------------------------------------------------------------------------------------------
+
+PROTOTYPES = ["objective=distill_prototypes", "distill.teacher=/teacher"]
+FEATURES = ["objective=distill_features", "distill.teacher=/teacher", "crops.num_local=0"]
+
+
+def test_objective_chooses_the_configuration_wherever_it_is_given(tmp_path):
+    path = write(tmp_path, "objective: distill_features\ndistill: {teacher: /t}\ncrops: {num_local: 0}\n")
+    assert type(load_config(path, [PATH])) is FeatureDistillationConfig
+    assert type(load_config(path, [PATH, "objective=distill_prototypes"])) is PrototypeDistillationConfig
+    assert type(load_config(None, [PATH])) is DINOv2RunConfig
+    for kind, given in ((PrototypeDistillationConfig, PROTOTYPES), (FeatureDistillationConfig, FEATURES)):
+        assert load_config(None, [PATH, *given[1:]], kind) == load_config(None, [PATH, *given])
+    assert refusal("objective=dinov1") == (
+        "objective='dinov1' is not one of dinov2, distill_features, distill_prototypes"
+    )
+
+
+@pytest.mark.parametrize(
+    "given, key, readers",
+    [
+        ([], "students.a.preset=tiny", "distill_features or distill_prototypes"),
+        (PROTOTYPES, "ibot.mask_ratio=[0.1,0.5]", "dinov2"),
+        (PROTOTYPES, "distill.cls_weight=1", "distill_features"),
+        (FEATURES, "teacher.temp=0.07", "dinov2 or distill_prototypes"),
+        (FEATURES, "dino.num_prototypes=1024", "dinov2 or distill_prototypes"),
+        (FEATURES, "koleo.loss_weight=0", "dinov2 or distill_prototypes"),
+    ],
+)
+def test_key_that_the_objective_does_not_read_is_refused_naming_those_that_do(given, key, readers):
+    name, objective = key.partition("=")[0], (given or ["objective=dinov2"])[0]
+    message = refusal(*given, key)
+    said, _, rule = message.partition(" in the command line ")
+    assert name == said or name.startswith(f"{said}.")
+    assert rule == f"is not read by {objective}; remove it, or set objective={readers}"
+
+
+@pytest.mark.parametrize("given", [PROTOTYPES, FEATURES])
+def test_saved_config_of_a_distillation_loads_as_the_same_config_without_a_word(given, tmp_path, caplog):
+    config = load_config(None, [PATH, *given, "students.wide.preset=base"])
+    save_config(config, tmp_path / "config.yaml")
+    with caplog.at_level(logging.INFO, logger="dinov2_hf"):
+        assert load_saved_config(tmp_path / "config.yaml") == config
+    assert not caplog.records
+
+
+OLD_PROTOTYPES = """
+data: {train: {path: /images}}
+distill: {teacher: /teacher}
+dino: {num_prototypes: 512}
+ibot: {mask_probability: 0.0, separate_head: true}
+teacher: {temp: 0.05}
+"""
+OLD_FEATURES = """
+data: {train: {path: /images}}
+crops: {num_local: 0}
+distill: {teacher: /teacher, objective: features, cosine_weight: 0.5}
+dino: {loss_weight: 0.0}
+ibot: {loss_weight: 0.0, mask_probability: 0.0}
+koleo: {loss_weight: 0.0}
+teacher: {momentum: 0.99, temp: 0.05}
+"""
+
+
+def said_of(path, caplog, read):
+    with caplog.at_level(logging.INFO, logger="dinov2_hf"):
+        config = read(path)
+    return config, [record.getMessage() for record in caplog.records]
+
+
+def test_config_of_0_5_that_distils_prototypes_is_translated_and_said_in_one_line(tmp_path, caplog):
+    path = write(tmp_path, OLD_PROTOTYPES)
+    config, (line,) = said_of(path, caplog, load_config)
+    assert type(config) is PrototypeDistillationConfig and config.objective == "distill_prototypes"
+    assert config.distill.teacher == "/teacher" and config.dino.num_prototypes == 512
+    assert config.ibot.separate_head and config.teacher.temp == 0.05
+    assert line.startswith(f"{path} is a configuration of dinov2_hf 0.5; read with objective=distill_prototypes; ")
+    assert line.endswith(": ibot.mask_probability")
+
+
+def test_config_of_0_5_that_distils_features_is_translated_naming_what_had_no_effect(tmp_path, caplog):
+    path = write(tmp_path, OLD_FEATURES)
+    config, (line,) = said_of(path, caplog, load_config)
+    assert type(config) is FeatureDistillationConfig and config.objective == "distill_features"
+    assert (config.distill.cosine_weight, config.teacher.momentum) == (0.5, 0.99)
+    assert line.startswith(f"{path} is a configuration of dinov2_hf 0.5; read with objective=distill_features; ")
+    assert line.endswith(": dino, ibot, koleo, teacher.temp")
+
+
+def test_masks_in_a_config_of_0_5_that_distils_prototypes_are_refused(tmp_path):
+    path = write(tmp_path, OLD_PROTOTYPES.replace("mask_probability: 0.0", "mask_probability: 0.5"))
+    assert "ibot.mask_probability" in refusal(path=path)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "distill_prototypes", "distill_features"])
+def test_config_that_a_run_of_0_5_saved_is_read(name, caplog):
+    """Files as 0.5 wrote them, every key in them; the values are not the defaults."""
+    path = Path(__file__).parent / "configs_0_5" / f"{name}.yaml"
+    config, lines = said_of(path, caplog, load_saved_config)
+    assert config.objective == {"pretrain": "dinov2"}.get(name, name)
+    assert (config.optim.base_lr, config.train.seed, config.teacher.momentum) == (0.003, 7, 0.99)
+    assert config.data.mix["web"].weight == 2.0
+    if name == "pretrain":
+        assert config.ibot.mask_ratio == [0.2, 0.4] and lines == []
+        return
+    assert config.students["wide"].preset == "base" and config.distill.teacher == "/teacher"
+    (line,) = lines
+    assert f"read with objective={name}" in line
+    if name == "distill_prototypes":
+        assert config.dino.num_prototypes == 512 and config.teacher.temp == 0.05
+        assert "distill.cls_weight, distill.patch_weight" in line and "ibot.mask_ratio, ibot.mask_probability" in line
+    else:
+        assert config.distill.cosine_weight == 0.5
+        assert "dino, ibot, koleo, teacher.centering, teacher.temp" in line
+
+
+class Own(RunConfig):
+    pass
+
+
+def test_configuration_of_an_own_objective_is_registered_and_checked(monkeypatch):
+    monkeypatch.setattr("dinov2_hf.config.run.RUNS", {})
+    with pytest.raises(TypeError, match="objective 'own' must derive from RunConfig, not <class 'dict'>"):
+        register_run_config("own")(dict)
+    assert register_run_config("own")(Own) is Own

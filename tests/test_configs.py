@@ -13,9 +13,9 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import OffloadPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-from dinov2_hf import models
+from dinov2_hf import backbones, objectives
 from dinov2_hf.cli import main
-from dinov2_hf.config import PrototypeDistillationConfig, load_config, value_at
+from dinov2_hf.config import load_config, value_at
 from dinov2_hf.config.curation import CurationConfig
 from dinov2_hf.evaluation import evaluators, find_evaluator
 from dinov2_hf.train.schedules import build_schedules
@@ -182,7 +182,7 @@ def test_global_batch_and_learning_rate_are_those_in_the_head(name):
     assert train.batch_size * processes * train.gradient_accumulation_steps == batch
     assert train.num_steps == steps
     warmed_up = round(config.optim.warmup_epochs * train.epoch_length)
-    assert build_schedules(config, batch)["lr"][warmed_up] == pytest.approx(lr, rel=2e-3)
+    assert build_schedules(config, {}, batch)["lr"][warmed_up] == pytest.approx(lr, rel=2e-3)
     text = head(ROOT / f"configs/pretrain/{name}.yaml")
     assert f"{train.batch_size} x {processes} process" in text and f"= {batch}" in text
 
@@ -214,7 +214,7 @@ def test_second_stage_continues_its_first_stage(second, first):
 def test_continued_model_is_that_of_the_released_weights():
     config = load("continue_dinov2_base")
     assert config.init.path == "facebook/dinov2-base"
-    model = models.Dinov2Config.preset(config.model.preset, **config.model.architecture())
+    model = backbones.Dinov2Config.preset(config.model.preset, **config.model.architecture())
     released = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 14}
     assert {key: getattr(model, key) for key in released} == released
     assert model.num_register_tokens == 0 and not model.use_swiglu_ffn
@@ -283,7 +283,7 @@ def test_fsdp_files_shard_layers_and_heads_with_fsdp2(name):
     assert not plugin.activation_checkpointing and not plugin.cpu_ram_efficient_loading
     assert plugin.transformer_cls_names_to_wrap == ["Dinov2Layer", "DINOHead"]
     for wrapped in plugin.transformer_cls_names_to_wrap:
-        assert hasattr(models, wrapped) or hasattr(models.modeling, wrapped), wrapped
+        assert hasattr(backbones, wrapped) or hasattr(objectives, wrapped), wrapped
 
 
 def test_fsdp_files_differ_in_nothing_but_the_machines():
@@ -322,8 +322,10 @@ def test_documented_launches_keep_the_global_batch():
 
 
 @pytest.mark.parametrize("path", DISTILL, ids=names(DISTILL))
-def test_every_distillation_config_parses_and_names_its_command(path):
-    config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"], PrototypeDistillationConfig)
+def test_every_distillation_config_names_its_objective_and_its_command(path, caplog):
+    config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"])
+    assert f"\nobjective: {config.objective}\n" in path.read_text() and config.objective.startswith("distill_")
+    assert not caplog.records, "a configuration of 0.5"
     assert config.model.drop_path_rate == 0
     assert f"--config configs/distill/{path.name}" in path.read_text().split("\n\n")[0]
     for word in ("Paper:", "Hardware:", "Time:", "Expected:"):
@@ -333,7 +335,7 @@ def test_every_distillation_config_parses_and_names_its_command(path):
 def test_distilled_small_model_holds_the_published_values():
     """Oquab et al., 2023, table 16: S, B and L distilled."""
     path = ROOT / "configs/distill/vits14_from_vitg14.yaml"
-    config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"], PrototypeDistillationConfig)
+    config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"])
     teacher = load_config(ROOT / "configs/pretrain/vitg14_142m.yaml", ["data.train.path=/images"])
     batch = config.train.batch_size * 8 * config.train.gradient_accumulation_steps
     assert batch == 2048

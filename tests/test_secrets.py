@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from dinov2_hf.cli import launch, main
+from dinov2_hf.cli import main
+from dinov2_hf.cli.train import train
 from dinov2_hf.config import (
     DINOv2RunConfig,
     PrototypeDistillationConfig,
@@ -16,7 +17,6 @@ from dinov2_hf.config import (
 )
 from dinov2_hf.config.curation import CurationConfig
 from dinov2_hf.config.evaluations import FineGrainedEvaluation, KnnEvaluation
-from dinov2_hf.train import Trainer
 
 TOKEN = "hf_" + "aB3d" * 8 + "xy"
 PATH = "data.train.path=/images"
@@ -145,7 +145,7 @@ def test_no_command_repeats_or_keeps_a_token(arguments, folder, capfd, caplog, m
 
     attempt(lambda: main(arguments))
     monkeypatch.setattr(sys, "argv", ["pretrain.py", PATH, *arguments[1:]] if arguments[1:] else ["pretrain.py", TOKEN])
-    attempt(lambda: launch.launch("Trains.", DINOv2RunConfig, Trainer))
+    attempt(lambda: train("Trains.", "dinov2"))
 
 
 # --- configurations of others ----------------------------------------------------------------------------------------

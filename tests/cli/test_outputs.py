@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_hf.cli import launch, main
-from dinov2_hf.config import DINOv2RunConfig, PrototypeDistillationConfig
-from dinov2_hf.train import Trainer
+from dinov2_hf.cli import main
+from dinov2_hf.cli.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -53,13 +52,13 @@ def state(folder):
     }
 
 
-def pretrain(*arguments, kind=DINOv2RunConfig, trainer=Trainer):
+def pretrain(*arguments, objective="dinov2"):
     sys.argv = ["pretrain.py", *arguments]
-    launch.launch("Trains.", kind, trainer)
+    train("Trains.", objective)
 
 
 def distill(*arguments):
-    pretrain(*arguments, kind=PrototypeDistillationConfig, trainer=Trainer)
+    pretrain(*arguments, objective="distill_prototypes")
 
 
 TRAIN = "data.train.path=photos"

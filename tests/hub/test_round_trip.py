@@ -52,7 +52,7 @@ def run_folder(tiny_config, tiny_overrides, image_folder, monkeypatch):
     monkeypatch.setattr("dinov2_hf.train.accelerator._available_cores", lambda: 1)
     config = tiny_config("train.epochs=1", f"knn.reference.path={image_folder}", f"knn.query.path={image_folder}")
     trainer = Trainer.from_config(
-        config, build_accelerator(config.train), [Callback(1, lambda *_: {"knn_accuracy": 51.25})]
+        config, build_accelerator(config.train), [Callback(1, lambda _: {"knn_accuracy": 51.25})]
     )
     teacher = trainer.run()[""]
     folder = Path(config.train.output_dir)

@@ -3,9 +3,9 @@
 from dinov2_hf.train import Trainer, build_accelerator
 
 
-def train(config, until=None, resume="auto", evaluations=(), prepare=None, accelerator=None, kind=Trainer):
+def train(config, until=None, resume="auto", callbacks=(), prepare=None, accelerator=None):
     """A run, ended by an exception after `until` updates; `prepare` gets the trainer before it."""
-    trainer = kind(config, accelerator or build_accelerator(config.train), evaluations, resume)
+    trainer = Trainer.from_config(config, accelerator or build_accelerator(config.train), callbacks, resume)
     next_batch = trainer._next_batch
 
     def ended(loader):

@@ -77,7 +77,7 @@ def test_run_over_a_broken_shard_resumes_exactly(kind, harm, shards, tiny_config
     train(config, until=7)
     again = train(config)
     assert again.step == whole.step == 10
-    first, second = whole.model.state_dict(), again.model.state_dict()
+    first, second = whole.objective.state_dict(), again.objective.state_dict()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     lines = [read_metrics(tmp_path / name) for name in ("whole", "parts")]
     for one, other in zip(*lines, strict=True):

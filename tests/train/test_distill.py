@@ -4,18 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from dinov2_hf.objectives.distillation import compare_all_patches
-from dinov2_hf.train.distill import read_feature_teacher, read_prototype_teacher
 from transformers import Dinov2Config as StockConfig
 from transformers import Dinov2Model as StockModel
 
-from dinov2_hf import Dinov2Config
-from dinov2_hf.config import PrototypeDistillationConfig, load_config, load_saved_config
-from dinov2_hf.data import EvalTransform, SSLBatch
+from dinov2_hf.config import load_config, load_saved_config
+from dinov2_hf.data import EvalTransform
+from dinov2_hf.objectives import FeatureTeacher, PrototypeTeacher, Teacher
 from dinov2_hf.runs import RunFacts
 from dinov2_hf.runs.checkpoint import find_checkpoints, read_model_tensors
 from dinov2_hf.runs.metrics import read_metrics
 from dinov2_hf.train import Trainer, build_accelerator
+from dinov2_hf.train.teachers import open_teacher
 from dinov2_hf.weights import export_folder, export_source
 
 
@@ -40,13 +39,17 @@ def teacher(teacher_run, tiny_config):
 def configure(tiny_overrides, tmp_path):
     def configure(teacher, *overrides, output="student"):
         still = ["model.drop_path_rate=0", f"distill.teacher={teacher}", f"train.output_dir={tmp_path / output}"]
-        return load_config(None, [*tiny_overrides, *still, *overrides], PrototypeDistillationConfig)
+        given = [*tiny_overrides, *still, *PROTOTYPES, *overrides]
+        if "objective=distill_features" in overrides:
+            given = [item for item in given if not item.startswith(("dino.", "ibot.", "teacher.warmup_temp_epochs"))]
+        return load_config(None, given)
 
     return configure
 
 
 COLORS = ["colors.mean=[0.5,0.4,0.3]", "colors.std=[0.2,0.25,0.3]"]
-FEATURES = ["distill.objective=features", "crops.num_local=0"]
+PROTOTYPES = ["objective=distill_prototypes"]
+FEATURES = ["objective=distill_features", "crops.num_local=0"]
 
 
 def distil(config, until=None):
@@ -65,6 +68,11 @@ def distil(config, until=None):
         return trainer, None
 
 
+def opened(kind, path):
+    """A frozen teacher, as a run opens it."""
+    return open_teacher("distill.teacher", Teacher(str(path), kind.of))
+
+
 def state_of(trainer):
     return {name: value.clone() for name, value in trainer.objective.state_dict().items()}
 
@@ -73,8 +81,9 @@ def state_of(trainer):
 def test_student_moves_towards_its_teacher(teacher, configure, kind):
     config = configure(teacher if kind == "run" else teacher / "export", "train.epochs=20", "train.log_every=4")
     _, results = distil(config)
-    losses = [line["loss"] for line in read_metrics(Path(config.train.output_dir)) if "loss" in line]
-    assert losses[-1] < losses[0]
+    lines = [line for line in read_metrics(Path(config.train.output_dir)) if "loss" in line]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert {"teacher_temp", "loss/dino_global", "loss/ibot"} <= lines[0].keys()
     assert set(results) == {""} and set(results[""]) == {"backbone", "dino_head", "ibot_head"}
     assert results[""]["backbone"].config.hidden_size == 32
 
@@ -109,7 +118,7 @@ def test_checkpoint_and_saved_config_hold_the_students_alone(teacher, configure)
 @pytest.mark.parametrize("features", [[], FEATURES], ids=["prototypes", "features"])
 def test_teacher_is_the_same_to_the_last_bit_after_a_run(teacher, configure, features):
     path = str(teacher / "export")
-    before = (read_feature_teacher if features else read_prototype_teacher)(path).state_dict()
+    before = opened(FeatureTeacher if features else PrototypeTeacher, path).state_dict()
     trainer, _ = distil(configure(path, *features))
     after = trainer.objective.teacher.state_dict()
     assert trainer.step == 6 and before.keys() == after.keys()
@@ -130,33 +139,35 @@ def test_distilled_run_starts_another_run(teacher, configure, tiny_config, tmp_p
 def test_stock_model_without_heads_teaches_features_alone(configure, tmp_path):
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     StockModel(StockConfig(**sizes)).save_pretrained(tmp_path / "stock")
-    with pytest.raises(ValueError, match="has no heads.*distill.objective=features"):
+    with pytest.raises(ValueError, match="has no heads.*objective=distill_features"):
         distil(configure(tmp_path / "stock"))
     trainer, results = distil(configure(tmp_path / "stock", *FEATURES))
+    logged = read_metrics(trainer.folder)[-1]
+    assert {"teacher_momentum", "loss/cls_cosine", "loss/patch_smooth_l1"} <= logged.keys()
+    assert "teacher_temp" not in logged  # nothing reads one
     assert trainer.step == 6 and set(results[""]) == {"backbone", "cls_projector", "patch_projector"}
 
 
-@pytest.mark.parametrize("read", [read_prototype_teacher, read_feature_teacher])
-def test_teacher_is_the_same_out_of_a_run_and_out_of_its_exports(teacher, tmp_path, read):
+@pytest.mark.parametrize("kind", [PrototypeTeacher, FeatureTeacher])
+def test_teacher_is_the_same_out_of_a_run_and_out_of_its_exports(teacher, tmp_path, kind):
     """Weights, and the normalisation that it was trained with."""
     places = [teacher, find_checkpoints(teacher / "checkpoints")[-1], teacher / "export"]
-    if read is read_feature_teacher:  # of one file, without heads
+    if kind is FeatureTeacher:  # of one file, without heads
         export_source(str(teacher), tmp_path / "teacher.pth", "original")
         places.append(tmp_path / "teacher.pth")
-    expected, *others = (read(str(place)).eval() for place in places)
+    expected, *others = (opened(kind, place).eval() for place in places)
     assert (expected.mean, expected.std) == ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
     crops = torch.randn(4, 3, 32, 32)
-    batch = SSLBatch(crops, torch.empty(0, 3, 16, 16), *torch.empty(3, 0))
-    batch = compare_all_patches(batch, Dinov2Config(patch_size=8, image_size=32))
 
-    def features(found):
-        if read is read_feature_teacher:
+    def outputs(found):
+        if kind is FeatureTeacher:
             return found(crops, [0.5] * 3, [0.3] * 3)
-        return found(batch, lambda heads, cls, patches: heads["dino_head"](cls), [0.5] * 3, [0.3] * 3)
+        tokens = found(crops, torch.arange(4 * 16), [0.5] * 3, [0.3] * 3)
+        return found.heads["dino_head"](tokens.cls).logits, found.heads["ibot_head"](tokens.patches).logits
 
     for place, other in zip(places[1:], others, strict=True):
         assert (other.mean, other.std) == (expected.mean, expected.std), place
-        for found, wanted in zip(features(other), features(expected), strict=True):
+        for found, wanted in zip(outputs(other), outputs(expected), strict=True):
             torch.testing.assert_close(found, wanted, msg=str(place))
 
 

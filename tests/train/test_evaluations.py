@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from dinov2_hf.cli.launch import running_evaluations
 
 from dinov2_hf.cli import main
 from dinov2_hf.config import load_config
+from dinov2_hf.evaluation import evaluations_of
 from dinov2_hf.runs import read_metrics
 from dinov2_hf.train import build_accelerator
 
@@ -38,7 +38,7 @@ def test_figures_of_every_evaluation_are_logged_under_its_name_on_its_own_cadenc
         "evaluations.probe.epochs=2",
     )
     accelerator = build_accelerator(config.train)
-    train(config, accelerator=accelerator, evaluations=running_evaluations(config, accelerator))
+    train(config, accelerator=accelerator, callbacks=evaluations_of(config, accelerator))
     lines = read_metrics(Path(config.train.output_dir))
     assert [line["step"] for line in lines if "knn_accuracy" in line] == [0, 2, 4, 6]
     probed = [line for line in lines if "probe.accuracy" in line]
@@ -53,7 +53,7 @@ def test_an_evaluation_in_the_run_gives_what_the_command_gives_for_its_export(
 
     config = tiny_config("evaluations.probe.protocol=linear", f"evaluations.probe.config={linear}")
     accelerator = build_accelerator(config.train)
-    trainer = train(config, accelerator=accelerator, evaluations=running_evaluations(config, accelerator))
+    trainer = train(config, accelerator=accelerator, callbacks=evaluations_of(config, accelerator))
     last = read_metrics(Path(config.train.output_dir))[-1]
     sizes = ["resize_size=36", "crop_size=32", "precision=fp32"]
     main(
@@ -76,7 +76,7 @@ def test_an_evaluation_in_the_run_gives_what_the_command_gives_for_its_export(
 def test_evaluator_that_does_not_exist_is_refused_before_the_run(tiny_config, linear):
     config = tiny_config("evaluations.probe.protocol=liner", f"evaluations.probe.config={linear}")
     with pytest.raises(ValueError, match="evaluations.probe.protocol='liner' is not an evaluator; .*linear"):
-        running_evaluations(config, build_accelerator(config.train))
+        evaluations_of(config, build_accelerator(config.train))
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_signs_are_computed_and_logged_on_cadence_only(tiny_config):
     def prepare(trainer):
         trainer.training_step = Recorder(trainer.training_step)
 
-    def evaluate(student, layers):
+    def evaluate(student):
         return {"score": 1.0}
 
     config = tiny_config("train.log_every=2", "train.epochs=3.5")
@@ -205,7 +205,7 @@ def test_diagnosing_changes_no_parameter(tiny_config, tmp_path, overrides):
         settings = [f"train.log_every={cadence}", f"train.output_dir={tmp_path / str(cadence)}", *overrides]
         runs.append(train(tiny_config(*settings)))
     assert [len(read_metrics(run.folder)) for run in runs] == [6, 1]
-    assert_equal(tensors(runs[1].model), tensors(runs[0].model))
+    assert_equal(tensors(runs[1].objective), tensors(runs[0].objective))
     assert_equal(moments(runs[1]), moments(runs[0]))
 
 
@@ -387,10 +387,10 @@ def observe(trainer, states):
     """Keeps all state after every update, and the teacher momentum it was made with."""
     update_averages = trainer.objective.update_averages
 
-    def observed(momentum):
-        update_averages(momentum)
+    def observed(values):
+        update_averages(values)
         counters = trainer.training_step.counters.tolist()
-        states.append((tensors(trainer.objective), moments(trainer), counters, momentum))
+        states.append((tensors(trainer.objective), moments(trainer), counters, values.teacher_momentum))
 
     trainer.objective.update_averages = observed
 
@@ -461,7 +461,7 @@ def test_skipped_updates_are_counted_on_after_a_resume(tiny_config, tmp_path):
     again = train(config, prepare=lambda trainer: found.append(trainer.training_step.counters.tolist()))
     assert found == [[1.0, 0.0]] and again.training_step.counters.tolist() == [1.0, 0.0]
     assert [line["skipped_updates"] for line in read_metrics(tmp_path / "parts")] == [0.0, 1.0, 1.0]
-    assert_equal(tensors(again.model), tensors(whole.model))
+    assert_equal(tensors(again.objective), tensors(whole.objective))
     assert_equal(moments(again), moments(whole))
 
 
@@ -603,5 +603,5 @@ def test_scaler_is_saved_and_restored_so_that_a_resumed_run_is_the_same(tiny_con
     assert found == [written]
     assert again.accelerator.scaler.state_dict() == whole.accelerator.scaler.state_dict()
     assert again.accelerator.scaler.get_scale() == 2**11
-    assert_equal(tensors(again.model), tensors(whole.model))
+    assert_equal(tensors(again.objective), tensors(whole.objective))
     assert_equal(moments(again), moments(whole))

@@ -48,7 +48,7 @@ def init_path(path, overrides, tmp_path):
 
 
 def teacher(path, overrides, tmp_path):
-    example("distill")(*overrides, f"distill.teacher={path}", "ibot.mask_probability=0")
+    example("distill")(*overrides, f"distill.teacher={path}")
 
 
 def inspect(path, overrides, tmp_path):

@@ -104,15 +104,17 @@ def run(runs, tiny_config, tmp_path_factory):
 def export(run, folder):
     """The folder that a run leaves at its end."""
     transform = EvalTransform(36, 32, run.config.colors.mean, run.config.colors.std)
-    teacher = dict(run.model.teacher)
+    teacher = dict(run.objective.teacher)
     return export_folder(folder, teacher.pop("backbone"), teacher, transform, run.config, RunFacts())
 
 
 def save_original(run, path):
     """A teacher as the original training code saves it, with its heads."""
-    names = {f"backbone.{name}": value for name, value in to_original(tensors(run.model.teacher["backbone"])).items()}
+    names = {
+        f"backbone.{name}": value for name, value in to_original(tensors(run.objective.teacher["backbone"])).items()
+    }
     for head in HEADS:
-        names |= {f"{head}.{name}": value for name, value in run.model.teacher[head].state_dict().items()}
+        names |= {f"{head}.{name}": value for name, value in run.objective.teacher[head].state_dict().items()}
     torch.save({"teacher": names}, path)
     return path
 
@@ -138,7 +140,7 @@ def test_run_hands_on_student_teacher_heads_and_centre_tensor_for_tensor(run, ti
 def test_run_with_new_heads_hands_on_both_backbones_and_no_centre(run, tiny_config):
     trainer = started(tiny_config("teacher.centering=softmax", f"init.path={run.folder}", "init.heads=false"))
     for role in ("student", "teacher"):
-        ours, theirs = getattr(trainer.objective, role), getattr(run.model, role)
+        ours, theirs = getattr(trainer.objective, role), getattr(run.objective, role)
         assert_equal(tensors(ours["backbone"]), tensors(theirs["backbone"]))
         for head in HEADS:
             assert different(tensors(ours[head]), tensors(theirs[head]))
@@ -154,7 +156,7 @@ def test_run_goes_on_at_another_image_size_with_the_same_features(tiny_config, t
     source = train(tiny_config(architecture, f"train.output_dir={tmp_path / 'source'}"))
     config = tiny_config(architecture, f"init.path={source.folder}", f"crops.global_size={size}")
     trainer = started(config)
-    before, after = tensors(source.model), tensors(trainer.objective)
+    before, after = tensors(source.objective), tensors(trainer.objective)
     resized = [f"{role}.backbone.embeddings.position_embeddings" for role in ("student", "teacher")]
     assert before.keys() == after.keys()
     assert [name for name in before if before[name].shape != after[name].shape] == resized
@@ -162,14 +164,14 @@ def test_run_goes_on_at_another_image_size_with_the_same_features(tiny_config, t
     pixels = torch.randn(3, 3, size, size)
     for role, name in zip(("student", "teacher"), resized):
         assert after[name].shape == (1, 1 + (size // 8) ** 2, 32)
-        networks = [getattr(one.model, role)["backbone"] for one in (source, trainer)]
+        networks = [getattr(one.objective, role)["backbone"] for one in (source, trainer)]
         assert [network.config.grid_size for network in networks] == [(4, 4), (size // 8, size // 8)]
         expected, found = (features(network, pixels) for network in networks)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
     done = train(config)
     assert done.step == 6 and done.state.head_warmup_steps == 0
-    assert all(torch.isfinite(value).all() for value in done.model.state_dict().values())
+    assert all(torch.isfinite(value).all() for value in done.objective.state_dict().values())
     assert all(line["loss"] > 0 and line["skipped_updates"] == 0 for line in read_metrics(done.folder))
 
 
@@ -218,7 +220,7 @@ def test_new_heads_are_trained_alone_before_the_backbone_moves(tiny_config, tmp_
     """Two updates of the heads; the scale of the backbone's learning rate then rises from 0.1 in steps of 0.3."""
     stock_model(tmp_path / "stock")
     config = tiny_config(f"init.path={tmp_path / 'stock'}", "init.head_warmup_epochs=1", "optim.warmup_epochs=2")
-    states, rates = [tensors(started(config).model)], []
+    states, rates = [tensors(started(config).objective)], []
 
     def after_update(trainer):
         states.append(tensors(trainer.objective))
@@ -254,7 +256,7 @@ def test_new_heads_are_trained_alone_before_the_backbone_moves(tiny_config, tmp_
 def test_warm_up_of_heads_can_be_switched_off(tiny_config, tmp_path):
     stock_model(tmp_path / "stock")
     config = tiny_config(f"init.path={tmp_path / 'stock'}", "init.head_warmup_epochs=0")
-    first = tensors(started(config).model.student["backbone"])
+    first = tensors(started(config).objective.student["backbone"])
     trainer = train(config, until=2)  # the learning rate of the first update is 0
     assert trainer.state.head_warmup_steps == 0
     assert all(trainer.schedules["backbone_lr_scale"][step] == 1.0 for step in range(6))
@@ -269,7 +271,7 @@ def test_export_hands_on_its_heads_and_needs_no_warm_up(run, tiny_config, tmp_pa
     folder = export(run, tmp_path / "export")
     trainer = started(tiny_config(f"init.path={folder}"))
     for role in (trainer.objective.student, trainer.objective.teacher):
-        assert_equal(tensors(role), tensors(run.model.teacher))
+        assert_equal(tensors(role), tensors(run.objective.teacher))
     assert trainer.state.head_warmup_steps == 0
 
 
@@ -277,9 +279,9 @@ def test_export_with_new_heads_hands_on_the_backbone_and_warms_them_up(run, tiny
     folder = export(run, tmp_path / "export")
     trainer = started(tiny_config(f"init.path={folder}", "init.heads=false", "init.head_warmup_epochs=2"))
     for role in (trainer.objective.student, trainer.objective.teacher):
-        assert_equal(tensors(role["backbone"]), tensors(run.model.teacher["backbone"]))
+        assert_equal(tensors(role["backbone"]), tensors(run.objective.teacher["backbone"]))
     for head in HEADS:
-        assert len(different(tensors(trainer.objective.teacher[head]), tensors(run.model.teacher[head]))) >= 4
+        assert len(different(tensors(trainer.objective.teacher[head]), tensors(run.objective.teacher[head]))) >= 4
         assert_equal(tensors(trainer.objective.student[head]), tensors(trainer.objective.teacher[head]))
     assert trainer.state.head_warmup_steps == 4
 
@@ -289,8 +291,8 @@ def test_one_head_that_is_missing_starts_anew_and_the_other_goes_on(run, tiny_co
     save_file({name: value for name, value in load_file(file).items() if name.startswith("dino_head.")}, file)
     trainer = started(tiny_config(f"init.path={tmp_path / 'export'}"))
     for role in (trainer.objective.student, trainer.objective.teacher):
-        assert_equal(tensors(role["dino_head"]), tensors(run.model.teacher["dino_head"]))
-        assert different(tensors(role["ibot_head"]), tensors(run.model.teacher["ibot_head"]))
+        assert_equal(tensors(role["dino_head"]), tensors(run.objective.teacher["dino_head"]))
+        assert different(tensors(role["ibot_head"]), tensors(run.objective.teacher["ibot_head"]))
     assert_equal(tensors(trainer.objective.student["ibot_head"]), tensors(trainer.objective.teacher["ibot_head"]))
     assert trainer.state.head_warmup_steps == 2
 
@@ -299,10 +301,10 @@ def test_one_head_that_is_missing_starts_anew_and_the_other_goes_on(run, tiny_co
 
 
 def test_original_backbone_is_taken_and_gets_new_heads(run, tiny_config, tmp_path):
-    torch.save(to_original(tensors(run.model.teacher["backbone"])), tmp_path / "plain.pth")
+    torch.save(to_original(tensors(run.objective.teacher["backbone"])), tmp_path / "plain.pth")
     trainer = started(tiny_config(f"init.path={tmp_path / 'plain.pth'}"))
     for role in (trainer.objective.student, trainer.objective.teacher):
-        assert_equal(tensors(role["backbone"]), tensors(run.model.teacher["backbone"]))
+        assert_equal(tensors(role["backbone"]), tensors(run.objective.teacher["backbone"]))
     assert trainer.state.head_warmup_steps == 2
 
 
@@ -316,7 +318,7 @@ def test_original_teacher_hands_on_its_heads(run, tiny_config, tmp_path, with_st
         torch.save({"model": state, "iteration": 7}, path)
     trainer = started(tiny_config(f"init.path={path}"))
     for role in (trainer.objective.student, trainer.objective.teacher):
-        assert_equal(tensors(role), tensors(run.model.teacher))
+        assert_equal(tensors(role), tensors(run.objective.teacher))
     assert trainer.state.head_warmup_steps == 0
 
 
@@ -324,7 +326,7 @@ def test_original_teacher_hands_on_its_heads(run, tiny_config, tmp_path, with_st
 @pytest.mark.parametrize("registers", [0, 2])
 def test_original_model_keeps_its_features_at_another_image_size(tiny_config, tmp_path, size, registers):
     """The original code interpolates without registers by a scale factor with an offset, with them to a size."""
-    shake(source := started(tiny_config(f"model.num_register_tokens={registers}")).model.teacher["backbone"])
+    shake(source := started(tiny_config(f"model.num_register_tokens={registers}")).objective.teacher["backbone"])
     state = to_original(tensors(source))
     torch.save(state, tmp_path / "original.pth")
     original = model_from_original(state, num_attention_heads=2)
@@ -498,6 +500,6 @@ def test_resumed_run_needs_its_source_no_more_and_keeps_the_warm_up(run, tiny_co
     scales = [again.schedules["backbone_lr_scale"][step] for step in range(6)]
     assert scales[:3] == [0.0] * 3 and scales[3] > 0
     again.run()
-    assert_equal(tensors(again.model), tensors(whole.model))
+    assert_equal(tensors(again.objective), tensors(whole.objective))
     elsewhere = tiny_config(*overrides[1:], f"train.output_dir={tmp_path / 'parts'}")  # nor its name
     assert started(elsewhere).state.head_warmup_steps == 3

@@ -34,7 +34,7 @@ def test_training_changes_student_and_teacher_and_lowers_the_loss(tiny_config, t
     losses = [line["loss"] for line in read_metrics(Path(config.train.output_dir)) if "loss" in line]
     assert losses[-1] < losses[0] - 0.1
     anew = tiny_config("train.epochs=20", f"train.output_dir={tmp_path / 'anew'}")
-    first = Trainer.from_config(anew, trainer.accelerator).model.state_dict()
+    first = Trainer.from_config(anew, trainer.accelerator).objective.state_dict()
     last = trainer.objective.state_dict()
     for role in ("student", "teacher"):
         name = f"{role}.backbone.encoder.layer.0.mlp.fc1.weight"
@@ -230,9 +230,8 @@ def test_accumulated_gradient_is_the_mean_over_forwards(tiny_config, tmp_path):
             f"train.output_dir={tmp_path / str(batch)}",
         )
         trainer = Trainer.from_config(config, build_accelerator(config.train))
-        trainer.objective.centering[
-            "dino"
-        ].momentum = 1.0  # the centre stays 0, or the second forward would see the first
+        centering = trainer.objective.centering["dino"]
+        centering.momentum = 1.0  # the centre stays 0, or the second forward would see the first
         gradients = {}
         step = trainer.training_step._optimizer.step
 
@@ -304,8 +303,8 @@ def test_evaluation_comes_first_on_cadence_and_last(tiny_config):
     seen = []
     config = tiny_config()
 
-    def evaluate(student, layers):
-        cls, patches = layers(torch.zeros(3, 3, 32, 32), 2)[-1]
+    def evaluate(student):
+        cls, patches = student(torch.zeros(3, 3, 32, 32), 2)[-1]
         seen.append((cls.shape, patches.shape))
         return {"score": 1.0}
 

@@ -18,7 +18,7 @@ from dinov2_hf.train.broken import BrokenLog
 from dinov2_hf.train.health import CollapseWatch
 
 UPDATES = 6
-CADENCE = ["train.log_every=4", "train.checkpoint_epochs=1.5", "hub.push_every=1"]
+CADENCE = ["train.log_every=4", "train.checkpoint_epochs=1.5"]
 """Logs after updates 4 and 6, checkpoints after 3 and 6, pushes after 2 and 4."""
 
 
@@ -45,17 +45,17 @@ def run(tiny_config, images, tmp_path):
         config = tiny_config(*CADENCE, *places, *overrides)
         pushed = []
 
-        def measure(student, layers):
+        def measure(student):
             at("in an evaluation", trainer)
-            cls, _ = layers(torch.linspace(-1, 1, 6144).view(2, 3, 32, 32), 1)[-1]
+            cls, _ = student(torch.linspace(-1, 1, 6144).view(2, 3, 32, 32), 1)[-1]
             return {"score": cls.abs().mean().item()}
 
         def publish(step, results):
             at("before a push", trainer)
             pushed.append(step)
 
-        evaluations = [Callback(1, measure), Callback(1.5, lambda *_: {"other": 1.0})]
-        trainer = Trainer.from_config(config, build_accelerator(config.train), evaluations, publish=publish)
+        callbacks = [Callback(1, measure), Callback(1.5, lambda _: {"other": 1.0}), Callback(1, act=publish)]
+        trainer = Trainer.from_config(config, build_accelerator(config.train), callbacks)
         next_batch, save = trainer._next_batch, trainer._save
 
         def before_update(loader):

@@ -10,19 +10,19 @@ from dinov2_hf.train.schedules import StepValues
 
 def test_groups_hold_every_trainable_parameter_once(tiny_config):
     model = DINOv2(tiny_config())
-    groups = build_param_groups(model.student.named_parameters(), 2, 0.9, 0.2)
+    groups = build_param_groups(model.student, model.config.optim)
     held = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in model.student.parameters())
-    assert build_param_groups(model.teacher.named_parameters(), 2, 0.9, 0.2) == []
+    assert build_param_groups(model.teacher, model.config.optim) == []
 
 
 def test_prototypes_stand_still_while_frozen(tiny_config):
     model = DINOv2(tiny_config())
-    optimizer = torch.optim.AdamW(build_param_groups(model.student.named_parameters(), 2, 0.9, 0.2), lr=0.0)
+    optimizer = torch.optim.AdamW(build_param_groups(model.student, model.config.optim), lr=0.0)
     before = {name: parameter.clone() for name, parameter in model.student.named_parameters()}
     for parameter in model.student.parameters():
         parameter.grad = torch.ones_like(parameter)
-    apply_schedule(optimizer.param_groups, StepValues(0.1, 0.0, 0.04, 0.99, 0.04))
+    apply_schedule(optimizer.param_groups, StepValues(lr=0.1, last_layer_lr=0.0, weight_decay=0.04))
     optimizer.step()
     for name, parameter in model.student.named_parameters():
         assert torch.equal(parameter, before[name]) == ("last_layer" in name), name
@@ -31,9 +31,9 @@ def test_prototypes_stand_still_while_frozen(tiny_config):
 @pytest.mark.parametrize("scale", [0.0, 0.25, 1.0])
 def test_only_the_backbone_is_scaled_while_heads_are_warmed_up(tiny_config, scale):
     model = DINOv2(tiny_config())
-    groups = build_param_groups(model.student.named_parameters(), 2, 0.9, 0.2)
+    groups = build_param_groups(model.student, model.config.optim)
     of_backbone = {id(parameter) for parameter in model.student["backbone"].parameters()}
-    apply_schedule(groups, StepValues(0.1, 0.05, 0.04, 0.99, 0.04, backbone_lr_scale=scale))
+    apply_schedule(groups, StepValues(lr=0.1, last_layer_lr=0.05, weight_decay=0.04, backbone_lr_scale=scale))
     rates = set()
     for group in groups:
         assert {id(parameter) in of_backbone for parameter in group["params"]} == {group["is_backbone"]}
@@ -49,13 +49,15 @@ def test_only_the_backbone_is_scaled_while_heads_are_warmed_up(tiny_config, scal
 def test_backbone_stands_still_bit_for_bit_at_a_scale_of_zero(tiny_config):
     """Neither the gradient nor weight decay moves it, while its moments are gathered."""
     model = DINOv2(tiny_config())
-    groups = build_param_groups(model.student.named_parameters(), 2, 0.9, 0.2)
+    groups = build_param_groups(model.student, model.config.optim)
     optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
     before = {name: parameter.clone() for name, parameter in model.student.named_parameters()}
     for _ in range(3):
         for parameter in model.student.parameters():
             parameter.grad = torch.randn_like(parameter)
-        apply_schedule(optimizer.param_groups, StepValues(0.1, 0.1, 0.4, 0.99, 0.04, backbone_lr_scale=0.0))
+        apply_schedule(
+            optimizer.param_groups, StepValues(lr=0.1, last_layer_lr=0.1, weight_decay=0.4, backbone_lr_scale=0.0)
+        )
         optimizer.step()
     for name, parameter in model.student.named_parameters():
         assert torch.equal(parameter, before[name]) == name.startswith("backbone."), name

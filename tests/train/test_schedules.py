@@ -3,6 +3,7 @@
 import pytest
 
 from dinov2_hf.config import DINOv2RunConfig
+from dinov2_hf.objectives import DINOv2
 from dinov2_hf.train.schedules import Schedule, build_schedules, values_at
 
 
@@ -14,21 +15,25 @@ def config(**train):
     return run
 
 
+def schedules_of(run, global_batch, head_warmup_steps=0):
+    return build_schedules(run, DINOv2.schedules_of(run), global_batch, head_warmup_steps)
+
+
 def test_learning_rate_follows_the_square_root_of_the_global_batch():
     for batch, factor in ((1024, 1.0), (256, 0.5), (4096, 2.0)):
-        schedules = build_schedules(config(), batch)
+        schedules = schedules_of(config(), batch)
         assert max(schedules["lr"][step] for step in range(200)) == pytest.approx(0.004 * factor)
 
 
 def test_prototypes_are_frozen_for_the_configured_epochs():
-    schedules = build_schedules(config(), 1024)
+    schedules = schedules_of(config(), 1024)
     frozen = [schedules["last_layer_lr"][step] for step in range(10)]
     assert frozen == [0.0] * 10
     assert all(schedules["last_layer_lr"][step] == schedules["lr"][step] for step in range(10, 200))
 
 
 def test_values_start_and_end_where_configured():
-    schedules = build_schedules(config(), 1024)
+    schedules = schedules_of(config(), 1024)
     first, last, after = (values_at(schedules, step) for step in (0, 199, 200))
     assert first.lr == 0.0 and first.teacher_momentum == pytest.approx(0.992)
     assert first.weight_decay == pytest.approx(0.04) and first.teacher_temp == pytest.approx(0.04)
@@ -48,7 +53,7 @@ def test_schedule_without_steps_is_its_final_value():
 
 @pytest.mark.parametrize("head_warmup_steps", [0, 6])
 def test_backbone_follows_the_learning_rate_where_no_head_is_warmed_up(head_warmup_steps):
-    schedules = build_schedules(config(), 1024, head_warmup_steps)
+    schedules = schedules_of(config(), 1024, head_warmup_steps)
     scales = [values_at(schedules, step).backbone_lr_scale for step in range(201)]
     if head_warmup_steps:
         assert scales[:6] == [0.0] * 6 and scales[46:] == [1.0] * 155  # 40 updates of learning-rate warm-up
@@ -70,7 +75,7 @@ def test_backbone_stands_still_then_its_scale_rises_on_a_straight_line(head_warm
     """A line from -h / r at the first update to 1 at the end of the rise, h updates frozen and r rising; 0 before."""
     run = config()
     run.optim.warmup_epochs = warmup_epochs
-    schedules = build_schedules(run, 1024, head_warmup_steps)
+    schedules = schedules_of(run, 1024, head_warmup_steps)
     found = [schedules["backbone_lr_scale"][step] for step in range(len(expected))]
     assert found == pytest.approx(expected, abs=1e-12)
     assert found[:head_warmup_steps] == [0.0] * head_warmup_steps
@@ -78,7 +83,7 @@ def test_backbone_stands_still_then_its_scale_rises_on_a_straight_line(head_warm
 
 
 def test_head_warm_up_changes_no_other_schedule():
-    plain, warmed = build_schedules(config(), 1024), build_schedules(config(), 1024, 6)
+    plain, warmed = schedules_of(config(), 1024), schedules_of(config(), 1024, 6)
     assert plain.keys() == warmed.keys()
     for name in plain.keys() - {"backbone_lr_scale"}:
         assert [plain[name][step] for step in range(210)] == [warmed[name][step] for step in range(210)]

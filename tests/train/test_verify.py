@@ -10,9 +10,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from dinov2_hf.cli import main
-from dinov2_hf.config import PrototypeDistillationConfig, load_config
+from dinov2_hf.config import load_config
 from dinov2_hf.runs.provenance import Provenance
-from dinov2_hf.train import Trainer
 
 from .damages import flip, sign
 from .running import train
@@ -71,10 +70,10 @@ def test_stretch_is_verified_with_data_workers_too(run, capsys):
 
 
 def test_stretch_of_a_distillation_is_verified(finished, tiny_overrides, tmp_path, capsys):
-    overrides = [f"distill.teacher={finished}", "ibot.mask_probability=0", "train.epochs=2"]
+    overrides = ["objective=distill_prototypes", f"distill.teacher={finished}", "train.epochs=2"]
     overrides += ["students.narrow.preset=tiny", "students.narrow.hidden_size=24", "students.narrow.patch_size=8"]
     overrides += ["students.narrow.num_hidden_layers=1", "students.narrow.num_attention_heads=2"]
-    train(load_config(None, [*tiny_overrides, *overrides], PrototypeDistillationConfig), kind=Trainer)
+    train(load_config(None, [*tiny_overrides, *overrides]))
     status, output, error = verify(capsys, tmp_path / "run")
     assert status == 0 and "equal: updates 3 to 4" in output, (output, error)
 

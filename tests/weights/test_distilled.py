@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from dinov2_hf import Dinov2Config
 from dinov2_hf.cli import main
-from dinov2_hf.config import PrototypeDistillationConfig, load_config
+from dinov2_hf.config import load_config
 from dinov2_hf.train import Trainer, build_accelerator
 
 WIDE = ["preset=tiny", "hidden_size=48", "num_hidden_layers=1", "num_attention_heads=3", "patch_size=8"]
@@ -18,7 +18,9 @@ def distillation(run, tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.setattr("dinov2_hf.train.accelerator._available_cores", lambda: 1)
     overrides = [*tiny_overrides, f"distill.teacher={run.folder}", f"train.output_dir={tmp_path / 'distilled'}"]
     overrides += [f"students.wide.{setting}" for setting in [*WIDE, "num_register_tokens=2", "drop_path_rate=0.1"]]
-    config = load_config(None, [*overrides, "model.drop_path_rate=0.1", "train.epochs=1"], PrototypeDistillationConfig)
+    config = load_config(
+        None, [*overrides, "model.drop_path_rate=0.1", "train.epochs=1", "objective=distill_prototypes"]
+    )
     trainer = Trainer.from_config(config, build_accelerator(config.train))
     trainer.run()
     yield trainer
@@ -31,7 +33,8 @@ def test_every_student_and_its_average_are_exported(distillation, tmp_path, stud
     output = tmp_path / "export"
     options = ["--student", student] * bool(student) + ["--network", network]
     main(["export", str(distillation.folder), str(output), *options])
-    networks = (distillation.model.averages if network == "teacher" else distillation.model.students)[student]
+    trained = distillation.objective.networks[student]
+    networks = trained.average if network == "teacher" else trained.student
     found, expected = load_file(output / "model.safetensors"), networks["backbone"].state_dict()
     assert found.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []

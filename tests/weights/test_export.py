@@ -73,7 +73,7 @@ def test_run_gives_a_folder_with_all_that_the_end_of_a_run_leaves(run, tmp_path,
         "model.safetensors",
         "preprocessor_config.json",
     ]
-    networks = getattr(run.model, network)
+    networks = getattr(run.objective, network)
     assert different(load_file(output / "model.safetensors"), state_of(networks["backbone"])) == []
     assert different(load_file(output / "heads.safetensors"), heads_of(networks)) == []
     processor = AutoImageProcessor.from_pretrained(output)
@@ -101,7 +101,7 @@ def test_stock_transformers_gives_the_features_of_the_teacher(run, tmp_path):
     export_source(str(run.folder), tmp_path / "model")
     pixels = torch.randn(2, 3, 32, 48)
     with torch.no_grad():
-        expected = run.model.teacher["backbone"].eval()(pixels).last_hidden_state
+        expected = run.objective.teacher["backbone"].eval()(pixels).last_hidden_state
         found = AutoModel.from_pretrained(tmp_path / "model")(pixels).last_hidden_state
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     pipeline("image-feature-extraction", model=str(tmp_path / "model"))
@@ -113,7 +113,9 @@ def test_run_goes_to_a_file_and_back_to_the_last_bit(run, tmp_path, capsys, form
     main(["export", str(run.folder), str(file), "--format", format])
     assert "the heads are left out" in capsys.readouterr().out
     done = export_source(str(file), tmp_path / "back")
-    assert different(load_file(tmp_path / "back" / "model.safetensors"), state_of(run.model.teacher["backbone"])) == []
+    assert (
+        different(load_file(tmp_path / "back" / "model.safetensors"), state_of(run.objective.teacher["backbone"])) == []
+    )
     assert not (tmp_path / "back" / "heads.safetensors").exists() and done.remarks == []
     export_source(str(run.folder), tmp_path / "direct")
     for name in ("config.json", "preprocessor_config.json"):
@@ -174,10 +176,10 @@ def test_timms_own_file_is_imported(tmp_path):
 def test_heads_of_a_source_come_along_to_hf_alone(run, tmp_path):
     export_source(str(run.folder), tmp_path / "first")
     export_source(str(tmp_path / "first"), tmp_path / "second")
-    heads = heads_of(run.model.teacher)
+    heads = heads_of(run.objective.teacher)
     assert different(load_file(tmp_path / "second" / "heads.safetensors"), heads) == []
     assert "heads.safetensors" in (tmp_path / "second" / "README.md").read_text()
-    names = {f"backbone.{k}": v for k, v in to_original(state_of(run.model.teacher["backbone"])).items()}
+    names = {f"backbone.{k}": v for k, v in to_original(state_of(run.objective.teacher["backbone"])).items()}
     torch.save({"teacher": names | heads}, tmp_path / "teacher.pth")
     arguments = [str(tmp_path / "teacher.pth"), str(tmp_path / "third"), "--num-attention-heads", "2"]
     main(["export", *arguments])
@@ -299,7 +301,7 @@ def test_second_file_of_an_onnx_is_not_overwritten_either(tmp_path, capsys):
 def test_what_a_user_can_mend_is_said_in_one_line(run, tmp_path, capsys):
     folder = tmp_path / "source"
     tiny_model(image_size=[32, 48]).save_pretrained(folder)
-    odd = {name: value for name, value in to_original(state_of(run.model.teacher["backbone"])).items()}
+    odd = {name: value for name, value in to_original(state_of(run.objective.teacher["backbone"])).items()}
     torch.save(odd, tmp_path / "odd.pth")
     missing, out = tmp_path / "nothing", tmp_path / "out"
     for arguments, message in (

@@ -48,7 +48,7 @@ def test_run_is_described_with_its_progress_losses_and_heads(run, capsys, which)
     assert rows["patch"] == "8 pixels, 3 channels" and rows["register tokens"] == "2"
     assert rows["image size"] == "32 x 32, a grid of 4 x 4 patches"
     assert rows["other sizes"] == "position embeddings bicubic with antialias, to the size"
-    count = sum(parameter.numel() for parameter in run.model.teacher["backbone"].parameters())
+    count = sum(parameter.numel() for parameter in run.objective.teacher["backbone"].parameters())
     assert rows["parameters"] == f"{count / 1e6:.2f} M" and rows["dtype"] == "float32"
     assert rows["dino_head"].startswith("K = 24 prototypes, widths 32 -> 16 -> 16 -> 8, ")
     assert rows["ibot_head"].startswith("K = 20 prototypes, widths 32 -> 16 -> 16 -> 8, ")

@@ -62,7 +62,7 @@ def load_config(
     for origin, given in layers:
         refuse_tokens(given, origin)
     if issubclass(kind, RunConfig):
-        layers = translate(layers)
+        layers = translate(layers, kind.objective)
         names = [str(given["objective"]) for _, given in layers if "objective" in given]
         kind = run_config_of(names[-1]) if names else RUNS[kind.objective]
     template = kind()
@@ -174,15 +174,15 @@ def _known_keys(given: dict, kind: type, template: Any) -> list[str]:
     config = kind()
     if hasattr(template, "model"):
         config.model = template.model
-    _fill_sections(config, given)
+    _fill_sections(config, given, placeholders=True)
     return list(dotted_keys(config))
 
 
-def _fill_sections(config: Any, given: Any) -> None:
+def _fill_sections(config: Any, given: Any, placeholders: bool = False) -> None:
     """Makes the sections of `config` those that `given` asks for.
 
-    A table of sections, such as `data.mix`, gets a section for each name in `given`; `NAME` stands for one where there
-    are none. A section whose class depends on its values (`section_for`) gets that class.
+    A table of sections, such as `data.mix`, gets a section for each name in `given`; with `placeholders` one called
+    `NAME` where `given` does not say. A section whose class depends on its values (`section_for`) gets that class.
     """
     given = given if isinstance(given, dict) else {}
     hints = get_type_hints(type(config))
@@ -193,14 +193,17 @@ def _fill_sections(config: Any, given: Any) -> None:
                 chosen = kind.section_for(item.name, inside)
                 if type(chosen) is not type(getattr(config, item.name)):
                     setattr(config, item.name, chosen)
-            _fill_sections(getattr(config, item.name), inside)
+            _fill_sections(getattr(config, item.name), inside, placeholders)
         elif get_origin(kind) is dict and is_dataclass(section := get_args(kind)[1]):
             table = getattr(config, item.name)
             for name in inside if isinstance(inside, dict) else ():
                 if name not in table:
                     values = inside[name] if isinstance(inside[name], dict) else {}
                     table[name] = section.section_for(name, values) if hasattr(section, "section_for") else section()
-                _fill_sections(table[name], inside[name])
+                _fill_sections(table[name], inside[name], placeholders)
+            if placeholders and not isinstance(inside, dict):
+                table["NAME"] = section()
+                _fill_sections(table["NAME"], None, placeholders)
 
 
 def _refuse_unknown(given: dict, known: list[str], origin: str, kind: type, prefix: str = "") -> None:

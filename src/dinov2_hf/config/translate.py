@@ -22,18 +22,24 @@ _NOT_READ = {
 """Keys that 0.5 accepted in a distillation and did not read, by `distill.objective`."""
 
 
-def translate(layers: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+def translate(
+    layers: Sequence[tuple[str, dict[str, Any]]], default: str = "dinov2"
+) -> list[tuple[str, dict[str, Any]]]:
     """Returns the layers of a configuration, origin and values each, with those of 0.5 translated.
 
-    A configuration is of 0.5 if it has a section `distill` and no key `objective`, or the key `distill.objective`. Says
-    so in one line of the log.
+    A configuration may be of 0.5 if it has a section `distill` and no key `objective`, or the key `distill.objective`.
+    Says so in one line of the log where anything is translated.
+
+    Args:
+        default: the objective of a configuration that names none.
     """
     sections = [values.get("distill") for _, values in layers]
     given = [section["objective"] for section in sections if isinstance(section, dict) and "objective" in section]
     named = any("objective" in values for _, values in layers)
     if not given and (named or not any(isinstance(section, dict) for section in sections)):
         return list(layers)
-    kind = str(given[-1]) if given else "prototypes"
+    known = default.removeprefix("distill_")
+    kind = str(given[-1]) if given else known if known in _NOT_READ else "prototypes"
     if kind not in _NOT_READ:
         raise ValueError(f"distill.objective={kind!r} is not one of prototypes, features; set objective=distill_…")
     dropped: list[str] = []
@@ -43,10 +49,13 @@ def translate(layers: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, d
         dropped += [key for key in _NOT_READ[kind].split() if _remove(values, key) and key != "distill.objective"]
         if kind == "prototypes" and isinstance(ibot := values.get("ibot"), dict) and ibot.get("mask_probability") == 0:
             del ibot["mask_probability"]
+            dropped.append("ibot.mask_probability")
         translated.append((origin, values))
-    origin, values = translated[0]
-    translated[0] = (origin, {"objective": f"distill_{kind}"} | values)
-    _say(origin, f"distill_{kind}", ", ".join(dict.fromkeys(dropped)))
+    first, values = translated[0]
+    translated[0] = (first, {"objective": f"distill_{kind}"} | values)
+    if given or dropped or default != f"distill_{kind}":
+        origin = next(origin for origin, values in layers if "distill" in values)
+        _say(origin, f"distill_{kind}", ", ".join(dict.fromkeys(dropped)))
     return translated
 
 
