@@ -19,8 +19,9 @@ BELOW = {
     "visualize": "evaluation train features weights runs objectives backbones data config files",
     "curation": "train features weights runs objectives backbones data config files",
     "hub": "train features weights runs objectives backbones data config files",
-    "cli": "evaluation visualize curation hub train features weights runs objectives backbones data config files",
-    "": "backbones",
+    "api": "evaluation visualize curation hub train features weights runs objectives backbones data config files",
+    "cli": "api evaluation visualize curation hub train features weights runs objectives backbones data config files",
+    "": "",
 }
 """What each part of the package may import from it."""
 

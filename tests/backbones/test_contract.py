@@ -27,7 +27,7 @@ from dinov2_hf.backbones import (
     register_backbone,
     tokens_of_maps,
 )
-from dinov2_hf.config import ModelConfig
+from dinov2_hf.config import BackboneConfig, ModelConfig
 
 WIDTH, STRIDE, DEPTH = 32, 8, 2
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": 2, "intermediate_size": 48}
@@ -223,7 +223,7 @@ def test_tokens_are_exactly_those_at_their_positions(drop_path_rate):
 
 
 @dataclass
-class ConvConfig:
+class ConvConfig(BackboneConfig):
     """The section `model` of the convolutional network."""
 
     family: str = "tiny_conv"
