@@ -21,7 +21,7 @@ from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
 from ..data.photometric import as_unit
 from .augmented import Draw, Draws, Plan
 from .base import Evaluation
-from .datasets.dense import DenseImages, common_grid
+from .datasets import DenseImages, common_grid
 from .dense import Size, block_features, scaled_size
 from .dense_heads import DenseHead
 

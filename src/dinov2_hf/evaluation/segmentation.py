@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config.evaluations import SegmentationEvaluation
 from ..data.photometric import adjust_hue, adjust_saturation
 from .base import Evaluation, Result, given
-from .datasets.dense import IGNORED, LabelMaps
+from .datasets import IGNORED, LabelMaps
 from .dense import measure_maps
 from .dense_heads import HeadMeta, Inference, build_head, save_dense_head
 from .dense_training import CropRecipe, train_head, warmed_up
