@@ -21,7 +21,7 @@ from dinov2_hf.evaluation.metrics.video import (
     region_similarity,
     statistics,
 )
-from dinov2_hf.evaluation.overlays import palette, save_contact_sheet, tint
+from dinov2_hf.evaluation.object_masks import palette, save_contact_sheet, tint
 from dinov2_hf.evaluation.propagation import Propagation, _plan, decide, evaluate_propagation, propagate, soft_masks
 from dinov2_hf.features import FeatureExtractor
 

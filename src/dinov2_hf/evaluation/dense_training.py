@@ -22,8 +22,8 @@ from ..data.photometric import as_unit
 from .augmented import Draw, Draws, Plan
 from .base import Evaluation
 from .datasets import DenseImages, common_grid
-from .dense import Size, block_features, scaled_size
 from .dense_heads import DenseHead
+from .dense_prediction import Size, block_features, scaled_size
 
 _TRIES = 10
 """Crops that are drawn before one of few classes is taken."""

@@ -25,7 +25,7 @@ from .base import Evaluation, Result
 from .datasets import MaskedVideos
 from .intervals import bootstrap
 from .metrics.video import BoundaryAccuracy, RegionSimilarity, objects_of
-from .overlays import save_contact_sheet, save_index_mask
+from .object_masks import save_contact_sheet, save_index_mask
 from .registry import register_evaluator
 
 logger = logging.getLogger(__name__)
