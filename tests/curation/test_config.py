@@ -9,7 +9,7 @@ from PIL import Image
 from dinov2_hf.cli import main
 from dinov2_hf.config import load_config
 from dinov2_hf.config.curation import CurationConfig
-from dinov2_hf.curation.sources import _opened, open_collections
+from dinov2_hf.curation.collections import _opened, open_collections
 
 from .made import ROOT
 

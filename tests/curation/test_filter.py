@@ -9,9 +9,9 @@ from PIL import Image
 
 from dinov2_hf.config import SourceConfig
 from dinov2_hf.config.curation import CurationConfig, FilterConfig
+from dinov2_hf.curation.collections import open_collections
 from dinov2_hf.curation.filter import Dropped, FilterStage, examine
 from dinov2_hf.curation.hooks import apply_hooks, load_hook
-from dinov2_hf.curation.sources import open_collections
 from dinov2_hf.curation.stage import Context
 
 from .made import disc

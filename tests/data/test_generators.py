@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from dinov2_hf.config import DataConfig, TrainingSourceConfig
+from dinov2_hf.config import DataConfig, SourceConfig, TrainingSourceConfig
 from dinov2_hf.data import TrainingBatches, build_loader, check_source, open_training_source, register_source
 from dinov2_hf.data.decode import BrokenImage, open_image
-from dinov2_hf.data.sources import generators
+from dinov2_hf.data.sources import generators, open_images
 from dinov2_hf.data.sources.training import MapSource
 
 from ..train.running import train
@@ -319,6 +319,11 @@ def test_keys_of_files_are_refused_with_a_generator():
     config = TrainingSourceConfig(path="generator:discs", split="validation")
     with pytest.raises(ValueError, match="data.train.split=validation has no effect on generator:discs"):
         open_training_source(DataConfig(train=config), 0)
+
+
+def test_only_training_reads_generators():
+    with pytest.raises(ValueError, match="generator:discs is a generator, which only data.train and data.mix read"):
+        open_images(SourceConfig(path="generator:discs"), streaming=False)
 
 
 def test_a_source_handed_in_from_python_is_checked():

@@ -15,6 +15,7 @@ import pytest
 from datasets import Dataset, Features, Image
 
 from dinov2_hf.config import DataConfig, SourceConfig, TrainingSourceConfig
+from dinov2_hf.data import formats
 from dinov2_hf.data.sources.columns import find_images
 from dinov2_hf.data.sources.load import Loaded
 from dinov2_hf.data.sources.training import MapSource, open_training_source
@@ -112,6 +113,16 @@ def test_only_column_of_image_paths_needs_no_name(name, streaming, tmp_path, fil
     texts = ["a cat"] * len(files)
     write_table(tmp_path / name, {"id": list(range(len(files))), "caption": texts, "file": pictures})
     assert_holds(open_source(tmp_path / name, streaming), files)
+
+
+@both
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_a_format_of_tables_is_one_entry(folder, streaming, tmp_path, files, pictures, monkeypatch):
+    monkeypatch.setitem(formats.TABLES, ".ndjson", "json")
+    table = write_table(tmp_path / "table.jsonl", {"file": [str(tmp_path / name) for name in pictures]})
+    (tmp_path / "tables").mkdir()
+    table = table.rename(tmp_path / "tables" / "table.ndjson")
+    assert_holds(open_source(table.parent if folder else table, streaming), files)
 
 
 @both

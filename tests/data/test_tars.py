@@ -12,8 +12,7 @@ from dinov2_hf.config import DataConfig, SourceConfig, TrainingSourceConfig
 from dinov2_hf.data.decode import BrokenImage, open_image
 from dinov2_hf.data.sources.columns import open_images
 from dinov2_hf.data.sources.training import open_training_source
-from dinov2_hf.evaluation.datasets import LabeledImages
-from dinov2_hf.evaluation.datasets.dense import LabelMaps
+from dinov2_hf.evaluation.datasets import LabeledImages, LabelMaps
 
 both = pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
 

@@ -11,8 +11,8 @@ from dinov2_hf.config.evaluations import CopyDetectionEvaluation
 from dinov2_hf.config.evaluations.retrieval import COPIES
 from dinov2_hf.data.decode import open_image
 from dinov2_hf.evaluation import evaluate_copy_detection
-from dinov2_hf.evaluation.copies import Copies, make_copy
 from dinov2_hf.evaluation.descriptors import PlainImages
+from dinov2_hf.evaluation.edited_copies import Copies, make_copy
 from dinov2_hf.features import FeatureExtractor
 
 from .coloured import COLORS, evaluation_of, images_of, saved

@@ -12,7 +12,7 @@ from dinov2_hf.config import SourceConfig, load_config
 from dinov2_hf.config.evaluations import PropagationEvaluation
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation.base import Evaluation
-from dinov2_hf.evaluation.datasets.video import MaskedVideos
+from dinov2_hf.evaluation.datasets import MaskedVideos
 from dinov2_hf.evaluation.metrics.video import (
     BoundaryAccuracy,
     RegionSimilarity,
@@ -21,7 +21,7 @@ from dinov2_hf.evaluation.metrics.video import (
     region_similarity,
     statistics,
 )
-from dinov2_hf.evaluation.overlays import palette, save_contact_sheet, tint
+from dinov2_hf.evaluation.object_masks import palette, save_contact_sheet, tint
 from dinov2_hf.evaluation.propagation import Propagation, _plan, decide, evaluate_propagation, propagate, soft_masks
 from dinov2_hf.features import FeatureExtractor
 

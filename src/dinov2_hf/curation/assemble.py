@@ -16,9 +16,9 @@ from datasets import Features, Image, Value
 from PIL import Image as Pillow
 
 from ..files import beside
+from .collections import Shard
 from .embed import EmbedStage, replacements
 from .filter import FilterStage
-from .sources import Shard
 from .stage import Context, Stage
 from .tables import positions_of, read_column, read_table, write_table
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ..data import EvalTransform
 from ..data.decode import BrokenImage
 from ..features import FeatureExtractor
-from .sources import Shard
+from .collections import Shard
 from .stage import Context, Stage
 from .tables import Vectors, image_ids, num_rows, positions_of, read_column, read_table, write_vectors
 

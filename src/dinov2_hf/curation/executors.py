@@ -26,7 +26,7 @@ def run_stage(stage: Stage, config: ExecutorConfig) -> None:
 
 def submit_stage(stage: Stage, config: ExecutorConfig, before: Any = None) -> Any:
     """Queues all steps of a stage as SLURM jobs, each after the one before, the first after `before`; the last one."""
-    from .steps import COUNT
+    from .units_step import COUNT
 
     for step in (*stage.steps(), COUNT):
         before = _executor(stage, step, config, before)
@@ -40,7 +40,7 @@ def _executor(stage: Stage, step: str, config: ExecutorConfig, before: Any = Non
     except ImportError as error:
         raise ImportError('curation needs datatrove: pip install "dinov2_hf[curate]"') from error
 
-    from .steps import UnitsStep, threads_of
+    from .units_step import UnitsStep, threads_of
 
     tasks = min(config.tasks, stage.steps().get(step, 1))
     logs = str(stage.folder / "logs" / f"{step}-{tasks}")  # marks of other numbers of tasks are of other shares

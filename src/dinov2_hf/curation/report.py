@@ -11,14 +11,14 @@ import numpy as np
 from ..files import beside
 from .balance import BalanceStage
 from .card import describe
-from .copies import HashesStage
 from .dedup import DedupStage, index_path
 from .embed import replacements
 from .filter import FilterStage
-from .pictures import Tile, draw_histogram, draw_sheet
+from .hash_stage import HashesStage
 from .retrieve import RetrieveStage
 from .stage import Context, Stage
 from .tables import image_ids, positions_of, read_table, shards_of
+from .thumbnails import Tile, draw_histogram, draw_sheet
 from .vectors import load_index, search
 
 _COLUMNS, _MOST_MEASURED = 8, 2000

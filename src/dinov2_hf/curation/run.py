@@ -13,15 +13,15 @@ from ..files import Output, beside, check_outputs, made_curation
 from .assemble import AssembleStage
 from .balance import BalanceStage
 from .card import describe
-from .copies import HashesStage
+from .collections import open_collections
 from .dedup import DedupStage, RelativeStage
 from .embed import EmbedStage, OpenModel, process_state
 from .executors import run_stage, submit_stage
 from .filter import FilterStage
+from .hash_stage import HashesStage
 from .hooks import load_hook
 from .report import ReportStage
 from .retrieve import RetrieveStage
-from .sources import open_collections
 from .stage import Context, Stage
 
 Tell = Callable[[str], None]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.curation import CurationConfig
-from .sources import Collection, Shard
+from .collections import Collection, Shard
 from .tables import Vectors, read_json, write_json
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
@@ -24,6 +24,11 @@ def name_images(values: Iterable[object]) -> bool:
     paths = [urlsplit(value).path if is_url(value) else value for value in values if isinstance(value, str)]
     suffixes = {PurePosixPath(path).suffix.lower() for path in paths if path}
     return bool(suffixes) and suffixes <= {*READABLE, *NEEDS_PACKAGE}
+
+
+def place_of(function: Callable) -> str:
+    """Module and qualified name of a function, or of the type of another callable."""
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:

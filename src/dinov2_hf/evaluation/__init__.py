@@ -2,8 +2,8 @@
 
 from .base import Evaluation, Result, open_labeled
 from .copy_detection import evaluate_copy_detection
-from .dense import predict_map
 from .dense_heads import load_dense_head
+from .dense_prediction import predict_map
 from .depth import evaluate_depth
 from .during_run import evaluations_of, load_evaluations
 from .fine_grained import evaluate_fine_grained

@@ -9,8 +9,8 @@ import torch
 
 from ..config.evaluations import CopyDetectionEvaluation
 from .base import Evaluation, Result
-from .copies import Copies
 from .descriptors import PlainImages, describe, learn_whitening
+from .edited_copies import Copies
 from .registry import register_evaluator
 from .retrieval import Ranking, Truth, global_result, precision_results, search, truth_of_labels
 

@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-Features = Sequence[tuple[Tensor, Tensor]]
+from ..backbones import Features
+
+BlockFeatures = Sequence[Features]
 """CLS `[B, D]` and patches `[B, D, h, w]` of the blocks that a head takes, the last one last."""
 
 _METADATA_KEY = "dinov2_hf.dense_head"
@@ -68,10 +70,10 @@ class DenseHead(nn.Module):
         self.meta = meta
 
     @abstractmethod
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: BlockFeatures) -> Tensor:
         """Scores `[B, K, H, W]`, or depths in metres `[B, 1, H, W]`, on a grid of the head's own."""
 
-    def observe(self, features: Sequence[Features], counts: Tensor, accelerator: Accelerator) -> None:
+    def observe(self, features: Sequence[BlockFeatures], counts: Tensor, accelerator: Accelerator) -> None:
         """Takes note of the chunks of a batch before they are learnt from; `counts` `[B]` says which images count.
 
         Collective.
@@ -97,7 +99,7 @@ class SegmentationHead(DenseHead):
         nn.init.zeros_(self.linear.bias)
         self._statistics: tuple[Tensor, Tensor] | None = None
 
-    def observe(self, features: Sequence[Features], counts: Tensor, accelerator: Accelerator) -> None:
+    def observe(self, features: Sequence[BlockFeatures], counts: Tensor, accelerator: Accelerator) -> None:
         """Mean and variance of the whole batch over all processes, as they are the same for any number of them."""
         inputs = torch.cat([_concatenated(chunk) for chunk in features])[counts]
         if len(inputs):
@@ -115,7 +117,7 @@ class SegmentationHead(DenseHead):
         self.norm.running_mean.lerp_(whole, weight)
         self.norm.running_var.lerp_(spread * total / (total - 1).clamp(min=1), weight)
 
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: BlockFeatures) -> Tensor:
         norm = self.norm
         mean, variance = self._statistics if self.training else (norm.running_mean, norm.running_var)
         # the features are frozen, so that no gradient goes through the statistics
@@ -152,7 +154,7 @@ class LinearDepthHead(DepthHead):
         self.linear = nn.Conv2d(2 * len(meta.blocks) * meta.hidden_size, meta.outputs, 1)
         self.register_buffer("bins", torch.linspace(*meta.depth_range, meta.outputs), persistent=False)
 
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: BlockFeatures) -> Tensor:
         tokens = [torch.cat((patches, cls[:, :, None, None].expand_as(patches)), dim=1) for cls, patches in features]
         # before it is enlarged, which changes nothing as both are linear, and is far less work
         scores = self.linear(torch.cat(tokens, dim=1))
@@ -191,7 +193,7 @@ class DptDepthHead(DepthHead):
         # in the range from the start: below 0 there would be no gradient
         nn.init.constant_(self.last[-1].bias, 0.2 * meta.depth_range[1])
 
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: BlockFeatures) -> Tensor:
         maps = []
         for place, (cls, patches) in enumerate(features):
             tokens = torch.cat((patches, cls[:, :, None, None].expand_as(patches)), dim=1)
@@ -234,7 +236,7 @@ def _doubled(maps: Tensor) -> Tensor:
     return nn.functional.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=True)
 
 
-def _concatenated(features: Features) -> Tensor:
+def _concatenated(features: BlockFeatures) -> Tensor:
     return torch.cat([patches for _, patches in features], dim=1)
 
 

@@ -21,9 +21,9 @@ from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
 from ..data.photometric import as_unit
 from .augmented import Draw, Draws, Plan
 from .base import Evaluation
-from .datasets.dense import DenseImages, common_grid
-from .dense import Size, block_features, scaled_size
+from .datasets import DenseImages, common_grid
 from .dense_heads import DenseHead
+from .dense_prediction import Size, block_features, scaled_size
 
 _TRIES = 10
 """Crops that are drawn before one of few classes is taken."""

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..config.evaluations import DepthEvaluation, DepthTestConfig
 from .base import Evaluation, Result, given
-from .datasets.dense import DepthMaps
-from .dense import measure_maps
+from .datasets import DepthMaps
 from .dense_heads import DenseHead, HeadMeta, Inference, build_head, save_dense_head
+from .dense_prediction import measure_maps
 from .dense_training import CropRecipe, train_head, warmed_up
 from .intervals import bootstrap
 from .metrics.depth import DEPTH_METRICS, crop_mask, depth_errors

@@ -21,8 +21,7 @@ from ..data import EvalTransform
 from ..data.crops import as_crop, resample
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open_image
 from ..data.photometric import as_unit, normalize
-from ..data.sources.columns import find_images
-from ..data.sources.load import load
+from ..data.sources import find_images, load
 from .base import Evaluation, given
 
 

@@ -147,16 +147,16 @@ def logistic_regression(
     return Regression(kind, c, figure(scores, asked[1], kind), interval(scores, asked[1], kind))
 
 
-Features = tuple[Tensor, Tensor]
+LabeledCls = tuple[Tensor, Tensor]
 """CLS `[N, D]` and labels, on the CPU."""
 
 
-def _features(evaluation: Evaluation, images: LabeledImages, name: str) -> Features:
+def _features(evaluation: Evaluation, images: LabeledImages, name: str) -> LabeledCls:
     found = LabeledFeatures.of(evaluation, images, f"Features of {name}")
     return found.parts["cls"][:, -1].cpu(), found.labels
 
 
-def _split(whole: Features, seed: int, images: LabeledImages) -> tuple[Features, Features]:
+def _split(whole: LabeledCls, seed: int, images: LabeledImages) -> tuple[LabeledCls, LabeledCls]:
     """All but a random tenth, and the tenth.
 
     Raises:
@@ -173,7 +173,7 @@ def _split(whole: Features, seed: int, images: LabeledImages) -> tuple[Features,
     return (features[rest], labels[rest]), (features[held_out], labels[held_out])
 
 
-def _choose(evaluation: Evaluation, learnt: Features, held_out: Features, num_classes: int, kind: str) -> float:
+def _choose(evaluation: Evaluation, learnt: LabeledCls, held_out: LabeledCls, num_classes: int, kind: str) -> float:
     """The inverse strength that is best on the images held out; of equal ones the smallest."""
     config, accelerator = evaluation.config, evaluation.accelerator
     candidates = sorted(config.c)

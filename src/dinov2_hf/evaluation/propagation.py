@@ -22,10 +22,10 @@ from ..data.broken import leave_out
 from ..data.crops import as_crop, resample
 from ..data.decode import BrokenImage, Decoding, open_image
 from .base import Evaluation, Result
-from .datasets.video import MaskedVideos
+from .datasets import MaskedVideos
 from .intervals import bootstrap
 from .metrics.video import BoundaryAccuracy, RegionSimilarity, objects_of
-from .overlays import save_contact_sheet, save_index_mask
+from .object_masks import save_contact_sheet, save_index_mask
 from .registry import register_evaluator
 
 logger = logging.getLogger(__name__)

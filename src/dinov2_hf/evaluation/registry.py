@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..config.evaluations import EvaluationConfig
+from ..data.names import place_of
 from .base import Evaluation, Result
 
 Evaluate = Callable[[Evaluation], Iterator[Result]]
@@ -96,8 +97,8 @@ def _check(name: str, config: type, title: str, function: Callable) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{where} has a name of other characters than a to z, digits and _; rename it")
     before = _registered.get(name)
-    if before is not None and _place(before.evaluate) != _place(function):
-        raise ValueError(f"{where} is already registered by {_place(before.evaluate)}; use another name")
+    if before is not None and place_of(before.evaluate) != place_of(function):
+        raise ValueError(f"{where} is already registered by {place_of(before.evaluate)}; use another name")
     if not title:
         raise ValueError(f"{where} has no title; say in a few words what it measures")
     if not (inspect.isclass(config) and issubclass(config, EvaluationConfig)):
@@ -109,12 +110,10 @@ def _check(name: str, config: type, title: str, function: Callable) -> None:
     except TypeError:
         raise TypeError(f"{where}: {config.__name__} has fields without a default; give each a default") from None
     if not inspect.isgeneratorfunction(function):
-        raise TypeError(f"{where}: {_place(function)} is not a generator function; yield each Result")
+        raise TypeError(f"{where}: {place_of(function)} is not a generator function; yield each Result")
     try:
         inspect.signature(function).bind(object())
     except TypeError:
-        raise TypeError(f"{where}: {_place(function)} needs more arguments than the Evaluation; remove them") from None
-
-
-def _place(function: Callable) -> str:
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+        raise TypeError(
+            f"{where}: {place_of(function)} needs more arguments than the Evaluation; remove them"
+        ) from None

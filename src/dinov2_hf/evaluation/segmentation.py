@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..config.evaluations import SegmentationEvaluation
 from ..data.photometric import adjust_hue, adjust_saturation
 from .base import Evaluation, Result, given
-from .datasets.dense import IGNORED, LabelMaps
-from .dense import measure_maps
+from .datasets import IGNORED, LabelMaps
 from .dense_heads import HeadMeta, Inference, build_head, save_dense_head
+from .dense_prediction import measure_maps
 from .dense_training import CropRecipe, train_head, warmed_up
 from .metrics.segmentation import class_areas, class_iou, pixel_accuracy
 from .registry import register_evaluator

@@ -14,7 +14,7 @@ from ..config import SourceConfig
 from ..config.evaluations import VideoEvaluation
 from .augmented import Draws
 from .base import Evaluation, Result, given
-from .datasets.video import LabeledClips, SampledFrames
+from .datasets import LabeledClips, SampledFrames
 from .intervals import wilson
 from .linear import LinearHeads
 from .probes import check_labels, figure, interval

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import SourceConfig
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
-from ..data.sources.columns import open_images
+from ..data.sources import open_images
 from ..features.extract import Images
 from .pictures import Picture, open_picture
 

@@ -1,12 +1,22 @@
-"""From the configuration of a source to its images in order."""
+"""From the configuration of a source to its images: a column of a table (`ImageColumn`), or an endless sequence."""
 
 from .base import TrainingSource, check_source
+from .columns import ImageColumn, find_images, open_images
 from .generators import register_source
+from .load import Loaded, load
+from .shards import LOST, Shards
 from .training import open_training_source, reading_advice
 
 __all__ = [
+    "LOST",
+    "ImageColumn",
+    "Loaded",
+    "Shards",
     "TrainingSource",
     "check_source",
+    "find_images",
+    "load",
+    "open_images",
     "open_training_source",
     "reading_advice",
     "register_source",

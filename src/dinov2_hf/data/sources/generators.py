@@ -35,7 +35,7 @@ from PIL import Image, ImageOps
 from ...config import SourceConfig, TrainingSourceConfig
 from ..broken import Broken
 from ..fetch import Missing
-from ..names import few, one_line
+from ..names import few, one_line, place_of
 
 PREFIX = "generator:"
 """What the path of a registered source begins with."""
@@ -107,9 +107,9 @@ def register_source(name: str, shards: int = 1) -> Callable[[Function], Function
     def register(function: Function) -> Function:
         images = GeneratedImages(name, function, shards)
         before = _registered.get(name)
-        if before is not None and _place(before.function) != _place(function):
+        if before is not None and place_of(before.function) != place_of(function):
             raise ValueError(
-                f"the source {name!r} is already registered by {_place(before.function)}; use another name"
+                f"the source {name!r} is already registered by {place_of(before.function)}; use another name"
             )
         _registered[name] = images
         return function
@@ -190,14 +190,14 @@ class GeneratedShards:
         try:
             text = inspect.getsource(function)
         except (OSError, TypeError):  # of a console, or a callable object
-            text = _place(function)
+            text = place_of(function)
         content = repr((self._images.name, len(self), text))
         return {"count": len(self), "unit": "generators", "digest": hashlib.sha256(content.encode()).hexdigest()[:32]}
 
     def __getstate__(self) -> dict:
-        if "<" in _place(self._images.function):
+        if "<" in place_of(self._images.function):
             raise ValueError(
-                f"{self._images.path} is {_place(self._images.function)}, which spawned data workers cannot import; "
+                f"{self._images.path} is {place_of(self._images.function)}, which spawned data workers cannot import; "
                 "move the function to the top of its module, or use data.start_method=fork"
             )
         return self.__dict__
@@ -241,10 +241,6 @@ class GeneratedShards:
         except (OSError, ValueError) as error:
             return Missing(f"cannot be stored: {one_line(error)}"), name
         return file.getvalue(), name
-
-
-def _place(function: Callable) -> str:
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 def _type_of(item: Any) -> str:

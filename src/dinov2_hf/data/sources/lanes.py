@@ -107,7 +107,7 @@ def advise(lanes: int, num_shards: int, batch_size: int, num_workers: int, num_p
     return (
         f"a lane of the streaming data ({lanes} in all) is read by {together} of the "
         f"{num_processes * max(num_workers, 1)} data workers, so that the files are read {together} times over; "
-        f"to read them once: {' or '.join(ways) or 'divide the data into more files'}"
+        f"to read them once: {' or '.join(ways) or 'divide the data into more files or shards'}"
     )
 
 

@@ -20,8 +20,7 @@ from ...data.decode import DEFAULT_DECODING, Decoding, decoded, open_image
 from ...data.names import few
 from ...data.opening import open_with_pillow
 from ...data.paths import name_in
-from ...data.sources.columns import find_images
-from ...data.sources.load import load
+from ...data.sources import find_images, load
 
 IGNORED = -1
 """Label of pixels that belong to no class."""

@@ -8,8 +8,7 @@ from datasets import ClassLabel, Dataset, List, Value
 from ...config import SourceConfig
 from ...data.names import few
 from ...data.paths import name_in
-from ...data.sources.columns import find_images
-from ...data.sources.load import load
+from ...data.sources import find_images, load
 
 
 class LabeledImages:

@@ -24,8 +24,7 @@ from ...data.fetch import Missing, read_bytes
 from ...data.formats import READABLE
 from ...data.names import few
 from ...data.opening import open_with_pillow
-from ...data.sources.columns import ImageColumn, find_images
-from ...data.sources.load import Loaded, load
+from ...data.sources import ImageColumn, Loaded, find_images, load
 from .labeled import read_labels
 
 logger = logging.getLogger(__name__)

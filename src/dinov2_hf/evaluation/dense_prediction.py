@@ -17,7 +17,7 @@ from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
 from ..data.photometric import as_unit
 from ..features import FeatureExtractor
 from .base import Evaluation
-from .datasets.dense import DenseImages
+from .datasets import DenseImages
 from .dense_heads import DenseHead, Features, Inference
 
 Size = tuple[int, int]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from dinov2_hf.evaluation import load_dense_head, predict_map
-from dinov2_hf.evaluation.dense import (
+from dinov2_hf.evaluation.dense_heads import HeadMeta, Inference, build_head, save_dense_head
+from dinov2_hf.evaluation.dense_prediction import (
     block_features,
     forwards,
     keep_pace,
@@ -18,7 +19,6 @@ from dinov2_hf.evaluation.dense import (
     sliding_scores,
     windows,
 )
-from dinov2_hf.evaluation.dense_heads import HeadMeta, Inference, build_head, save_dense_head
 
 from .composed import MEAN, STD, colour_backbone, pixels_of, random_backbone
 

@@ -16,8 +16,7 @@ from datasets import Dataset, IterableDataset
 from ..config import SourceConfig
 from ..config.curation import CurationConfig
 from ..data.broken import Broken
-from ..data.sources.columns import ImageColumn, open_images
-from ..data.sources.shards import LOST, Shards
+from ..data.sources import LOST, ImageColumn, Shards, open_images
 
 logger = logging.getLogger(__name__)
 

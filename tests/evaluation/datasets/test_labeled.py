@@ -1,7 +1,7 @@
 import pytest
 
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.evaluation.datasets.labeled import LabeledImages
+from dinov2_hf.evaluation.datasets import LabeledImages
 
 
 @pytest.mark.parametrize("kind", ["folder", "tables", "table.parquet", "saved", "splits"])

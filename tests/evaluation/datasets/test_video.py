@@ -6,7 +6,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as Pillow
 
 from dinov2_hf.config import SourceConfig
-from dinov2_hf.evaluation.datasets.video import FolderFrames, LabeledClips, MaskedVideos, SampledFrames
+from dinov2_hf.evaluation.datasets import FolderFrames, LabeledClips, MaskedVideos, SampledFrames
 
 LENGTHS = [3, 12, 5, 1]
 KINDS = [0, 1, 0, 1]
