@@ -1,7 +1,7 @@
 """Distils a frozen teacher into one or several smaller backbones that stock transformers loads.
 
-    accelerate launch examples/distill.py --config configs/distill/vits14_from_vitl14.yaml \\
-        distill.teacher=runs/vitl14 data.train.path=/my/images
+    accelerate launch examples/distill.py --config configs/distill/vits14_from_vitg14.yaml \\
+        distill.teacher=runs/vitg14_142m data.train.path=/my/images
 
 Everything after the options overrides a key of the config file: section.key=value.
 """

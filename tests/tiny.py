@@ -42,6 +42,11 @@ TINY_FEATURES += ["objective=distill_features", "model.drop_path_rate=0", "crops
 """Those of a distillation of features; without `distill.teacher` too."""
 
 
+def without_heads(overrides):
+    """Those of the overrides that a run without prototypes, such as one of `distill_features`, reads."""
+    return [item for item in overrides if not item.startswith(("dino.", "ibot.", "koleo.", "teacher.warmup_temp"))]
+
+
 def write_photographs(folder: Path) -> Path:
     """Writes 24 photographs of 40 x 48 pixels, in a folder for each of two classes."""
     rng = np.random.default_rng(0)

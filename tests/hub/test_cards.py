@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard
 
 from dinov2_hf import Dinov2Config, Dinov2Model
-from dinov2_hf.config import PrototypeDistillationConfig, dotted_keys, load_config, value_at
+from dinov2_hf.config import dotted_keys, load_config, value_at
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.hub.contents import read_contents
 from dinov2_hf.runs import RunFacts, RunFolder
@@ -142,9 +142,8 @@ def test_overrides_for_continuing_give_the_same_architecture_and_heads():
 
 def test_further_student_of_a_distillation_has_its_own_shape():
     students = ["students.other.preset=base", "students.other.num_register_tokens=0"]
-    config = load_config(
-        None, ["data.train.path=/x", "distill.teacher=lab/vitg14", *students], PrototypeDistillationConfig
-    )
+    given = ["objective=distill_prototypes", "data.train.path=/x", "distill.teacher=lab/vitg14"]
+    config = load_config(None, [*given, *students])
     _, text = render(config, RunFacts(), backbone("base", num_register_tokens=0))
     assert "ViT-B/14 trained on" in text and "model.preset=base model.num_register_tokens=0" in text
     _, text = render(config, RunFacts())
@@ -178,8 +177,8 @@ def test_sets_and_models_on_the_hub_are_linked_and_folders_are_named(config, tmp
 
 @pytest.mark.parametrize("objective", ["prototypes", "features"])
 def test_distilled_model_names_its_teacher(objective):
-    given = ["data.train.path=/x/images", "distill.teacher=lab/vitg14", f"distill.objective={objective}"]
-    config = load_config(None, [*given, "crops.num_local=0"], PrototypeDistillationConfig)
+    given = ["data.train.path=/x/images", "distill.teacher=lab/vitg14", f"objective=distill_{objective}"]
+    config = load_config(None, [*given, "crops.num_local=0"])
     data, text = render(config, RunFacts(), has_heads=False)
     assert rows(text)["Teacher"] == "lab/vitg14" and "distilled without labels from" in text
     assert ("Prototypes" in rows(text)) == (objective == "prototypes")
@@ -200,7 +199,7 @@ def test_facts_are_read_from_what_a_run_writes(config, tmp_path):
         {"step": 100, "loss": 9.0, "images_per_second": 1000.0},
         {"step": 200, "loss": 8.0, "images_per_second": 500.0},
         {"step": 250, "knn_accuracy": 30.123},
-        {"step": 300, "loss": 7.0, "dino_global": 3.0, "ibot": None, "lr": 0.1, "images_per_second": 500.0},
+        {"step": 300, "loss": 7.0, "loss/dino_global": 3.0, "loss/ibot": None, "lr": 0.1, "images_per_second": 500.0},
     ]
     text = "\n".join(map(json.dumps, lines)) + '\n{"step": 400, "lo'
     (tmp_path / "metrics.jsonl").write_text(text)
@@ -226,9 +225,9 @@ def test_folder_in_which_nothing_was_written_gives_no_facts(config, tmp_path):
 def test_facts_are_those_of_the_student_and_of_the_update_that_the_card_is_for(config, tmp_path):
     config.knn.reference.path, config.knn.query.path = "/x/train", "/x/clothing"
     lines = [
-        {"step": 10, "loss": 9.0, "cls_cosine": 0.9, "small.cls_cosine": 0.8},
+        {"step": 10, "loss": 9.0, "loss/cls_cosine": 0.9, "loss/small.cls_cosine": 0.8},
         {"step": 10, "knn_accuracy": 30.0, "small.knn_accuracy": 20.0},
-        {"step": 20, "loss": 8.0, "cls_cosine": 0.5, "small.cls_cosine": 0.6},
+        {"step": 20, "loss": 8.0, "loss/cls_cosine": 0.5, "loss/small.cls_cosine": 0.6},
         {"step": 20, "knn_accuracy": 50.0, "small.knn_accuracy": 40.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -58,7 +58,12 @@ def run_folder(tiny_config, tiny_overrides, image_folder, monkeypatch):
     folder = Path(config.train.output_dir)
     transform = EvalTransform(32, 32, config.colors.mean, config.colors.std)
     export_folder(
-        folder / "export", teacher.pop("backbone").eval(), teacher, transform, config, RunFacts.of_run(folder, config)
+        folder / "export",
+        teacher.pop("backbone").eval(),
+        teacher,
+        transform,
+        config,
+        RunFacts.of_run(trainer.run_folder, config),
     )
     return folder
 

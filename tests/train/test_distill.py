@@ -17,6 +17,8 @@ from dinov2_hf.train import Trainer, build_accelerator
 from dinov2_hf.train.teachers import open_teacher
 from dinov2_hf.weights import export_folder, export_source
 
+from ..tiny import without_heads
+
 
 @pytest.fixture(scope="session")
 def teacher_run(tmp_path_factory):
@@ -41,7 +43,7 @@ def configure(tiny_overrides, tmp_path):
         still = ["model.drop_path_rate=0", f"distill.teacher={teacher}", f"train.output_dir={tmp_path / output}"]
         given = [*tiny_overrides, *still, *PROTOTYPES, *overrides]
         if "objective=distill_features" in overrides:
-            given = [item for item in given if not item.startswith(("dino.", "ibot.", "teacher.warmup_temp_epochs"))]
+            given = without_heads(given)
         return load_config(None, given)
 
     return configure

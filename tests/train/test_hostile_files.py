@@ -18,6 +18,7 @@ from dinov2_hf import Dinov2Model
 from dinov2_hf.cli import main
 from dinov2_hf.runs.checkpoint import find_checkpoints
 
+from ..tiny import without_heads
 from .damages import Springs, hostile_pickle, sign
 
 ROOT = Path(__file__).parents[2]
@@ -317,7 +318,9 @@ def test_model_of_a_stranger_runs_no_code_and_reads_no_file_elsewhere(
     make, expected = FILES[kind]
     path = make(Path(shutil.copytree(exported, tmp_path / "model")), tmp_path / "sprung")
     overrides = (
-        [*tiny_overrides, "distill.objective=features", "crops.num_local=0"] if way is teacher else tiny_overrides
+        [*without_heads(tiny_overrides), "objective=distill_features", "crops.num_local=0"]
+        if way is teacher
+        else tiny_overrides
     )
     assert_refused(way, path, overrides, tmp_path, expected)
 
