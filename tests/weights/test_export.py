@@ -83,7 +83,7 @@ def test_run_gives_a_folder_with_all_that_the_end_of_a_run_leaves(run, tmp_path,
     assert config.drop_path_rate == (0.0 if network == "teacher" else 0.3)
     assert config.image_size == 32 and config.num_attention_heads == 2
     report = capsys.readouterr().out
-    assert "checkpoint of a pretraining run" in report and f'AutoModel.from_pretrained("{output}")' in report
+    assert "checkpoint of a run, pretrained without labels" in report and f'AutoModel.from_pretrained("{output}")' in report
     assert os.listdir(tmp_path / "exports") == ["model"]
 
 

@@ -35,7 +35,7 @@ def test_run_is_described_with_its_progress_losses_and_heads(run, capsys, which)
     path = run.folder if which == "output folder" else run.checkpoints / "step-00000004"
     rows = inspect(path, capsys)
     step = 6 if which == "output folder" else 4
-    assert rows["what"] == "checkpoint of a pretraining run"
+    assert rows["what"] == "checkpoint of a run, pretrained without labels (DINO + iBOT + KoLeo)"
     assert rows["checkpoint"] == f"step-0000000{step}, epoch {step // 2} of 3"
     assert rows["updates"] == f"{step} of 6"
     assert ("all checkpoints" in rows) == (which == "output folder")
