@@ -27,11 +27,11 @@ def add_evaluate(commands) -> None:
     )
     parser.add_argument("--model", metavar="MODEL", help=SOURCES + "; or any vision transformer that AutoModel loads")
     parser.add_argument("--data", metavar="PATH", help="images to learn from or compare with: train.path")
-    parser.add_argument("--test", metavar="PATH", help="images that the figures are of: test.path (default: --data)")
+    parser.add_argument("--test", metavar="PATH", help="images that are evaluated: test.path (default: --data)")
     parser.add_argument("--config", metavar="FILE", help="YAML file; what it leaves out keeps its default")
     parser.add_argument("--output", metavar="DIR", help="folder for results.json and results.md: output_dir")
     parser.add_argument("--cache", metavar="DIR", help="folder where features are kept for the next time: cache_dir")
-    parser.add_argument("--card", type=Path, metavar="EXPORT", help="an export whose model card takes the figures")
+    parser.add_argument("--card", type=Path, metavar="EXPORT", help="an export whose model card takes the results")
     parser.add_argument(
         "--keys", action="store_true", help="print the keys of the evaluator with their defaults, and end"
     )

@@ -24,13 +24,13 @@ AnySource = TypeVar("AnySource", bound=SourceConfig)
 
 @dataclass(frozen=True)
 class Result:
-    """One figure."""
+    """One number, with its name and interval."""
 
     metric: str
     """Its key in JSON and logs, such as `accuracy_k20`; another for each result of an evaluator."""
     value: float
     title: str
-    """For people, with the unit: `k-NN accuracy (%), k = 20`. It names the figure, and is the same every time."""
+    """For people, with the unit: `k-NN accuracy (%), k = 20`. The same in every evaluation."""
     interval: tuple[float, float] | None = None
     """95 % confidence interval over the images of the test set."""
     dataset: str | None = None
@@ -38,7 +38,7 @@ class Result:
     kind: str | None = None
     """The Hub's word for the metric, such as `accuracy`; default: `metric`."""
     note: str = ""
-    """What came out besides, such as the setting that was chosen."""
+    """What else was found, such as the setting that was chosen."""
 
 
 @dataclass
@@ -61,7 +61,9 @@ class Evaluation:
 
     @property
     def transform(self) -> EvalTransform:
-        """That of the model, with the sizes of the configuration; its crops are scaled by 256 / 224 if not told.
+        """That of the model, with the sizes of the configuration.
+
+        Where only `crop_size` is set, images are resized to 256 / 224 of it.
 
         Raises:
             ValueError: the patch does not divide the crop.
@@ -102,7 +104,7 @@ class Evaluation:
         return found
 
     def progress(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
-        """A bar over `items`, on the main process alone."""
+        """A bar over `items`, on the main process only."""
         return tqdm(items, description, total, leave=False, disable=not self.is_main)
 
 

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, as JSON and as a table; `hub.results` makes metadata of the JSON."""
+"""The results of an evaluation, as JSON and as a table; `hub.results` makes metadata of the JSON."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class EvaluationConfig:
     train: SourceConfig = field(default_factory=SourceConfig)
     """Images that a probe learns from, or that queries are compared with (`--data`)."""
     test: SourceConfig = field(default_factory=lambda: SourceConfig(split="validation"))
-    """Images that the figures are of (`--test`); default: the split `validation` of the same."""
+    """Images that are evaluated (`--test`); default: the split `validation` of the same."""
     resize_size: int = 0
     """Short side in pixels to which images are resized; 0: as the preprocessor of the model says."""
     crop_size: int = 0

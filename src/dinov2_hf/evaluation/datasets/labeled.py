@@ -96,7 +96,10 @@ def same_classes(first: LabeledImages, second: LabeledImages) -> None:
         ValueError: naming both.
     """
     if first.multi_label != second.multi_label:
-        raise ValueError(f"one of {first.where} and {second.where} has lists of labels and the other has not")
+        raise ValueError(
+            f"one of {first.where} and {second.where} has lists of labels and the other single ones; "
+            "give two splits of one set"
+        )
     if first.names != second.names:
         raise ValueError(
             f"the classes of {first.where} ({few(first.names)}) and {second.where} ({few(second.names)}) differ; "
