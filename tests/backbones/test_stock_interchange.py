@@ -19,8 +19,7 @@ from transformers import Dinov2WithRegistersForImageClassification as StockWithR
 
 from dinov2_hf import Dinov2Backbone, Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 from dinov2_hf.backbones import PRESETS
-from dinov2_hf.data import EvalTransform
-from dinov2_hf.weights.folder import preprocessor_config
+from dinov2_hf.data import EvalTransform, preprocessor_config
 
 SIZES = [(224, 224), (98, 98), (518, 518), (224, 280)]
 

@@ -8,9 +8,8 @@ from PIL import Image as Pillow
 from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
-from dinov2_hf.data import EvalTransform
+from dinov2_hf.data import EvalTransform, preprocessor_config
 from dinov2_hf.data.decode import BrokenImage
-from dinov2_hf.weights.folder import preprocessor_config
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SIZES = {
