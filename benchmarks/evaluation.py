@@ -31,7 +31,7 @@ from dinov2_hf.evaluation.datasets import LabeledImages
 from dinov2_hf.evaluation.linear import LinearHeads
 from dinov2_hf.features import extract_features, open_backbone
 from dinov2_hf.train.accelerator import keep_freed_memory
-from dinov2_hf.weights.folder import write_model
+from dinov2_hf.weights.folder import write_folder
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT / "examples" / "data" / "clothing"
@@ -58,7 +58,7 @@ def features(preset: str, pairs: int, batch_size: int, device: torch.device) -> 
     with tempfile.TemporaryDirectory() as folder:
         transform = EvalTransform(256, 224, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         export = Path(folder) / "export"
-        write_model(export, Dinov2Model(Dinov2Config.preset(preset)), {}, preprocessor_config(transform))
+        write_folder(export, Dinov2Model(Dinov2Config.preset(preset)), preprocessor_config(transform))
         accelerator = Accelerator(cpu=device.type == "cpu")
         print(
             f"{preset}, patches of 14, at 224 pixels, batches of {batch_size}, {count} photographs, "

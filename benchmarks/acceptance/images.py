@@ -23,7 +23,7 @@ from dinov2_hf.features import extract_features, open_backbone
 from dinov2_hf.runs import read_metrics
 from dinov2_hf.runs.checkpoint import save_checkpoint
 from dinov2_hf.train import Trainer
-from dinov2_hf.weights.folder import write_model
+from dinov2_hf.weights.folder import write_folder
 
 from .context import Context, rounded
 from .machine import device, num_cores, on_cuda, reset_memory, synchronize, timed
@@ -130,7 +130,7 @@ def features(context: Context) -> None:
         if not export.is_dir():
             with torch.device(device()):
                 model = Dinov2Model(Dinov2Config.preset(preset))
-            write_model(export, model, {}, preprocessor_config(transform))
+            write_folder(export, model, preprocessor_config(transform))
             del model
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         with context.case("extraction", model=preset, precision=precision, workers=workers) as row:

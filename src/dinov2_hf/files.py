@@ -79,6 +79,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or else its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
+
+
 def lies_in(folder: Path, name: object) -> bool:
     """Whether a file that something in `folder` names lies in it; not so for absolute paths, `..` and links elsewhere.
 

@@ -15,7 +15,7 @@ import pytest
 
 from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.data import EvalTransform, preprocessor_config
-from dinov2_hf.weights.folder import write_model
+from dinov2_hf.weights.folder import write_folder
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240
@@ -89,7 +89,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28}
     transform = EvalTransform(28, 28, [0.5] * 3, [0.5] * 3)
-    write_model(folder, Dinov2Model(Dinov2Config.preset("tiny", **shape)), {}, preprocessor_config(transform))
+    write_folder(folder, Dinov2Model(Dinov2Config.preset("tiny", **shape)), preprocessor_config(transform))
     return folder
 
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from dinov2_hf.weights import export_source, open_source
+from dinov2_hf.weights import export_source, open_weights
 
 from ..weights.timm_twin import timm_forward
 
@@ -48,7 +48,7 @@ def assert_published(tokens, recorded, size, registers, **tolerance):
 @pytest.mark.parametrize("format", SUFFIX)
 @torch.no_grad()
 def test_every_format_keeps_the_published_features_at_every_size(golden, tmp_path, format):
-    model = open_source(str(export(golden, tmp_path, format))).weights.build()
+    model = open_weights(str(export(golden, tmp_path, format))).build()
     for size in SIZES:
         tokens = model(golden[0][f"{size}.pixel_values"]).last_hidden_state
         assert_published(tokens, golden[0], size, golden[3]["num_register_tokens"], **close)

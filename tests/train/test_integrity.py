@@ -15,7 +15,7 @@ from dinov2_hf.runs.checkpoint import find_checkpoints, read_model_tensors
 from dinov2_hf.runs.integrity import choose_checkpoint, damage_of, prune_checkpoints, set_aside
 from dinov2_hf.runs.provenance import Provenance, digest_of
 from dinov2_hf.train import Trainer, build_accelerator
-from dinov2_hf.weights.run import read_source
+from dinov2_hf.weights import open_weights
 
 from .damages import as_of_0_5, flip, sign
 from .running import train
@@ -264,7 +264,7 @@ def test_weights_are_not_read_from_a_damaged_checkpoint(run, newest):
     flip(distcp(newest), 1, seed=0)
     for path in (run, newest):
         with pytest.raises(ValueError, match="step-00000004 is damaged: the checksum of __0_0.distcp"):
-            read_source(str(path))
+            open_weights(str(path), "init.path").network()
 
 
 def test_checkpoint_of_0_5_loads_with_one_warning(finished, run, newest, tiny_config_in, caplog):

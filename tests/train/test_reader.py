@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from dinov2_hf.runs.checkpoint import read_model_tensors
 from dinov2_hf.runs.reader import CheckpointPlanner, CheckpointReader
 from dinov2_hf.train import Trainer, build_accelerator
-from dinov2_hf.weights.run import read_source
+from dinov2_hf.weights import open_weights
 
 from .damages import sign
 
@@ -67,7 +67,7 @@ def test_metadata_that_runs_code_is_refused_and_does_not(path, tmp_path, module,
     with pytest.raises(
         ValueError, match=f"step-00000002 is damaged: .metadata asks for {module}.{name}, which is not part of"
     ):
-        read_source(str(path))
+        open_weights(str(path), "init.path").network()
     assert not (tmp_path / "sprung").exists()
     if name.endswith("mkdir") and module == "os":  # the pickle is one that would
         pickle.loads(content)
@@ -79,7 +79,7 @@ def test_damaged_metadata_is_named(path, content):
     (path / ".metadata").write_bytes(content)
     sign(path)
     with pytest.raises(ValueError, match="step-00000002 is damaged: .metadata .*; there is no whole one beside it"):
-        read_source(str(path))
+        open_weights(str(path), "init.path").network()
 
 
 def rewritten(path, change):
@@ -125,7 +125,7 @@ def drop(metadata):
 def test_metadata_of_places_that_are_not_in_the_files_is_refused(path, change, message):
     rewritten(path, change)
     with pytest.raises(ValueError, match=f"step-00000002 is damaged: .metadata {message}"):
-        read_source(str(path))
+        open_weights(str(path), "init.path").network()
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_every_student_and_its_average_are_exported(distillation, tmp_path, stud
 def test_inspect_names_the_students(distillation, capsys):
     main(["inspect", str(distillation.folder)])
     report = capsys.readouterr().out
-    assert "checkpoint of a distillation run" in report
+    assert "checkpoint of a run, distilled without labels from" in report
     assert "further students  wide (--student NAME)" in report
     assert "examples/distill.py" in report and "wide.loss" not in report
 

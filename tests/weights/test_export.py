@@ -15,9 +15,8 @@ from transformers import AutoImageProcessor, AutoModel, pipeline
 from dinov2_hf import Dinov2Config, Dinov2Model
 from dinov2_hf.cli import main
 from dinov2_hf.runs.metrics import read_metrics
-from dinov2_hf.weights import export_source, open_source, to_original, to_timm, write_onnx, write_original, write_timm
+from dinov2_hf.weights import export_source, open_weights, to_original, to_timm, write_onnx, write_original, write_timm
 from dinov2_hf.weights import timm as timm_format
-from dinov2_hf.weights.run import read_source
 
 SUFFIX = {"hf": "", "original": ".pth", "timm": ".safetensors", "onnx": ".onnx"}
 
@@ -83,7 +82,10 @@ def test_run_gives_a_folder_with_all_that_the_end_of_a_run_leaves(run, tmp_path,
     assert config.drop_path_rate == (0.0 if network == "teacher" else 0.3)
     assert config.image_size == 32 and config.num_attention_heads == 2
     report = capsys.readouterr().out
-    assert "checkpoint of a pretraining run" in report and f'AutoModel.from_pretrained("{output}")' in report
+    assert (
+        "checkpoint of a run, pretrained without labels" in report
+        and f'AutoModel.from_pretrained("{output}")' in report
+    )
     assert os.listdir(tmp_path / "exports") == ["model"]
 
 
@@ -153,8 +155,8 @@ def test_every_source_goes_to_every_format_and_none_loses_a_bit(tmp_path):
             done = export_source(str(source), output, format)
             unknown = [remark for remark in done.remarks if "does not tell how images are prepared" in remark]
             assert bool(unknown) != tells
-            weights = open_source(str(output)).weights
-            assert different(weights.backbone, expected) == []
+            weights = open_weights(str(output))
+            assert different(weights.backbone(), expected) == []
             assert weights.config.num_attention_heads == 3
             mean = [0.1, 0.2, 0.3] if tells else [0.485, 0.456, 0.406]
             assert weights.preprocessor["image_mean"] == mean
@@ -211,7 +213,7 @@ def test_image_size_makes_features_exact_where_stock_transformers_has_another_ru
     for name, options, size in (("as-it-is", [], 32), ("resampled", ["--image-size", "48"], 48)):
         main(["export", str(tmp_path / "model.pth"), str(tmp_path / name), *options])
         note = "transformers interpolates position embeddings by another rule than this model"
-        assert f"{note}: its features are the same at {size} x {size} pixels alone" in capsys.readouterr().out
+        assert f"{note}: its features are the same at {size} x {size} pixels only" in capsys.readouterr().out
         difference = (AutoModel.from_pretrained(tmp_path / name)(pixels).last_hidden_state - expected).abs().max()
         assert (difference < 1e-5) == (size == 48)
 
@@ -225,7 +227,7 @@ def test_image_size_makes_features_exact_in_files(tmp_path):
     for format in ("timm", "onnx"):
         file = tmp_path / f"resampled{SUFFIX[format]}"
         main(["export", str(tmp_path / "model.pth"), str(file), "--format", format, "--image-size", "24x56"])
-        found = open_source(str(file)).weights.build()
+        found = open_weights(str(file)).build()
         assert found.config.image_size == [24, 56] and found.config.grid_size == (3, 7)
         torch.testing.assert_close(found(pixels).last_hidden_state, expected, atol=1e-5, rtol=0)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -240,7 +242,7 @@ def test_folder_that_stock_transformers_cannot_run_says_so(tmp_path, capsys):
     folder = tmp_path / "model"
     main(["export", str(tmp_path / "source"), str(folder)])
     report = capsys.readouterr().out
-    assert "transformers takes square images of position embeddings alone" in report
+    assert "transformers takes square images of position embeddings only" in report
     assert f'dinov2_hf.Dinov2Model.from_pretrained("{folder}")' in report
     with pytest.raises(RuntimeError, match="invalid for input of size"):
         AutoModel.from_pretrained(tmp_path / "model")(torch.randn(1, 3, 24, 56))
@@ -316,7 +318,7 @@ def test_what_a_user_can_mend_is_said_in_one_line(run, tmp_path, capsys):
         ((tmp_path / "odd.pth", out), "its width 32 is not a multiple of the usual 64 channels; give --num-attention-"),
         ((folder, out, "--image-size", "30"), "height=30 is not a multiple of patch_size=8; use 24 or 32"),
         ((folder, out, "--image-size", "0"), "'0' is not a size; give pixels such as 224 or 224x280"),
-        ((folder, out, "--format", "tensorrt"), "invalid choice: 'tensorrt'"),
+        ((folder, out, "--format", "tensorrt"), "--format tensorrt is not one of onnx, hf, timm, original"),
     ):
         assert message in fails(capsys, *arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["odd.pth", "source"]
@@ -347,7 +349,7 @@ def test_folder_of_a_path_with_a_dot_is_one(tmp_path):
 def test_training_starts_from_every_source(tmp_path):
     expected = {f"backbone.{name}": value for name, value in state_of(tiny_model()).items()}
     for source, _ in sources(tmp_path):
-        found = read_source(str(source))
-        assert different(found.teacher, expected) == [] and found.student is found.teacher
-        tells = source.name not in ("plain.pth", "teacher.pth")
-        assert found.num_attention_heads == (3 if tells else None)
+        found = open_weights(str(source), "init.path")
+        assert different(found.network("teacher"), expected) == different(found.network("student"), expected) == []
+        says = source.name not in ("plain.pth", "teacher.pth")
+        assert found.config.num_attention_heads == 3 and found.knows_num_attention_heads == says

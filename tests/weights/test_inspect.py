@@ -35,7 +35,7 @@ def test_run_is_described_with_its_progress_losses_and_heads(run, capsys, which)
     path = run.folder if which == "output folder" else run.checkpoints / "step-00000004"
     rows = inspect(path, capsys)
     step = 6 if which == "output folder" else 4
-    assert rows["what"] == "checkpoint of a pretraining run"
+    assert rows["what"] == "checkpoint of a run, pretrained without labels (DINO + iBOT + KoLeo)"
     assert rows["checkpoint"] == f"step-0000000{step}, epoch {step // 2} of 3"
     assert rows["updates"] == f"{step} of 6"
     assert ("all checkpoints" in rows) == (which == "output folder")
@@ -114,12 +114,12 @@ def test_presets_are_recognised(tmp_path, capsys, monkeypatch, preset):
     with torch.device("meta"):
         state = Dinov2Model(Dinov2Config.preset(preset, num_register_tokens=4, image_size=518)).state_dict()
     config = Dinov2Config.preset(preset, num_register_tokens=4, image_size=518)
-    from dinov2_hf.weights import ModelWeights
+    from dinov2_hf.weights import Weights
     from dinov2_hf.weights import inspect as module
-    from dinov2_hf.weights.source import OpenSource
 
-    weights = ModelWeights("SOURCE=x", "a model", state, config)
-    monkeypatch.setattr(module, "open_source", lambda path, device, name: OpenSource(weights))
+    tensors = {f"backbone.{name}": value for name, value in state.items()}
+    weights = Weights("SOURCE=x", "a model", config, lambda network: tensors)
+    monkeypatch.setattr(module, "open_weights", lambda path, key, device: weights)
     rows = inspect("x", capsys)
     assert rows["preset"] == preset and rows["heads"] == "none"
     assert ("SwiGLU" in rows["backbone"]) == (preset == "giant")

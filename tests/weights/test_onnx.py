@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from dinov2_hf.weights import read_weights, write_onnx
+from dinov2_hf.weights import open_weights, write_onnx
 from dinov2_hf.weights.positions import bicubic_matrix
 
 
@@ -67,7 +67,7 @@ def test_graph_keeps_our_names_and_config_and_tells_nothing_of_this_machine(tiny
     config = json.loads(metadata["config.json"])
     assert (config["model_type"], config["num_attention_heads"]) == ("dinov2_with_registers", 4)
     assert json.loads(metadata["preprocessor_config.json"]) == {"image_mean": [0.5]}
-    assert torch.equal(read_weights(str(tmp_path / "model.onnx")).backbone["embeddings.mask_token"], mask)
+    assert torch.equal(open_weights(str(tmp_path / "model.onnx")).backbone()["embeddings.mask_token"], mask)
     (opset,) = proto.opset_import
     assert opset.version == 20
     dynamic = [dimension.dim_param for dimension in proto.graph.input[0].type.tensor_type.shape.dim]
@@ -84,21 +84,21 @@ def test_weights_of_large_models_lie_in_a_second_file(tiny, tmp_path):
     pixels = torch.randn(1, 3, 24, 40)
     expected = model(pixels).last_hidden_state
     torch.testing.assert_close(run(tmp_path / "model.onnx", pixels)[0], expected, atol=1e-4, rtol=0)
-    found = read_weights(str(tmp_path / "model.onnx")).backbone
+    found = open_weights(str(tmp_path / "model.onnx")).backbone()
     assert [name for name, value in model.state_dict().items() if not torch.equal(found[name], value)] == []
     (tmp_path / "model.onnx.data").unlink()
     with pytest.raises(ValueError, match="model.onnx is damaged or not an ONNX file: .*; export it again"):
-        read_weights(str(tmp_path / "model.onnx"))
+        open_weights(str(tmp_path / "model.onnx"))
 
 
 def test_foreign_and_damaged_files_are_refused(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not ONNX at all")
     with pytest.raises(ValueError, match="is damaged or not an ONNX file"):
-        read_weights(str(path))
+        open_weights(str(path))
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), path)
     with pytest.raises(ValueError, match="has no config.json in its metadata, so that dinov2-hf did not write it"):
-        read_weights(str(path))
+        open_weights(str(path))
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])

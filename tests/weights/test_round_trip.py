@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import AutoModel
 
 from dinov2_hf import Dinov2Config, Dinov2Model
-from dinov2_hf.weights import Notes, read_weights, write_onnx, write_original, write_timm
+from dinov2_hf.weights import Notes, open_weights, write_onnx, write_original, write_timm
 
 PREPROCESSOR = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0], "crop_size": {"height": 32, "width": 32}}
 WRITERS = {
@@ -56,7 +56,7 @@ def test_round_trip_is_exact(tiny, tmp_path, format, settings):
     model = tiny(**settings)
     write, name = WRITERS[format]
     write(tmp_path / name, model, PREPROCESSOR)
-    weights = read_weights(str(tmp_path / name))
+    weights = open_weights(str(tmp_path / name))
     assert_same(weights.build(), model)
     assert weights.preprocessor == PREPROCESSOR
     assert weights.knows_num_attention_heads and weights.remarks == []
@@ -70,14 +70,14 @@ def test_round_trip_through_the_stock_class_is_exact(tiny, tmp_path, settings):
     assert type(stock).__module__.startswith("transformers.models.dinov2")
     stock.save_pretrained(tmp_path / "stock")
     assert_same(Dinov2Model.from_pretrained(tmp_path / "stock"), model)
-    assert_same(read_weights(str(tmp_path / "stock")).build(), model)
+    assert_same(open_weights(str(tmp_path / "stock")).build(), model)
 
 
 def test_half_precision_survives_every_format_but_onnx_which_is_float32(tiny, tmp_path):
     model = tiny(num_hidden_layers=1).to(torch.bfloat16)
     for format, (write, name) in WRITERS.items():
         write(tmp_path / name, model)
-        found = read_weights(str(tmp_path / name)).build()
+        found = open_weights(str(tmp_path / name)).build()
         expected = tiny(num_hidden_layers=1).to(torch.bfloat16)
         assert_same(found, expected.float() if format == "onnx" else expected)
     assert model.dtype == torch.bfloat16
@@ -88,7 +88,7 @@ def test_chain_through_all_formats_is_exact(tiny, tmp_path):
     for step, format in enumerate(("timm", "original", "timm", "onnx", "original")):
         write, name = WRITERS[format]
         write(tmp_path / f"{step}-{name}", current)
-        current = read_weights(str(tmp_path / f"{step}-{name}")).build()
+        current = open_weights(str(tmp_path / f"{step}-{name}")).build()
     assert_same(current, model)
 
 

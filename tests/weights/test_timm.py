@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dinov2_hf import Dinov2Config, Dinov2Model
-from dinov2_hf.weights import config_from_timm, from_timm, read_weights, timm_usage, to_timm, write_timm
+from dinov2_hf.weights import config_from_timm, from_timm, open_weights, timm_usage, to_timm, write_timm
 
 from .timm_twin import FROZEN, frozen_shapes, has_timm, import_timm, patch_of, timm_forward
 
@@ -75,7 +75,7 @@ def test_we_give_the_features_of_timms_own_weights_at_every_size(tiny, tmp_path,
     state = timm_state(tiny(num_register_tokens=registers, use_swiglu_ffn=swiglu))
     state["head.weight"], state["head.bias"] = torch.ones(7, 48), torch.ones(7)
     save_file(state, tmp_path / "model.safetensors")
-    weights = read_weights(str(tmp_path / "model.safetensors"), num_attention_heads=4)
+    weights = open_weights(str(tmp_path / "model.safetensors"), num_attention_heads=4)
     model = weights.build()
     assert weights.kind == "file under timm's names"
     assert [remark.split(":")[0] for remark in weights.remarks] == [
@@ -94,12 +94,12 @@ def test_timm_checkpoints_are_read_from_pickles_without_running_code(tiny, tmp_p
     model = tiny()
     state = {f"module.{name}": value for name, value in timm_state(model).items()}
     torch.save({wrapper: state, "epoch": 3, "arch": "vit"}, tmp_path / "checkpoint.pth")
-    weights = read_weights(str(tmp_path / "checkpoint.pth"), num_attention_heads=4)
+    weights = open_weights(str(tmp_path / "checkpoint.pth"), num_attention_heads=4)
     expected = model.state_dict()
-    same = {name for name, value in weights.backbone.items() if torch.equal(value, expected[name])}
+    same = {name for name, value in weights.backbone().items() if torch.equal(value, expected[name])}
     changed = {"embeddings.mask_token", "embeddings.cls_token", "embeddings.position_embeddings"}
     assert expected.keys() - same == changed  # CLS bears its position
-    assert torch.equal(weights.backbone["embeddings.cls_token"], state["module.cls_token"])
+    assert torch.equal(weights.backbone()["embeddings.cls_token"], state["module.cls_token"])
 
 
 @torch.no_grad()
@@ -107,13 +107,13 @@ def test_notes_that_the_weights_have_outgrown_are_not_used(tiny, tmp_path):
     """Trained further in timm, with the metadata kept: the new CLS counts, and features are timm's."""
     model = tiny(num_register_tokens=4).eval()
     write_timm(tmp_path / "model.safetensors", model)
-    weights = read_weights(str(tmp_path / "model.safetensors"))
+    weights = open_weights(str(tmp_path / "model.safetensors"))
     state, kept = to_timm(model.state_dict())
     assert torch.equal(from_timm(state, kept)["embeddings.cls_token"], model.embeddings.cls_token)
     state["cls_token"] = state["cls_token"] + 1
     changed = from_timm(state, kept)
     assert torch.equal(changed["embeddings.cls_token"], state["cls_token"])
-    weights.backbone = changed
+    weights = weights.resized(weights.config, changed)
     pixels = torch.randn(1, 3, 32, 32)
     expected = timm_forward(state, pixels, 4, (4, 4), False)
     torch.testing.assert_close(weights.build()(pixels).last_hidden_state, expected, **close)

@@ -1,6 +1,7 @@
 """What a file is, is told by what is in it; what cannot be read is named and never runs."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from transformers import Dinov2Config as StockConfig
 from transformers import Dinov2ForImageClassification as StockForImageClassification
 
 from dinov2_hf.objectives import DINOHead
-from dinov2_hf.weights import kind_of_names, read_weights, to_original, to_timm, write_original
+from dinov2_hf.weights import FORMATS, open_weights, to_original, to_timm, write_original
+from dinov2_hf.weights.tensors import TensorFile, are_heads
 
 
 def state_of(model):
@@ -27,24 +29,33 @@ def heads_of(width=48):
     return {f"{name}.{key}": value for name, head in heads.items() for key, value in head.state_dict().items()}
 
 
+def flat(heads):
+    return {f"{name}.{key}": value for name, state in heads.items() for key, value in state.items()}
+
+
 def refusal(path, kind=ValueError, **options):
     with pytest.raises(kind) as caught:
-        read_weights(str(path), **options)
+        open_weights(str(path), **options)
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"SOURCE={path}")
     return message
 
 
 def test_names_tell_whose_they_are(tiny):
+    def knowing(*names):
+        file = TensorFile(dict.fromkeys(names, torch.zeros(1)))
+        place = SimpleNamespace(path="x.pth", is_file=True, file=file)
+        return [name for name in ("hf", "timm") if FORMATS[name].holds(place)]
+
     state = state_of(tiny())
     original = to_original(state)
-    assert kind_of_names(state) == kind_of_names(f"dinov2.{name}" for name in state) == "interchange"
-    assert kind_of_names(original) == kind_of_names(f"module.backbone.{name}" for name in original) == "original"
+    assert knowing(*state) == knowing(*(f"dinov2.{name}" for name in state)) == ["hf"]
+    assert knowing(*original) == knowing(*(f"module.backbone.{name}" for name in original)) == []
     for registers in (0, 2):
-        assert kind_of_names(to_timm(state_of(tiny(num_register_tokens=registers)))[0]) == "timm"
-        assert kind_of_names(to_original(state_of(tiny(num_register_tokens=registers)))) == "original"
-    assert kind_of_names(heads_of()) == "heads"
-    assert kind_of_names({"conv1.weight", "fc.bias"}) is kind_of_names([]) is None
+        assert knowing(*to_timm(state_of(tiny(num_register_tokens=registers)))[0]) == ["timm"]
+        assert knowing(*to_original(state_of(tiny(num_register_tokens=registers)))) == []
+    assert are_heads(heads_of()) and not are_heads(state) and not are_heads([])
+    assert knowing(*heads_of()) == knowing("conv1.weight", "fc.bias") == knowing() == []
 
 
 @pytest.mark.parametrize("wrapped", ["plain", "teacher", "model", "prefixed"])
@@ -58,9 +69,9 @@ def test_original_files_are_read_in_all_their_wrappings(tiny, tmp_path, wrapped)
         "prefixed": {"model": {f"teacher.{name}": value for name, value in original.items()}},
     }[wrapped]
     torch.save(content, tmp_path / "model.pth")
-    weights = read_weights(str(tmp_path / "model.pth"), num_attention_heads=4)
-    assert different(weights.backbone, state) == []
-    assert different(weights.heads, {} if wrapped == "plain" else heads) == []
+    weights = open_weights(str(tmp_path / "model.pth"), num_attention_heads=4)
+    assert different(weights.backbone(), state) == []
+    assert different(flat(weights.heads()), {} if wrapped == "plain" else heads) == []
     assert weights.kind == "file under the original names" + ("" if wrapped == "plain" else ", with heads")
     assert weights.config.num_attention_heads == 4
 
@@ -75,11 +86,11 @@ def test_training_state_gives_the_network_asked_for(tiny, tmp_path, nested):
         content = {"model": content, "optimizer": {"state": {}}, "iteration": 5}
     torch.save(content, tmp_path / "state.pth")
     for network, added in (("teacher", 0), ("student", 1)):
-        weights = read_weights(str(tmp_path / "state.pth"), network=network, num_attention_heads=4)
+        weights = open_weights(str(tmp_path / "state.pth"), network=network, num_attention_heads=4)
         assert weights.kind == "training state of the original code"
         expected = {name: value + added for name, value in state_of(tiny()).items()}
-        assert different(weights.backbone, expected) == []
-        assert different(weights.heads, {name: value + added for name, value in heads_of().items()}) == []
+        assert different(weights.backbone(), expected) == []
+        assert different(flat(weights.heads()), {name: value + added for name, value in heads_of().items()}) == []
 
 
 def test_student_is_refused_where_there_is_one_network(tiny, tmp_path):
@@ -90,7 +101,7 @@ def test_student_is_refused_where_there_is_one_network(tiny, tmp_path):
     for name in ("model.pth", "folder"):
         message = refusal(tmp_path / name, network="student")
         assert "holds one network, not a student beside its teacher; leave --network out" in message
-    assert "holds a teacher alone" in refusal(tmp_path / "teacher.pth", network="student")
+    assert "holds a teacher only" in refusal(tmp_path / "teacher.pth", network="student")
 
 
 def test_attention_heads_are_guessed_only_where_nothing_tells(tiny, tmp_path):
@@ -102,20 +113,20 @@ def test_attention_heads_are_guessed_only_where_nothing_tells(tiny, tmp_path):
         ("plain.pth", 4, 4, True),
         ("ours.pth", None, 4, True),
     ):
-        weights = read_weights(str(tmp_path / name), num_attention_heads=option)
+        weights = open_weights(str(tmp_path / name), num_attention_heads=option)
         assert (weights.config.num_attention_heads, weights.knows_num_attention_heads) == (heads, known)
 
 
 def test_weights_file_of_a_folder_is_read_with_and_without_its_config(tiny, tmp_path):
     model = tiny(num_register_tokens=0, interpolate_antialias=True)
     model.save_pretrained(tmp_path)
-    weights = read_weights(str(tmp_path / "model.safetensors"))
+    weights = open_weights(str(tmp_path / "model.safetensors"))
     assert weights.kind == "folder that transformers loads" and weights.config.num_attention_heads == 4
     assert weights.config.interpolate_antialias
     (tmp_path / "config.json").unlink()
-    weights = read_weights(str(tmp_path / "model.safetensors"), num_attention_heads=4)
+    weights = open_weights(str(tmp_path / "model.safetensors"), num_attention_heads=4)
     assert weights.kind.endswith("without its config.json")
-    assert different(weights.backbone, state_of(model)) == []
+    assert different(weights.backbone(), state_of(model)) == []
     # the rule of the stock class, which wrote such names
     assert (weights.config.interpolate_antialias, weights.config.interpolate_offset) == (False, 0.0)
 
@@ -124,19 +135,19 @@ def test_classifier_is_left_out_and_named(tmp_path):
     config = StockConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, image_size=56, num_labels=3)
     StockForImageClassification(config).save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
-    weights = read_weights(str(tmp_path))
+    weights = open_weights(str(tmp_path))
     assert weights.remarks == ["classifier.bias (and 1 tensors more) is left out: no part of the backbone"]
     expected = {name.removeprefix("dinov2."): value for name, value in saved.items() if name.startswith("dinov2.")}
-    assert different(weights.backbone, expected) == []
+    assert different(weights.backbone(), expected) == []
 
 
 def test_heads_and_preprocessor_beside_a_model_are_taken(tiny, tmp_path):
     tiny().save_pretrained(tmp_path)
     save_file(heads_of(), tmp_path / "heads.safetensors")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1]}))
-    weights = read_weights(str(tmp_path))
-    assert different(weights.heads, heads_of()) == [] and weights.preprocessor == {"image_mean": [0.1]}
-    assert "holds projection heads alone; give the folder" in refusal(tmp_path / "heads.safetensors")
+    weights = open_weights(str(tmp_path))
+    assert different(flat(weights.heads()), heads_of()) == [] and weights.preprocessor == {"image_mean": [0.1]}
+    assert "holds projection heads only; give the folder" in refusal(tmp_path / "heads.safetensors")
 
 
 def test_model_that_is_not_whole_is_refused_when_it_is_built(tiny, tmp_path):
@@ -154,7 +165,7 @@ def test_model_that_is_not_whole_is_refused_when_it_is_built(tiny, tmp_path):
         state.dinov2_hf = whole.dinov2_hf
         torch.save(state, tmp_path / "other.pth")
         with pytest.raises(ValueError) as caught:
-            read_weights(str(tmp_path / "other.pth")).build()
+            open_weights(str(tmp_path / "other.pth")).build()
         assert f"other.pth is not a whole DINOv2 backbone: {named}" in str(caught.value)
 
 
@@ -196,10 +207,9 @@ def test_damaged_and_foreign_files_are_refused(tiny, tmp_path):
         assert "is not a whole DINOv2 backbone" in refusal(tmp_path / "a.pth")
 
 
-def test_tensors_come_in_the_type_asked_for(tiny, tmp_path):
-    model = tiny().to(torch.float16)
-    model.save_pretrained(tmp_path)
+def test_backbone_is_built_in_the_type_of_its_file(tiny, tmp_path):
+    tiny().to(torch.float16).save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors")["layernorm.weight"].dtype == torch.float16
-    for dtype, expected in ((None, torch.float16), (torch.float32, torch.float32)):
-        found = read_weights(str(tmp_path), dtype=dtype).backbone
-        assert {value.dtype for value in found.values()} == {expected}
+    backbone = open_weights(str(tmp_path)).build()
+    assert {value.dtype for value in backbone.state_dict().values()} == {torch.float16}
+    assert not backbone.training and not any(value.requires_grad for value in backbone.parameters())

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from ..files import first_line
 from .base import CropGroup, Features, Tokens, check_layers, tokens_of_maps
 from .index import check_indices
 
@@ -139,9 +140,9 @@ def load_stock_backbone(path: str, where: str) -> StockBackbone:
         check_indices(path)
         model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     except OSError as error:
-        raise FileNotFoundError(f"{where} is not a model that can be read: {_first(error)}") from None
+        raise FileNotFoundError(f"{where} is not a model that can be read: {first_line(error)}") from None
     except (ValueError, SafetensorError) as error:
-        raise ValueError(f"{where} cannot be loaded: {_first(error)}") from None
+        raise ValueError(f"{where} cannot be loaded: {first_line(error)}") from None
     return StockBackbone(model)
 
 
@@ -151,7 +152,3 @@ def _name_of_blocks(model: nn.Module, count: int) -> str:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return f"model.{name}"
     raise ValueError(f"{type(model).__name__} has no list of {count} blocks; take a vision transformer")
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,7 +20,7 @@ def add_export(commands) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=("hf", "original", "timm", "onnx"),
+        metavar="FORMAT",
         default="hf",
         help="hf: a folder for transformers, with heads, preprocessor and model card (default); original: .pth for "
         "torch.hub code; timm: .safetensors; onnx: .onnx with any batch and size",

@@ -7,7 +7,7 @@ from .loader import TrainingBatches, build_loader
 from .photometric import PhotometricAugmentation
 from .shared_memory import batch_bytes, check_shared_memory
 from .sources import TrainingSource, check_source, open_training_source, reading_advice, register_source
-from .transform import EvalTransform, evaluation_transform, preprocessor_config
+from .transform import EvalTransform, default_colors, evaluation_transform, preprocessor_config
 
 __all__ = [
     "Broken",
@@ -20,6 +20,7 @@ __all__ = [
     "build_loader",
     "check_source",
     "check_shared_memory",
+    "default_colors",
     "evaluation_transform",
     "load_image",
     "open_training_source",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import RunConfig
+from ..config import ColorsConfig, RunConfig
 from .crops import as_crop, resample
 from .decode import DEFAULT_DECODING, Decoding, decoded, open_image
 from .photometric import as_unit, normalize
@@ -39,6 +39,13 @@ class EvalTransform:
         """The same at the smallest whole multiple of its size at which crops are at least `side` pixels."""
         factor = max(math.ceil(side / self.crop_size), 1)
         return replace(self, resize_size=factor * self.resize_size, crop_size=factor * self.crop_size)
+
+    @classmethod
+    def of_crop(
+        cls, side: int, mean: Sequence[float], std: Sequence[float], decoding: Decoding = DEFAULT_DECODING
+    ) -> EvalTransform:
+        """Centre crops of `side` pixels, out of images resized as the released models are used: see `resize_for`."""
+        return cls(resize_for(side), side, mean, std, decoding)
 
     @classmethod
     def of_preprocessor(cls, settings: Mapping[str, Any]) -> EvalTransform:
@@ -113,9 +120,19 @@ def _side(size: int | Mapping[str, int]) -> int:
     return next(size[name] for name in ("shortest_edge", "height", "longest_edge") if size.get(name))
 
 
+def resize_for(crop_size: int) -> int:
+    """Short side in pixels that images are resized to before the centre crop, 256 for one of 224."""
+    return crop_size * 256 // 224
+
+
+def default_colors(num_channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation where nothing says them: ImageNet's for three channels, 0 and 1 for others."""
+    if num_channels == 3:
+        return ColorsConfig().mean, ColorsConfig().std
+    return [0.0] * num_channels, [1.0] * num_channels
+
+
 def evaluation_transform(config: RunConfig) -> EvalTransform:
-    """What a run evaluates with, or would: crops of the size that it trains on."""
-    size, colors = config.crops.global_size, config.colors
-    resize, crop = (config.knn.resize_size, config.knn.crop_size) if config.knn.enabled else (size * 256 // 224, size)
+    """What the model of a run is evaluated and exported with: crops of the size of its global crops."""
     decoding = replace(Decoding.of(config.data), truncated_jpegs=False)  # every image that is measured is whole
-    return EvalTransform(resize, crop, colors.mean, colors.std, decoding)
+    return EvalTransform.of_crop(config.crops.global_size, config.colors.mean, config.colors.std, decoding)

@@ -15,6 +15,7 @@ from ..config import SourceConfig
 from ..config.checks import multiple_of_patch
 from ..config.evaluations import EvaluationConfig
 from ..data import EvalTransform
+from ..data.transform import resize_for
 from ..features import FeatureExtractor, FeatureSet, extract_features
 from .datasets import LabeledImages
 
@@ -70,7 +71,7 @@ class Evaluation:
         """
         own, config = self.backbone.transform, self.config
         crop = config.crop_size or own.crop_size
-        resize = config.resize_size or (crop * 256 // 224 if config.crop_size else own.resize_size)
+        resize = config.resize_size or (resize_for(crop) if config.crop_size else own.resize_size)
         multiple_of_patch("crop_size", crop, self.backbone.stride)
         return replace(own, resize_size=resize, crop_size=crop)
 

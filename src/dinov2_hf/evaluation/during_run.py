@@ -45,6 +45,8 @@ def evaluations_of(config: RunConfig, accelerator: Accelerator) -> list[Callback
             test=knn.query,
             k=[knn.k],
             temperature=knn.temperature,
+            resize_size=knn.resize_size,
+            crop_size=knn.crop_size,
             batch_size=knn.batch_size,
             num_workers=config.data.num_workers,
         )

@@ -16,11 +16,10 @@ from .dinov2 import DINOv2
 from .distill_features import FeatureDistillation
 from .distill_prototypes import PrototypeDistillation
 from .further import FurtherTerm, TermInput, register_term
-from .heads import HEADS_FILE, DINOHead, Projected, tensors_of
+from .heads import DINOHead, Projected
 from .teachers import FeatureTeacher, FrozenTeacher, PrototypeTeacher
 
 __all__ = [
-    "HEADS_FILE",
     "OBJECTIVES",
     "DINOHead",
     "DINOv2",
@@ -42,5 +41,4 @@ __all__ = [
     "find_objective",
     "register_objective",
     "register_term",
-    "tensors_of",
 ]

@@ -9,14 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-HEADS_FILE = "heads.safetensors"
-"""Where an exported model keeps its heads, beside the backbone's `model.safetensors`."""
-
-
-def tensors_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, such as `dino_head.`, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
 
 class PrototypeLayer(nn.Module):
     """Weight-normalised linear layer without bias: logits are scaled cosines when the input has unit length.

@@ -71,7 +71,7 @@ class PrototypeTeacher(FrozenTeacher):
             heads = {name: DINOHead.from_state(state) for name, state in sorted(found.items())}
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{weights.where} is damaged: {error}") from None
-        return cls(weights.build(), *weights.normalization, heads)
+        return cls(weights.build(attention="auto"), *weights.normalization, heads)
 
     @torch.no_grad()
     def forward(self, crops: Tensor, wanted: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tokens:
@@ -88,7 +88,7 @@ class FeatureTeacher(FrozenTeacher):
     @classmethod
     def of(cls, weights: Any) -> FeatureTeacher:
         """Builds the teacher of opened weights (`weights.Weights`)."""
-        return cls(weights.build(), *weights.normalization)
+        return cls(weights.build(attention=weights.attention or "auto"), *weights.normalization)
 
     @torch.no_grad()
     def forward(self, crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Features:

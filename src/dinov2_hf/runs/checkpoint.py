@@ -28,11 +28,11 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from ..config import RunConfig, dotted_keys, load_saved_config, save_config, value_at
-from ..files import CHECKPOINTS, CONFIG_FILE, STATE_FILE, sync
+from ..files import CHECKPOINTS, CONFIG_FILE, STATE_FILE, first_line, sync
 from .manifest import Manifest, list_files, write_manifest
 from .metrics import current_name
 from .provenance import Provenance
-from .reader import CheckpointPlanner, CheckpointReader, first_line
+from .reader import CheckpointPlanner, CheckpointReader
 from .together import on_all, on_main, rank_and_world
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -257,10 +257,12 @@ def _load(state: dict[str, Any], path: Path, no_dist: bool) -> None:
         ) from None
 
 
-def read_model_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """All tensors of the model in a checkpoint, whole: `student.backbone.…`, `teacher.dino_head.…`.
+def read_model_tensors(path: Path, device: str = "cpu", place: str = "") -> dict[str, Tensor]:
+    """The tensors of the model in a checkpoint, whole: `student.backbone.…`, `teacher.dino_head.…`.
 
-    On the device `meta` only their shapes and types are read.
+    Args:
+        device: on `meta` only their shapes and types are read.
+        place: only those whose names begin with it, such as `teacher.`; others are not read.
 
     Raises:
         ValueError: the metadata or tensors are damaged.
@@ -270,9 +272,9 @@ def read_model_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device=device)
         for name, entry in saved.items()
-        if name.startswith(prefix) and hasattr(entry, "size")
+        if name.startswith(prefix + place) and hasattr(entry, "size")
     }
-    if device != "meta":
+    if state and device != "meta":
         _load(state, path, no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from ..config import load_saved_config
-from ..files import CONFIG_FILE
+from ..config import RunConfig, load_saved_config
+from ..files import CONFIG_FILE, first_line
 from . import manifest
-from .checkpoint import find_checkpoints, is_checkpoint, read_state, step_of
+from .checkpoint import RunState, find_checkpoints, is_checkpoint, read_state, step_of
 from .manifest import Manifest
 from .provenance import Provenance
-from .reader import CheckpointReader, first_line
+from .reader import CheckpointReader
 from .together import on_all, on_main, rank_and_world
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,9 @@ class _Outline:
     """What the small files of a checkpoint say, and the large parts that are to be compared."""
 
     damage: str | None = None
+    config: RunConfig | None = None
+    state: RunState | None = None
+    origin: Provenance | None = None
     files: Manifest | None = None
     """None in checkpoints of dinov2_hf 0.5."""
     parts: list[str] | list[_StorageInfo] = field(default_factory=list)
@@ -59,27 +62,47 @@ def damage_on_all(checkpoint: Path) -> str | None:
     return next(filter(None, found), None)
 
 
-def require_whole(checkpoint: Path, contents: bool = True) -> None:
-    """Refuses a damaged checkpoint; warns of one without checksums whose contents are read.
+class OpenCheckpoint:
+    """A checkpoint whose small files are whole; its tensors are compared with their checksums by `require_contents`."""
+
+    def __init__(self, path: Path, outline: _Outline) -> None:
+        self.path, self.config, self.state = path, outline.config, outline.state
+        self.digest = outline.origin and outline.origin.weights
+        """Of the weights, as the checkpoint records it; None in one of dinov2_hf 0.5 without provenance."""
+        self._outline, self._compared = outline, False
+
+    def require_contents(self) -> None:
+        """Refuses damaged tensors; warns where there are no checksums. Reads everything, the first time.
+
+        Raises:
+            ValueError: naming the damage and the newest whole checkpoint of the run.
+        """
+        if self._compared:
+            return
+        if damage := self._outline.find_flipped(self.path):
+            raise ValueError(_refusal(self.path, damage))
+        if self._outline.files is None:
+            _warn_without_manifest(self.path)
+        self._compared = True
+
+
+def open_checkpoint(checkpoint: Path) -> OpenCheckpoint:
+    """Reads the small files of a checkpoint.
 
     Raises:
         ValueError: naming the damage and the newest whole checkpoint of the run.
     """
-    damage = damage_of(checkpoint, contents)
-    if damage:
-        raise ValueError(_refusal(checkpoint, damage))
-    if contents:
-        warn_without_manifest(checkpoint)
+    outline = _outline(checkpoint)
+    if outline.damage:
+        raise ValueError(_refusal(checkpoint, outline.damage))
+    return OpenCheckpoint(checkpoint, outline)
 
 
-def warn_without_manifest(checkpoint: Path) -> None:
-    """Warns of a checkpoint of dinov2_hf 0.5."""
-    if read_state(checkpoint)[1] == 1:
-        logger.warning(
-            "%s is from dinov2_hf 0.5 and has no checksums of its files; only its tensors were compared with their "
-            "CRC-32",
-            checkpoint,
-        )
+def _warn_without_manifest(checkpoint: Path) -> None:
+    logger.warning(
+        "%s is from dinov2_hf 0.5 and has no checksums of its files; only its tensors were compared with their CRC-32",
+        checkpoint,
+    )
 
 
 def choose_checkpoint(folder: Path, resume: str) -> tuple[Path | None, list[Path]]:
@@ -127,7 +150,8 @@ def _say(checkpoint: Path, damages: dict[Path, str]) -> None:
             "the checkpoint %s is damaged: %s; the run continues from %s and renames the damaged one to %s",
             *(damaged, damage, checkpoint.name, _aside(damaged).name),
         )
-    warn_without_manifest(checkpoint)
+    if not (checkpoint / manifest.NAME).exists():
+        _warn_without_manifest(checkpoint)
 
 
 def set_aside(damaged: list[Path]) -> None:
@@ -192,26 +216,26 @@ def _read_outline(checkpoint: Path) -> _Outline:
         files = manifest.read_manifest(checkpoint)
         if difference := manifest.find_difference(checkpoint, files):
             raise ValueError(difference)
-    _, version = read_state(checkpoint)
+    state, version = read_state(checkpoint)
     if version > 1 and files is None:
         raise ValueError(f"{manifest.NAME} is missing")
-    _read_config(checkpoint)
+    config = _read_config(checkpoint)
     read = CheckpointReader(checkpoint).read_metadata()
     if files is None:
-        return _Outline(parts=list(read.storage_data.values()))
+        return _Outline(None, config, state, None, parts=list(read.storage_data.values()))
     named = {place.relative_path for place in read.storage_data.values()}
     if unlisted := sorted(named - files.keys()):
         raise ValueError(f"{unlisted[0]} is not in {manifest.NAME}")
-    Provenance.read(checkpoint)
+    origin = Provenance.read(checkpoint)
     large = [name for name in files if manifest.is_large(name)]
-    return _Outline(files=files, parts=sorted(large, key=lambda name: files[name].size))
+    return _Outline(None, config, state, origin, files, sorted(large, key=lambda name: files[name].size))
 
 
-def _read_config(checkpoint: Path) -> None:
-    """Refuses a configuration that cannot be read."""
+def _read_config(checkpoint: Path) -> RunConfig:
+    """Reads the configuration, or refuses one that cannot be read."""
     if not (checkpoint / CONFIG_FILE).is_file():
         raise ValueError(f"{CONFIG_FILE} is missing")
     try:
-        load_saved_config(checkpoint / CONFIG_FILE)
+        return load_saved_config(checkpoint / CONFIG_FILE)
     except Exception as error:  # what a damaged YAML file raises can be anything
         raise ValueError(f"{CONFIG_FILE} cannot be read: {first_line(error)}") from None

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint._nested_dict import set_element
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import ReadItem
 
-from ..files import lies_in
+from ..files import first_line, lies_in
 
 _ALLOWED = {
     ("collections", "OrderedDict"),
@@ -151,8 +151,3 @@ def _is_like(value: Any, expected: Any) -> bool:
         return all(_is_like(*pair) for pair in zip(value, expected))
     plain = (bool, int, float, type(None))
     return value == expected if not isinstance(expected, plain) else isinstance(value, plain)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or else its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..backbones import Dinov2Model
 from ..config import InitConfig
-from ..objectives import Objective, tensors_of
-from ..weights import resize_position_embeddings
-from ..weights.run import Source, read_source
+from ..objectives import Objective
+from ..weights import Weights, open_weights, resize_position_embeddings
+from ..weights.tensors import summary, tensors_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +32,17 @@ def initialize(objective: Objective, config: InitConfig) -> bool:
         ValueError: another architecture than the config asks for, naming what to set; a file that is damaged, or not
             of a DINOv2 model.
     """
-    source = read_source(config.path)
+    source = open_weights(config.path, "init.path")
     missing: set[str] = set()
     student, average = objective.networks[""]
-    for networks, tensors in ((student, source.student), (average, source.teacher)):
+    for networks, role in ((student, "student"), (average, "teacher")):
+        tensors = source.network(role)
         for name, network in networks.items():
             state = tensors_of(tensors, f"{name}.")
             if name == "backbone":
                 _load_backbone(network, state, source)
             elif state and config.heads:
-                _load(network, state, name, source.name)
+                _load(network, state, name, source.where)
             else:
                 missing.add(name)  # student and teacher keep the heads they were built with, which are equal
     centering = getattr(objective, "centering", None)
@@ -50,28 +51,29 @@ def initialize(objective: Objective, config: InitConfig) -> bool:
     anew = f"; {' and '.join(sorted(missing))} new" if missing else ""
     logger.info(
         "starting from %s: %s%s",
-        source.name,
-        "one backbone for both" if source.student is source.teacher else "student and teacher",
+        source.where.removeprefix("init.path="),
+        "student and teacher" if source.run else "one backbone for both",
         anew,
     )
     return bool(missing)
 
 
-def _load_backbone(network: Dinov2Model, state: Mapping[str, Tensor], source: Source) -> None:
+def _load_backbone(network: Dinov2Model, state: Mapping[str, Tensor], source: Weights) -> None:
     try:
+        state = {name: tensor.float() for name, tensor in state.items()}
         state = resize_position_embeddings(state, network.config, source.config)
     except ValueError as error:
-        raise ValueError(f"init.path={source.name}: {error}") from None
-    _load(network, state, "backbone", source.name)
-    there, here = source.num_attention_heads, network.config.num_attention_heads
-    if there is not None and there != here:  # leaves no trace in the shapes
+        raise ValueError(f"{source.where}: {error}") from None
+    _load(network, state, "backbone", source.where)
+    there, here = source.config.num_attention_heads, network.config.num_attention_heads
+    if source.knows_num_attention_heads and there != here:  # leaves no trace in the shapes
         raise ValueError(
-            f"the backbone at init.path={source.name} has {there} attention heads and here it would have {here}; "
+            f"the backbone at {source.where} has {there} attention heads and here it would have {here}; "
             f"set model.num_attention_heads={there}"
         )
 
 
-def _load(network: nn.Module, state: Mapping[str, Tensor], name: str, source: str) -> None:
+def _load(network: nn.Module, state: Mapping[str, Tensor], name: str, where: str) -> None:
     """Loads `state`, and says what to set in the config where it does not fit."""
     wanted = network.state_dict()
     problems = [
@@ -87,7 +89,7 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], name: str, source: st
             keys = "num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"
             section, otherwise = name.removesuffix("_head"), ", or init.heads=false"
         raise ValueError(
-            f"the {name} at init.path={source} does not fit: {_summary(problems)}; "
+            f"the {name} at {where} does not fit: {summary(problems)}; "
             f"set {', '.join(f'{section}.{key}' for key in keys)} as the source has them{otherwise}"
         )
     network.load_state_dict(state)
@@ -95,7 +97,3 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], name: str, source: st
 
 def _shape(state: Mapping[str, Tensor], key: str) -> str:
     return str(list(state[key].shape)) if key in state else "absent"
-
-
-def _summary(items: list[str]) -> str:
-    return items[0] + (f" (and {len(items) - 1} tensors more)" if len(items) > 1 else "")

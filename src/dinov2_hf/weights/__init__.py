@@ -1,9 +1,11 @@
-"""Weights at any path: reading, writing and describing them, one file for each format."""
+"""Weights at any path: opening, writing and describing them, one file for each format."""
 
 from .architecture import preset_of
+from .base import Format, Place, Weights
 from .cards import model_card
-from .export import Exported, export_source
-from .folder import export_folder
+from .export import Exported, export_folder, export_source
+from .folder import PREPROCESSOR_FILE
+from .formats import FORMATS, open_weights
 from .inspect import inspect_path
 from .notes import Notes
 from .onnx import onnx_usage, write_onnx
@@ -16,16 +18,16 @@ from .original import (
     write_original,
 )
 from .positions import resize_position_embeddings
-from .read import PREPROCESSOR_FILE, ModelWeights, kind_of_names, read_tensors, read_weights
-from .source import OpenSource, open_source
 from .timm import config_from_timm, from_timm, timm_usage, to_timm, write_timm
 
 __all__ = [
+    "FORMATS",
     "PREPROCESSOR_FILE",
     "Exported",
-    "ModelWeights",
+    "Format",
     "Notes",
-    "OpenSource",
+    "Place",
+    "Weights",
     "config_from_original",
     "config_from_timm",
     "export_folder",
@@ -33,15 +35,12 @@ __all__ = [
     "from_original",
     "from_timm",
     "inspect_path",
-    "kind_of_names",
     "model_card",
     "model_from_original",
     "onnx_usage",
-    "open_source",
+    "open_weights",
     "original_usage",
     "preset_of",
-    "read_tensors",
-    "read_weights",
     "resize_position_embeddings",
     "timm_usage",
     "to_original",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -80,6 +82,32 @@ def model_card(
         shapes=" ".join(_shape_overrides(config, model)) if has_heads else "",
         license=facts.license,
         bits=config.data.bits if backbone.config.num_channels == 3 else None,
+    )
+
+
+def converted_card(
+    backbone: Dinov2Model, preprocessor: Mapping[str, Any], has_heads: bool, origin: str, remarks: list[str]
+) -> ModelCard:
+    """The card of a model that is not out of a run.
+
+    Args:
+        preprocessor: configuration of the image processor beside it.
+        has_heads: whether heads lie beside it.
+        origin: where it comes from.
+        remarks: what else a reader has to know.
+    """
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="image-feature-extraction", tags=["dinov2", "dinov2_hf"]
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=resources.files("dinov2_hf.model_cards").joinpath("converted.md").read_text(),
+        architecture=backbone.config,
+        num_parameters=f"{backbone.num_parameters() / 1e6:.1f} M",
+        preprocessor=preprocessor,
+        has_heads=has_heads,
+        origin=origin,
+        remarks=remarks,
     )
 
 

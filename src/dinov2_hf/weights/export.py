@@ -1,31 +1,25 @@
-"""From any source to any format."""
+"""From any source to any format, and from a run to what it leaves."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..backbones import Dinov2Config, Dinov2Model
-from ..files import Output, check_outputs, made_nothing
-from ..objectives import DINOHead, tensors_of
-from .folder import export_folder
-from .formats import (
-    FILES,
-    can_run_in_transformers,
-    default_preprocessor,
-    export_converted_folder,
-    export_file,
-    folder_usage,
-    written_beside,
-)
+from ..backbones import Dinov2Model
+from ..config import RunConfig
+from ..data import EvalTransform, preprocessor_config
+from ..files import Output, beside, check_outputs, made_nothing
+from ..runs.facts import RunFacts
+from .base import Weights
+from .cards import converted_card, model_card
+from .folder import write_folder, write_heads
+from .formats import FORMATS, open_weights
+from .original import require_num_attention_heads
 from .positions import resize_position_embeddings
-from .read import ModelWeights
-from .source import OpenSource, open_source
-
-FORMATS = ("hf", *FILES)
 
 
 @dataclass
@@ -50,90 +44,90 @@ def export_source(
     num_attention_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Exported:
-    """Writes the model at `path` to `output`, in another format or the same.
+    """Writes the model at `path` to `output`, in another format or the same, whole or not at all.
 
     Args:
-        path, network, student, num_attention_heads: see `open_source`.
+        path, network, student, num_attention_heads: see `open_weights`.
         output: a folder for `hf`, else a file; nothing may be there.
-        format: `hf`, `original`, `timm` or `onnx`.
+        format: a key of `FORMATS` that can be written.
         image_size: resample the position embeddings to this height and width first, by the rule of the source: at this
             size whatever reads the export gives the features of the source.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: what a user can mend; nothing is written then.
+        FileNotFoundError, ValueError, ImportError: what a user can fix; nothing is written then.
     """
-    if format == "hf" and output.suffix in {kind.suffix for kind in FILES.values()}:
-        raise ValueError(f"OUTPUT={output} looks like a file, and the format hf is a folder; leave {output.suffix} out")
+    written = {name: known for name, known in FORMATS.items() if known.write}
+    if format not in written:
+        raise ValueError(f"--format {format} is not one of {', '.join(written)}")
+    target = written[format]
+    if not target.suffix and output.suffix in {known.suffix for known in written.values()} - {""}:
+        raise ValueError(
+            f"OUTPUT={output} looks like a file, and the format {format} is a folder; leave {output.suffix} out"
+        )
+    if target.suffix and output.suffix != target.suffix:
+        raise ValueError(f"OUTPUT={output} does not end in {target.suffix}, as files of the format {format} do; add it")
     check_outputs([Output("OUTPUT", place, made_nothing) for place in (output, Path(f"{output}.data"))])
-    source = open_source(path, network, student, num_attention_heads)
-    weights = source.weights
-    _require_num_attention_heads(weights)
+    weights = open_weights(path, "SOURCE", network, student, num_attention_heads)
+    heads = weights.heads()
+    require_num_attention_heads(weights)
     if image_size is not None:
-        _resize(weights, image_size)
+        weights = _resized(weights, image_size)
     backbone, remarks = weights.build(), list(weights.remarks)
     preprocessor = weights.preprocessor
     if preprocessor is None:
-        preprocessor = default_preprocessor(weights.config)
-        colors = "normalised as ImageNet's" if weights.config.num_channels == 3 else "not normalised"
+        preprocessor = preprocessor_config(weights.default_transform)
+        colors = "normalised as ImageNet's" if weights.num_channels == 3 else "not normalised"
         remarks.append(f"the source does not tell how images are prepared: {colors}; see preprocessor_config.json")
-    remarks += _rule_remarks(weights.config, format)
-    if format == "hf":
-        _export_folder(source, output, backbone, preprocessor, path, remarks)
-        usage = folder_usage(str(output), weights.config)
-    else:
-        if weights.heads:
-            remarks.append(f"the heads are left out: {format} has no place for them, --format hf has")
-        export_file(output, format, backbone, preprocessor)
-        usage = FILES[format].usage(str(output), weights.config)
-    return Exported(output, weights.kind, usage, remarks)
+    remarks += target.limits(weights.config) if target.limits else []
+    if target.suffix and heads:
+        remarks.append(f"the heads are left out: {format} has no place for them, --format hf has")
+    with beside(output) as temporary:
+        target.write(temporary, backbone, dict(preprocessor))
+        if not target.suffix:
+            write_heads(temporary, heads)
+            _card(weights, backbone, preprocessor, path, remarks).save(temporary / "README.md")
+    return Exported(output, weights.kind, target.usage(str(output), weights.config), remarks)
 
 
-def _export_folder(
-    source: OpenSource, output: Path, backbone: Dinov2Model, preprocessor: dict, path: str, remarks: list[str]
-) -> None:
-    weights, run = source.weights, source.run
-    if run is not None:
-        heads: dict[str, nn.Module] = {
-            name: DINOHead.from_state(tensors_of(weights.heads, f"{name}."))
-            for name in sorted({key.partition(".")[0] for key in weights.heads})
-        }
-        with written_beside(output) as folder:
-            export_folder(folder, backbone, heads, run.transform, run.config, run.facts)
-    else:
+def export_folder(
+    folder: Path,
+    backbone: Dinov2Model,
+    heads: Mapping[str, nn.Module],
+    transform: EvalTransform,
+    config: RunConfig,
+    facts: RunFacts,
+) -> Path:
+    """Writes a model of a run in the interchange format, into a folder that may be there.
+
+    Args:
+        folder: made if it does not exist.
+        backbone: to `model.safetensors` and `config.json`, which `AutoModel.from_pretrained` reads.
+        heads: `dino_head` and `ibot_head`, to `heads.safetensors`, from which training can continue.
+        transform: resize, crop and normalisation, to `preprocessor_config.json`.
+        config: the run, for the model card `README.md`.
+        facts: for the card; `RunFacts.of_run` finds them in the run's output folder.
+    """
+    write_folder(folder, backbone, preprocessor_config(transform))
+    write_heads(folder, {name: head.state_dict() for name, head in heads.items()})
+    model_card(backbone, transform, config, facts, has_heads=bool(heads)).save(folder / "README.md")
+    return folder
+
+
+def _card(weights: Weights, backbone: Dinov2Model, preprocessor: Mapping, path: str, remarks: list[str]):
+    """The model card: with the facts of the run where there is one."""
+    heads = weights.heads()
+    if weights.run is None:
         name = path if weights.kind.startswith("model on the Hub") else Path(path).name  # no paths of this machine
-        origin = f"`{name}` ({weights.kind})"
-        export_converted_folder(output, backbone, weights.heads, preprocessor, origin, remarks)
+        return converted_card(backbone, preprocessor, bool(heads), f"`{name}` ({weights.kind})", remarks)
+    known = {} if weights.asked == "teacher" else {"results": []}  # only averages are evaluated
+    facts = RunFacts.of_run(weights.run, weights.run_config, weights.student, until=weights.step, **known)
+    return model_card(backbone, weights.transform, weights.run_config, facts, has_heads=bool(heads))
 
 
-def _resize(weights: ModelWeights, image_size: tuple[int, int]) -> None:
+def _resized(weights: Weights, image_size: tuple[int, int]) -> Weights:
     config = copy.deepcopy(weights.config)
     height, width = image_size
     config.grid_of(height, width)
     config.image_size = height if height == width else [height, width]
-    weights.backbone = resize_position_embeddings(weights.backbone, config, weights.config)
-    weights.config = config
-
-
-def _require_num_attention_heads(weights: ModelWeights) -> None:
-    width = weights.config.hidden_size
-    if not weights.knows_num_attention_heads and width % 64:
-        raise ValueError(
-            f"{weights.where} does not tell its number of attention heads, and its width {width} is not a multiple of "
-            "the usual 64 channels; give --num-attention-heads"
-        )
-
-
-def _rule_remarks(config: Dinov2Config, format: str) -> list[str]:
-    """What to say where a format's readers interpolate position embeddings by another rule than the model."""
-    if format == "hf" and not can_run_in_transformers(config):
-        return ["transformers takes square images of position embeddings alone; load the folder with dinov2_hf"]
-    rule = config.interpolate_antialias, config.interpolate_offset
-    readers = {"hf": ("transformers", (config.num_register_tokens > 0, 0.0)), "timm": ("timm", (True, 0.0))}
-    name, theirs = readers.get(format, ("", rule))
-    if rule == theirs:
-        return []
-    rows, columns = (count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
-    return [
-        f"{name} interpolates position embeddings by another rule than this model: its features are the same at "
-        f"{rows} x {columns} pixels alone; --image-size chooses another size"
-    ]
+    tensors: dict[str, Tensor] = resize_position_embeddings(weights.backbone(), config, weights.config)
+    return weights.resized(config, tensors)

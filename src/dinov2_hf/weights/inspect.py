@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..backbones import Dinov2Config
-from ..objectives import find_objective, tensors_of
-from ..runs import RunFolder
+from ..objectives import find_objective
+from ..runs import RunFacts, RunFolder
 from ..runs.checkpoint import checkpoint_at, read_state
 from ..runs.manifest import NAME, read_manifest
 from ..runs.provenance import Provenance, describe_listing
 from .architecture import preset_of
-from .read import ModelWeights, kind_of_names, read_tensors
-from .source import OpenSource, RunPart, dtype_of, open_source
+from .base import Weights
+from .formats import open_weights
+from .tensors import TensorFile, are_heads, tensors_of
 
 _TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -34,36 +37,37 @@ def inspect_path(path: str) -> str:
         ImportError: an ONNX file, and onnx is not installed.
     """
     try:
-        source = open_source(path, device="meta", name="PATH")
+        weights = open_weights(path, "PATH", device="meta")
+        backbone, heads = weights.backbone(), weights.heads()
     except (ValueError, FileNotFoundError) as error:
         if not Path(path).exists():
             raise
         return _table(path, _describe_unknown(Path(path), str(error)))
-    rows = [("what", source.weights.kind)]
-    if source.run is not None:
-        rows += _describe_run(Path(path), source.run)
-    rows += _describe_backbone(source.weights)
-    rows += _describe_heads(source.weights.heads) or [("heads", "none")]
-    rows += [("note", remark) for remark in source.weights.remarks]
-    return _table(path, [*rows, ("use", _use(path, source))])
+    rows = [("what", weights.kind)]
+    if weights.run is not None:
+        rows += _describe_run(Path(path), weights)
+    rows += _describe_backbone(weights, backbone)
+    rows += _describe_heads(heads) or [("heads", "none")]
+    rows += [("note", remark) for remark in weights.remarks]
+    return _table(path, [*rows, ("use", _use(path, weights))])
 
 
-def _describe_run(path: Path, run: RunPart) -> Rows:
-    step, train, folder = run.step, run.config.train, RunFolder.of_checkpoint(run.checkpoint)
-    rows = [("checkpoint", f"{run.checkpoint.name}, epoch {step / train.epoch_length:.4g} of {train.epochs:g}")]
+def _describe_run(path: Path, weights: Weights) -> Rows:
+    run, config, checkpoint, step = weights.run, weights.run_config, weights.checkpoint, weights.step
+    train = config.train
+    rows = [("checkpoint", f"{checkpoint.name}, epoch {step / train.epoch_length:.4g} of {train.epochs:g}")]
     rows += [("updates", f"{step:,} of {train.num_steps:,}")]
-    rows += _describe_provenance(run.checkpoint)
-    if path.resolve() != run.checkpoint.resolve():
-        names = [checkpoint.name for checkpoint in RunFolder(path).find_checkpoints()]
-        rows.append(("all checkpoints", ", ".join(names)))
-    losses = next((line for line in reversed(folder.read_metrics(step)) if "loss" in line), None)
+    rows += _describe_provenance(checkpoint)
+    if path.resolve() != checkpoint.resolve():
+        rows.append(("all checkpoints", ", ".join(found.name for found in RunFolder(path).find_checkpoints())))
+    losses = next((line for line in reversed(run.read_metrics(step)) if "loss" in line), None)
     if losses:
         names = {name.removeprefix("loss/"): value for name, value in losses.items() if name.startswith("loss")}
         terms = [f"{name} {value:.4g}" for name, value in names.items() if value is not None]
         rows.append(("losses", f"{', '.join(terms)} (mean up to update {losses['step']:,})"))
-    rows += [("result", f"{name}: {value}") for name, value in run.facts.results_table().items()]
-    further = [name for name in run.config.models if name]
-    if further:
+    results = RunFacts.of_run(run, config, until=step).results_table()
+    rows += [("result", f"{name}: {value}") for name, value in results.items()]
+    if further := [name for name in config.models if name]:
         rows.append(("further students", f"{', '.join(further)} (--student NAME)"))
     return rows
 
@@ -89,7 +93,7 @@ def _describe_provenance(checkpoint: Path) -> Rows:
     ]
 
 
-def _describe_backbone(weights: ModelWeights) -> Rows:
+def _describe_backbone(weights: Weights, backbone: Mapping[str, Tensor]) -> Rows:
     config = weights.config
     preset, heads = preset_of(config), f"{config.num_attention_heads} heads"
     if not weights.knows_num_attention_heads:
@@ -105,8 +109,8 @@ def _describe_backbone(weights: ModelWeights) -> Rows:
         ("register tokens", str(config.num_register_tokens)),
         ("image size", f"{height} x {width}, a grid of {config.grid_size[0]} x {config.grid_size[1]} patches"),
         ("other sizes", _rule(config)),
-        ("parameters", _millions(weights.backbone.values())),
-        ("dtype", str(dtype_of(weights)).removeprefix("torch.")),
+        ("parameters", _millions(backbone.values())),
+        ("dtype", str(_dtype_of(backbone)).removeprefix("torch.")),
     ]
 
 
@@ -118,10 +122,9 @@ def _rule(config: Dinov2Config) -> str:
     return f"position embeddings bicubic {smooth}, to the size"
 
 
-def _describe_heads(heads: Mapping[str, Tensor]) -> Rows:
+def _describe_heads(heads: Mapping[str, Mapping[str, Tensor]]) -> Rows:
     rows = []
-    for name in sorted({key.partition(".")[0] for key in heads}):
-        state = tensors_of(heads, f"{name}.")
+    for name, state in heads.items():
         layers = {int(m[1]): value for key, value in state.items() if (m := re.fullmatch(r"mlp\.(\d+)\.weight", key))}
         directions = state.get("last_layer.weight_v")
         if directions is None or not layers:
@@ -139,12 +142,15 @@ def _describe_unknown(path: Path, reason: str) -> Rows:
         return [("what", "a checkpoint that cannot be read"), ("why", reason), ("use", "no command reads it")]
     if path.is_file() and path.suffix in _TENSOR_FILES:
         try:
-            tensors = read_tensors(path, str(path))[0]
+            tensors = TensorFile.read(path, str(path)).tensors
         except ValueError as error:
             return [("what", "a file that cannot be read"), ("why", str(error))]
-        if kind_of_names(tensors) == "heads":
-            use = "no command reads them alone; give the folder, which has the backbone beside them"
-            return [("what", "projection heads of a DINOv2 model"), *_describe_heads(tensors), ("use", use)]
+        if are_heads(tensors):
+            heads = {
+                name: tensors_of(tensors, f"{name}.") for name in sorted({key.partition(".")[0] for key in tensors})
+            }
+            use = "no command reads them by themselves; give the folder, which has the backbone beside them"
+            return [("what", "projection heads of a DINOv2 model"), *_describe_heads(heads), ("use", use)]
         shown = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(tensors.items())[:3])
         more = ", …" if len(tensors) > 3 else ""
         rows = [("what", "tensors, not those of a whole DINOv2 backbone")]
@@ -154,12 +160,20 @@ def _describe_unknown(path: Path, reason: str) -> Rows:
     return [*rows, ("why", reason), ("use", "no command reads it")]
 
 
-def _use(path: str, source: OpenSource) -> str:
+def _dtype_of(backbone: Mapping[str, Tensor]) -> torch.dtype:
+    """Of most of the numbers of a backbone."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in backbone.values():
+        counts[tensor.dtype] += tensor.numel()
+    return counts.most_common(1)[0][0]
+
+
+def _use(path: str, weights: Weights) -> str:
     start = f"init.path={path} starts training from it"
-    if source.run is None:
+    if weights.run is None:
         return f"dinov2-hf export {path} OUTPUT writes it in another format; {start}"
-    script = "distill.py" if find_objective(source.run.config).teachers_of(source.run.config) else "pretrain.py"
-    config = RunFolder.of_checkpoint(source.run.checkpoint).config_file
+    script = "distill.py" if find_objective(weights.run_config).teachers_of(weights.run_config) else "pretrain.py"
+    config = weights.run.config_file
     return (
         f"dinov2-hf export {path} OUTPUT writes the model; "
         f"accelerate launch examples/{script} --config {config} goes on; {start}"

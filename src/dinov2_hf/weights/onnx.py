@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from ..backbones.dinov2.configuration import Dinov2Config
 from ..backbones.dinov2.modeling import Dinov2Model
 from ..backbones.dinov2.packing import Packing
+from ..files import first_line
+from .base import Format, Place, Weights
 from .notes import Notes
 from .positions import bicubic_matrix
 
@@ -131,7 +133,7 @@ def read_onnx(path: str | PathLike, where: str) -> tuple[dict[str, Tensor], Note
     try:
         proto = onnx.load(path)
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
-        raise ValueError(f"{where} is damaged or not an ONNX file: {_first_line(error)}; export it again") from None
+        raise ValueError(f"{where} is damaged or not an ONNX file: {first_line(error)}; export it again") from None
     notes = Notes.unpack({entry.key: entry.value for entry in proto.metadata_props}, where)
     if notes.config is None:
         raise ValueError(
@@ -181,5 +183,24 @@ def _for_export(model: Dinov2Model) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def read_onnx_weights(place: Place) -> Weights:
+    """Reads an ONNX file that `write_onnx` wrote."""
+    backbone, notes = read_onnx(place.path, place.where)
+    tensors = {f"backbone.{name}": value for name, value in backbone.items()}
+    return Weights(
+        place.where,
+        "ONNX file of dinov2-hf",
+        notes.config,
+        lambda _: tensors,
+        place.network,
+        preprocessor=notes.preprocessor,
+    )
+
+
+FORMAT = Format(
+    holds=lambda place: place.is_file and place.path.endswith(".onnx"),
+    read=read_onnx_weights,
+    write=write_onnx,
+    suffix=".onnx",
+    usage=onnx_usage,
+)

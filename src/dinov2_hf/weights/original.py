@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from torch import Tensor
 from ..backbones.dinov2.configuration import Dinov2Config
 from ..backbones.dinov2.modeling import Dinov2Model
 from .architecture import check_expressible, preset_of
+from .base import Format, Place, Weights
 from .notes import Notes
+from .tensors import NOTES, without_wrappers
 
-NOTES = "dinov2_hf"
-"""The attribute of the state dict that holds the notes; code that does not know it does not see it."""
+_HEAD_WIDTH = 64
+"""Channels of an attention head in all published models."""
 
 _TOP = {
     "cls_token": "embeddings.cls_token",
@@ -44,14 +47,6 @@ _BLOCK = {
     "mlp.w3": "mlp.weights_out",
 }
 _QKV = ("query", "key", "value")
-_WRAPPERS = ("module.", "teacher.", "student.", "backbone.", "_fsdp_wrapped_module.", "_orig_mod.")
-
-
-def without_wrappers(name: str) -> str:
-    """A tensor's name without what training code wraps around the backbone."""
-    while name.startswith(_WRAPPERS):
-        name = name.split(".", 1)[1]
-    return name
 
 
 def from_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,11 +103,30 @@ def to_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return original
 
 
+def guess_num_attention_heads(width: int) -> int:
+    """The number of attention heads where nothing says it: each of 64 channels, or a single one where 64 do not fit."""
+    return 1 if width % _HEAD_WIDTH else width // _HEAD_WIDTH
+
+
+def require_num_attention_heads(weights: Weights) -> None:
+    """Refuses weights whose number of attention heads nothing says and nothing suggests.
+
+    Raises:
+        ValueError: saying how to give it.
+    """
+    width = weights.config.hidden_size
+    if not weights.knows_num_attention_heads and width % _HEAD_WIDTH:
+        raise ValueError(
+            f"{weights.where} does not tell its number of attention heads, and its width {width} is not a multiple of "
+            f"the usual {_HEAD_WIDTH} channels; give --num-attention-heads"
+        )
+
+
 def config_from_original(state_dict: Mapping[str, Tensor], **overrides) -> Dinov2Config:
     """The architecture that an original state dict was saved from, read off its shapes.
 
-    The number of heads leaves no trace in the shapes: heads have 64 channels as in all published models, unless
-    `num_attention_heads` says otherwise. Without registers the position embeddings are interpolated as the original
+    The number of heads leaves no trace in the shapes: it is `guess_num_attention_heads`, unless `num_attention_heads`
+    says otherwise. Without registers the position embeddings are interpolated as the original
     code does it (scale factor with offset 0.1), with registers to a size with antialias.
     """
     converted = from_original(state_dict)
@@ -125,7 +139,7 @@ def config_from_original(state_dict: Mapping[str, Tensor], **overrides) -> Dinov
     settings = {
         "hidden_size": width,
         "num_hidden_layers": 1 + max(int(name.split(".")[2]) for name in converted if name.startswith("encoder.")),
-        "num_attention_heads": max(width // 64, 1),
+        "num_attention_heads": guess_num_attention_heads(width),
         "use_swiglu_ffn": swiglu,
         "num_register_tokens": 0 if registers is None else registers.shape[1],
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
@@ -195,3 +209,71 @@ def original_usage(path: str, config: Dinov2Config) -> str:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         model = f"dinov2.models.vision_transformer.DinoVisionTransformer({given})"
     return f'model = {model}\nmodel.load_state_dict(torch.load("{path}", weights_only=True))'
+
+
+def weights_of_file(
+    place: Place,
+    kind: str,
+    convert: Callable[[Notes], tuple[dict[str, Tensor], Callable[..., Dinov2Config]]],
+    remarks: list[str],
+    **settings: Any,
+) -> Weights:
+    """Weights in one file without a `config.json`: its notes say the config, where we wrote it, else its shapes.
+
+    Args:
+        kind: what the file is, in words.
+        convert: gives the tensors of the backbone under the names of the interchange format, and what reads the config
+            off their shapes; settings that the shapes do not show are passed to it.
+        remarks: what was not there, or not taken.
+        settings: of the config, where the notes do not say it.
+
+    Raises:
+        ValueError: notes that are damaged, tensors that are missing or do not belong to a backbone.
+    """
+    file, where, heads = place.file, place.where, place.num_attention_heads
+    notes = Notes.unpack(file.metadata, where)
+    if file.heads and not file.backbone:
+        raise ValueError(f"{where} holds projection heads only; give the folder, which has the backbone beside them")
+    if heads is not None:
+        settings["num_attention_heads"] = heads
+    try:
+        backbone, config_of = convert(notes)
+        config = notes.config or config_of(**settings)
+    except KeyError as error:
+        raise ValueError(f"{where} lacks {error} and is not a whole DINOv2 backbone; fetch it again") from None
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from None
+    tensors = {f"backbone.{name}": value for name, value in backbone.items()} | file.heads
+    return Weights(
+        where,
+        "training state of the original code" if file.training_state else kind,
+        config,
+        lambda _: tensors,
+        place.network,
+        has_student=file.training_state,
+        knows_num_attention_heads=notes.config is not None or heads is not None,
+        preprocessor=notes.preprocessor,
+        remarks=remarks,
+    )
+
+
+def read_original(place: Place) -> Weights:
+    """Reads a file under the original names, or refuses a file of something else."""
+
+    def convert(notes: Notes):
+        return from_original(place.file.backbone), lambda **settings: config_from_original(
+            place.file.backbone, **settings
+        )
+
+    return weights_of_file(
+        place, "file under the original names" + ", with heads" * bool(place.file.heads), convert, []
+    )
+
+
+FORMAT = Format(
+    holds=lambda place: place.is_file,  # what no other format knows is refused by its names here
+    read=read_original,
+    write=write_original,
+    suffix=".pth",
+    usage=original_usage,
+)

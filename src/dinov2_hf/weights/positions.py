@@ -49,6 +49,17 @@ def resize_position_embeddings(
     return {**state_dict, name: torch.cat((positions[:, :1], patches), dim=1)}
 
 
+def rule_remarks(config: Dinov2Config, reader: str, antialias: bool) -> list[str]:
+    """What to say where a reader interpolates position embeddings, always to a size, by another rule than the model."""
+    if (config.interpolate_antialias, config.interpolate_offset) == (antialias, 0.0):
+        return []
+    rows, columns = (count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
+    return [
+        f"{reader} interpolates position embeddings by another rule than this model: its features are the same at "
+        f"{rows} x {columns} pixels only; --image-size chooses another size"
+    ]
+
+
 def bicubic_matrix(new: int, old: int, scale: Tensor, antialias: bool) -> Tensor:
     """Bicubic resampling of `old` samples to `new` as a matrix `[new, old]`, as `interpolate` does it along one side.
 

@@ -1,84 +1,63 @@
-"""Weights of a run, or of anything else, to start from."""
+"""Runs and their checkpoints: the config is read at once, tensors when they are asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..backbones import Dinov2Config
-from ..config import load_saved_config
-from ..files import CONFIG_FILE
-from ..objectives import find_objective, tensors_of
+from ..data import evaluation_transform, preprocessor_config
+from ..objectives import find_objective
+from ..runs import RunFolder
 from ..runs.checkpoint import checkpoint_at, read_model_tensors
-from ..runs.integrity import require_whole
-from .read import read_weights
+from ..runs.integrity import open_checkpoint
+from .base import Format, Place, Weights
+from .tensors import tensors_of
 
 
-@dataclass
-class Source:
-    """Weights to start from: `backbone.…` and, where there are any, `dino_head.…` and `ibot_head.…`."""
+def read_run(place: Place) -> Weights:
+    """Reads a run's newest checkpoint, or the one at the place.
 
-    name: str
-    student: Mapping[str, Tensor]
-    teacher: Mapping[str, Tensor]
-    config: Dinov2Config
-    """Of the backbone."""
-    num_attention_heads: int | None
-    """None where nothing tells."""
-    centering: Mapping[str, Tensor] = field(default_factory=dict)
-    normalization: tuple[list[float], list[float]] | None = None
-    """Mean and standard deviation of its images, per channel; None where nothing tells."""
-
-
-def read_source(path: str) -> Source:
-    """The weights at `path`: a run or one of its checkpoints, or what `weights.read_weights` reads.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        ValueError: a file that is damaged, or not of a DINOv2 model.
-    """
-    checkpoint = checkpoint_at(Path(path))
-    if checkpoint is not None:
-        return read_run(checkpoint)
-    weights = read_weights(path, "init.path", dtype=torch.float32)
-    tensors = weights.heads | {f"backbone.{name}": value for name, value in weights.backbone.items()}
-    heads = weights.config.num_attention_heads if weights.knows_num_attention_heads else None
-    told = weights.preprocessor or {}
-    normalization = (told["image_mean"], told["image_std"]) if {"image_mean", "image_std"} <= told.keys() else None
-    return Source(path, tensors, tensors, weights.config, heads, normalization=normalization)
-
-
-def read_run(checkpoint: Path, student: str = "", device: str = "cpu") -> Source:
-    """The weights of a run at one of its checkpoints.
-
-    Args:
-        checkpoint: the folder.
-        student: the name of a further student of a distillation.
-        device: `meta` for shapes and types alone.
+    The small files are compared with their checksums at once, those of the tensors once, before the first is read.
 
     Raises:
         ValueError: a checkpoint that is damaged, or without that student.
     """
-    require_whole(checkpoint, contents=device != "meta")
-    run = load_saved_config(checkpoint / CONFIG_FILE)
-    tensors = read_model_tensors(checkpoint, device)
-    models = run.models
-    if student not in models:
-        others = ", ".join(filter(None, models)) or "none besides the one"
+    checkpoint = checkpoint_at(Path(place.path))
+    opened = open_checkpoint(checkpoint)
+    run, student = opened.config, place.student
+    if student not in run.models:
+        others = ", ".join(filter(None, run.models)) or "none besides the one"
         raise ValueError(f"the run of {checkpoint} has no student {student!r}; its further students: {others}")
-    architecture = models[student].architecture() | {"image_size": run.crops.global_size}
-    config = Dinov2Config.preset(models[student].preset, **architecture)
-    place = find_objective(run).places_of(run)[student]
-    return Source(
-        str(checkpoint),
-        tensors_of(tensors, f"{place.student}."),
-        tensors_of(tensors, f"{place.average}."),
-        config,
-        config.num_attention_heads,
-        tensors_of(tensors, "centering."),
-        (run.colors.mean, run.colors.std),
+    architecture = run.models[student].architecture() | {"image_size": run.crops.global_size}
+    del architecture["attn_implementation"]
+    if place.network == "teacher":
+        architecture["drop_path_rate"] = 0.0  # as the run itself builds it
+    inside = find_objective(run).places_of(run)[student]
+
+    def read(prefix: str) -> Mapping[str, Tensor]:
+        if place.device != "meta":
+            opened.require_contents()
+        return tensors_of(read_model_tensors(checkpoint, place.device, prefix), prefix)
+
+    return Weights(
+        f"{place.key}={checkpoint}",
+        f"checkpoint of a run, {find_objective(run).describe(run)}",
+        Dinov2Config.preset(run.models[student].preset, **architecture),
+        lambda network: read(f"{inside.student if network == 'student' else inside.average}."),
+        place.network,
+        has_student=True,
+        preprocessor=preprocessor_config(evaluation_transform(run)),
+        run=RunFolder.of_checkpoint(checkpoint),
+        run_config=run,
+        checkpoint=checkpoint,
+        step=opened.state.step,
+        student=student,
+        digest=opened.digest,
+        read_centering=lambda: read("centering."),
     )
+
+
+FORMAT = Format(holds=lambda place: checkpoint_at(Path(place.path)) is not None, read=read_run)

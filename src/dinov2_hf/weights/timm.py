@@ -7,7 +7,7 @@ Position embeddings are interpolated to a size, always with antialias.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 
 import torch
@@ -17,8 +17,11 @@ from torch import Tensor
 from ..backbones.dinov2.configuration import PRESETS, Dinov2Config
 from ..backbones.dinov2.modeling import Dinov2Model
 from .architecture import check_expressible, preset_of
+from .base import Format, Place, Weights
 from .notes import Notes
-from .original import config_from_original, from_original, to_original, without_wrappers
+from .original import config_from_original, from_original, to_original, weights_of_file
+from .positions import rule_remarks
+from .tensors import without_classifier, without_wrappers
 
 _CLS, _MASK, _POSITIONS = "embeddings.cls_token", "embeddings.mask_token", "embeddings.position_embeddings"
 _CLS_POSITION = "cls_position"
@@ -125,3 +128,31 @@ def _is_swiglu(state: Mapping[str, Tensor], block: str) -> bool:
     """Gate and value come out of one layer, so that it has twice the width that the next one takes."""
     into, out = state.get(f"{block}.mlp.fc1.weight"), state.get(f"{block}.mlp.fc2.weight")
     return into is not None and out is not None and into.shape[0] == 2 * out.shape[1]
+
+
+def has_timm_names(names: Iterable[str]) -> bool:
+    """Whether tensors bear the names of timm's models and not those of the original code."""
+    plain = {without_wrappers(name) for name in names}
+    return {"patch_embed.proj.weight", "cls_token"} <= plain and not plain & {"mask_token", "register_tokens"}
+
+
+def read_timm(place: Place) -> Weights:
+    """Reads a file under timm's names."""
+    state, remarks = without_classifier(place.file.backbone, "head.")
+
+    def convert(notes: Notes):
+        if "embeddings.mask_token" not in notes.tensors:
+            remarks.append("the mask token is zero: timm's models have none")
+        return from_timm(state, notes.tensors), lambda **settings: config_from_timm(state, **settings)
+
+    return weights_of_file(place, "file under timm's names", convert, remarks)
+
+
+FORMAT = Format(
+    holds=lambda place: place.is_file and has_timm_names(place.file.names),
+    read=read_timm,
+    write=write_timm,
+    suffix=".safetensors",
+    usage=timm_usage,
+    limits=lambda config: rule_remarks(config, "timm", antialias=True),
+)

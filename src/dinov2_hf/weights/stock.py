@@ -1,0 +1,47 @@
+"""Models of other families that `AutoModel` loads, from a folder or the Hub: for features, not for export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoConfig, AutoImageProcessor
+
+from ..backbones import family_of_model_type, load_stock_backbone
+from .base import Format, Place, Weights
+from .folder import read_folder
+
+
+def holds_stock(place: Place) -> bool:
+    """Whether transformers says that this is a model of another family than ours."""
+    path = Path(place.path)
+    if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
+        return False
+    try:
+        model_type = AutoConfig.from_pretrained(place.path, trust_remote_code=False).model_type
+    except (OSError, ValueError):  # what is wrong is said when it is read
+        return False
+    return family_of_model_type(model_type) is None
+
+
+def read_stock(place: Place) -> Weights:
+    """Reads config and preprocessor; the model when it is built."""
+    config = AutoConfig.from_pretrained(place.path, trust_remote_code=False)
+    config = getattr(config, "vision_config", config)
+    try:
+        preprocessor = AutoImageProcessor.from_pretrained(place.path, trust_remote_code=False).to_dict()
+    except (OSError, ValueError):
+        preprocessor = None
+    size = getattr(config, "image_size", 224)
+    return Weights(
+        place.where,
+        f"model of another family ({config.model_type}) that transformers loads",
+        config,
+        lambda network: read_folder(place).network(network),  # which refuses it
+        place.network,
+        preprocessor=preprocessor,
+        side=size if isinstance(size, int) else size[0],
+        load=lambda: load_stock_backbone(place.path, place.where),
+    )
+
+
+FORMAT = Format(holds=holds_stock, read=read_stock)
