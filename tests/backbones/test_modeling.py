@@ -106,6 +106,7 @@ def test_eager_softmax_is_made_in_float32_and_rounded_once(dtype):
             )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_flex_attention_equals_eager(tiny):
     """Values alone: torch has no backward of flex attention on CPUs."""

@@ -389,9 +389,19 @@ def test_source_of_broken_images_alone_is_refused_with_the_first_batch(streaming
     assert "Traceback" not in message and "\n" not in message
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+@pytest.fixture
+def two_threads():
+    """Two threads have computed in this process; a fork that waits for the second one, which it lacks, hangs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.ones(2**22).exp()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
-def test_batches_do_not_depend_on_how_workers_are_started(streaming, start_method, paths):
+def test_batches_do_not_depend_on_how_workers_are_started(streaming, start_method, paths, two_threads):
     config = configure(paths["table.parquet"], streaming=streaming)
     expected = list(batches_of(config, stop=3))
     loader = build_loader(batches_of(config, stop=3), 1, pin_memory=False, start_method=start_method)

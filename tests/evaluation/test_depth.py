@@ -260,7 +260,7 @@ def test_blocks_are_the_published_ones():
 # --- the evaluation --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", ["linear", "linear4"])
+@pytest.mark.parametrize("head", ["linear", pytest.param("linear4", marks=pytest.mark.slow)])
 def test_linear_heads_beat_the_mean_depth(path, mean_error, head, tmp_path):
     evaluation = dense_evaluation(DepthEvaluation, path, head=head, output=tmp_path, **QUICK)
     results = list(evaluate_depth(evaluation))
@@ -281,6 +281,7 @@ def test_linear_heads_beat_the_mean_depth(path, mean_error, head, tmp_path):
     assert torch.stack(errors).mean(dim=0)[0].item() == pytest.approx(found["abs_rel"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_dpt_beats_the_mean_depth(path, mean_error):
     options = QUICK | dict(head="dpt", dpt_channels=8, learning_rate=5e-3, crop=[32, 48], iterations=25)
     found = values(evaluate_depth(dense_evaluation(DepthEvaluation, path, **options)))

@@ -166,6 +166,7 @@ def test_linear_segmentation_beats_the_majority_class(path, tmp_path):
     assert np.nanmean(class_iou(areas.numpy())) == pytest.approx(found["mean_iou"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_multi_scale_segmentation_runs_on_four_blocks(path):
     options = QUICK | dict(iterations=12, blocks=4, scales=[1.0, 1.32], flip=True, scale_range=[1.0, 3.0])
     results = list(evaluate_segmentation(dense_evaluation(SegmentationEvaluation, path, **options)))

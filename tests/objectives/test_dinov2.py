@@ -204,6 +204,7 @@ def test_mask_indices_and_weights_describe_the_masks():
     assert weights.tolist() == [0.5, 0.5, 1.0]
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_loss_and_gradients(tiny_config):
     results = []
     for flag in ("false", "true"):

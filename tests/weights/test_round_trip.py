@@ -48,7 +48,7 @@ def cases():
     for settings in NOT_SQUARE:
         yield "timm", settings
     for settings in (MODELS[2], MODELS[4], NOT_SQUARE[1]):  # tests/models/test_convert_onnx.py has others
-        yield "onnx", settings | {"num_hidden_layers": 1}
+        yield pytest.param("onnx", settings | {"num_hidden_layers": 1}, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("format", "settings"), cases())
