@@ -119,6 +119,7 @@ def test_unusual_architecture_is_described(config):
     model = backbone(
         "tiny", hidden_size=96, num_register_tokens=0, patch_size=(16, 8), image_size=(64, 64), num_channels=5
     )
+    config.model.num_channels = 5
     _, text = render(config, RunFacts(), model)
     assert "# DINOv2 ViT of width 96 and 6 layers, patch 16x8 trained on" in text
     assert rows(text)["Channels"] == "5" and rows(text)["Patch"] == "16 x 8 pixels"
@@ -143,7 +144,7 @@ def test_further_student_of_a_distillation_has_its_own_shape():
     students = ["students.other.preset=base", "students.other.num_register_tokens=0"]
     given = ["objective=distill_prototypes", "data.train.path=/x", "distill.teacher=lab/vitg14"]
     config = load_config(None, [*given, *students])
-    _, text = render(config, RunFacts(), backbone("base", num_register_tokens=0))
+    _, text = render(config, RunFacts(), backbone("base", num_register_tokens=0), student="other")
     assert "ViT-B/14 trained on" in text and "model.preset=base model.num_register_tokens=0" in text
     _, text = render(config, RunFacts())
     assert "model.preset=small" in text
@@ -270,5 +271,6 @@ def test_card_says_how_pictures_of_sixteen_bits_are_opened(bits, config):
     _, text = render(config, RunFacts())
     given = ", bits=12" if bits == 12 else ""
     assert f'`dinov2_hf.data.load_image("image.png"{given})` opens them as training did' in " ".join(text.split())
+    config.model.num_channels = 1
     _, text = render(config, RunFacts(), backbone(num_register_tokens=4, num_channels=1))
     assert "load_image" not in text

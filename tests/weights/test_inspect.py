@@ -96,7 +96,7 @@ def test_every_kind_of_model_is_told(tmp_path, capsys):
         rows = inspect(tmp_path / name, capsys)
         assert rows["what"] == what
         assert rows["backbone"] == "width 192, 1 layer, 3 heads, MLP"
-        assert ("heads of 64 channels are assumed" in rows.get("note", "")) == guessed
+        assert ("heads of 64 channels are assumed" in rows.get("attention heads", "")) == guessed
         assert rows["image size"] == "32 x 32, a grid of 4 x 4 patches"
         assert rows["parameters"] == f"{model.num_parameters() / 1e6:.2f} M"
         assert ("dino_head" in rows) == (name in ("teacher.pth", "state.pth"))

@@ -95,7 +95,7 @@ def _describe_provenance(checkpoint: Path) -> Rows:
 def _describe_backbone(weights: Weights, backbone: Mapping[str, Tensor]) -> Rows:
     rows = describe_backbone(weights.skeleton()).table
     if not weights.knows_num_attention_heads:
-        rows["note"] = "the file does not say its number of attention heads; heads of 64 channels are assumed"
+        rows["attention heads"] = "not in the file: heads of 64 channels are assumed"
     return [
         *rows.items(),
         ("parameters", _millions(backbone.values())),
