@@ -45,7 +45,6 @@ ELSEWHERE = {"cuda_acceptance", "cuda_model"}
 
 def serve() -> None:
     """Runs a script for each line of JSON on the standard input, and answers with its exit code."""
-    import dinov2_hf.cli.launch  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import torch._dynamo  # noqa: F401  all that the scripts would import later
     import torch.utils.tensorboard  # noqa: F401
