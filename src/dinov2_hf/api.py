@@ -97,7 +97,7 @@ class Run:
         cuda = torch.cuda.is_available()
         hardware = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
         facts = RunFacts.of_run(self.trainer.run_folder, self.config, student, hardware=hardware)
-        return export_folder(folder, networks["backbone"].eval(), heads, self.transform, self.config, facts)
+        return export_folder(folder, networks["backbone"].eval(), heads, self.transform, self.config, facts, student)
 
     def _draw_features(self, backbone: nn.Module, student: str) -> Path:
         """Draws the principal components of the patches of some queries of the k-NN evaluation."""

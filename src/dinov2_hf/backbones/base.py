@@ -103,6 +103,35 @@ _BUILDER = "section, image_size, drop_path_rate"
 
 
 @dataclass(frozen=True)
+class Description:
+    """What people are told of a backbone."""
+
+    title: str
+    """Such as `DINOv2 ViT-S/14 with 4 registers`."""
+    what: str
+    """What it is, in words: `vision transformer`."""
+    card: dict[str, str]
+    """Rows of the table of its architecture in a model card."""
+    table: dict[str, str]
+    """Rows of what `dinov2-hf inspect` prints."""
+
+
+def describe_backbone(backbone: Backbone) -> Description:
+    """Describes a backbone as its family does, or by what every backbone has."""
+    family = family_of(backbone)
+    if family is not None and family.describe is not None:
+        return family.describe(backbone.config)
+    name = family.name if family else type(backbone).__name__
+    rows = {"width": str(backbone.width), "blocks": str(len(backbone.blocks)), "stride": f"{backbone.stride} pixels"}
+    return Description(
+        f"{name} of width {backbone.width}",
+        "backbone",
+        {key.capitalize(): value for key, value in rows.items()},
+        {"backbone": f"{name}, width {backbone.width}, {len(backbone.blocks)} blocks, stride {backbone.stride} pixels"},
+    )
+
+
+@dataclass(frozen=True)
 class Family:
     """Backbones of one kind: how a run builds one, and what reads and writes it."""
 
@@ -117,6 +146,8 @@ class Family:
     """Transformers model with a linear head on CLS and the mean of the patches, around the backbone as `base_model`."""
     model_types: tuple[str, ...] = ()
     """`model_type` in the `config.json` of published files and of exports, which the stock class writes too."""
+    describe: Callable[[Any], Description] | None = None
+    """Describes a backbone by its config; None: by what every backbone has."""
 
     def build(self, section: Any, image_size: int, drop_path_rate: float) -> Backbone:
         """A backbone with fresh weights.
@@ -137,7 +168,12 @@ _Registered = TypeVar("_Registered", bound=Callable)
 
 
 def register_backbone(
-    name: str, *, config: type, classifier: type | None = None, model_types: Sequence[str] = ()
+    name: str,
+    *,
+    config: type,
+    classifier: type | None = None,
+    model_types: Sequence[str] = (),
+    describe: Callable[[Any], Description] | None = None,
 ) -> Callable[[_Registered], _Registered]:
     """Registers the decorated class, or function that builds one, as the family `name`.
 
@@ -163,7 +199,7 @@ def register_backbone(
                 f"family {name!r} is registered already, by {'.'.join(_origin(known.builder))}; take another name"
             )
         FAMILIES[name] = config
-        _FAMILIES[name] = Family(name, config, backbone, builder, classifier, tuple(model_types))
+        _FAMILIES[name] = Family(name, config, backbone, builder, classifier, tuple(model_types), describe)
         return builder
 
     return register

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
 
 from .checks import at_least, choice, positive, share
 
@@ -34,6 +34,8 @@ class BackboneConfig:
     compile: bool = False
     """Compile each layer with torch.compile: faster steps after a start of a minute or more."""
 
+    _OF_TRAINING: ClassVar[tuple[str, ...]] = ("drop_path_rate", "gradient_checkpointing", "compile")
+
     @classmethod
     def section_for(cls, name: str, values: Mapping[str, Any]) -> BackboneConfig:
         """The section of the family that `values` name.
@@ -50,6 +52,11 @@ class BackboneConfig:
     def stride(self) -> int:
         """Pixels between two neighbouring features; sides of crops are multiples of it."""
         raise NotImplementedError(f"{type(self).__name__} does not define its stride")
+
+    @classmethod
+    def shape_keys(cls) -> list[str]:
+        """The keys that decide which weights fit; the others are of training only."""
+        return [item.name for item in fields(cls) if item.name not in cls._OF_TRAINING]
 
     def check(self, key: str = "model") -> None:
         """Refuses impossible values of the section `key`."""
@@ -81,6 +88,13 @@ class ModelConfig(BackboneConfig):
     """The same rate in every layer, or a linear rise from 0."""
     attn_implementation: str = "auto"
     """sdpa, eager, flash_attention_2, flex_attention, xformers, or auto: eager on CPUs (faster there), else sdpa."""
+
+    _OF_TRAINING: ClassVar[tuple[str, ...]] = (
+        *BackboneConfig._OF_TRAINING,
+        "layerscale_value",
+        "drop_path_uniform",
+        "attn_implementation",
+    )
 
     @property
     def stride(self) -> int:

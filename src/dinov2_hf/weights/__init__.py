@@ -1,6 +1,6 @@
 """Weights at any path: opening, writing and describing them, one file for each format."""
 
-from .architecture import preset_of
+from ..backbones.dinov2.describe import preset_of
 from .base import Format, Place, Weights
 from .cards import model_card
 from .export import Exported, export_folder, export_source

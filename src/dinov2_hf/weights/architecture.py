@@ -1,17 +1,8 @@
-"""What an architecture is called, and what formats with fixed parts cannot express."""
+"""What formats with fixed parts cannot express."""
 
 from __future__ import annotations
 
-from ..backbones.dinov2.configuration import PRESETS, Dinov2Config
-
-
-def preset_of(config: Dinov2Config) -> str | None:
-    """The preset whose width, depth, heads and kind of feed-forward network `config` has; patch and size may differ."""
-    for name, settings in PRESETS.items():
-        wanted = {"use_swiglu_ffn": False, "mlp_ratio": 4, **settings}
-        if all(getattr(config, key) == value for key, value in wanted.items()):
-            return name
-    return None
+from ..backbones import Dinov2Config
 
 
 def check_expressible(config: Dinov2Config, format: str, square: bool = False) -> None:

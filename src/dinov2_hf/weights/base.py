@@ -78,6 +78,8 @@ class Weights:
     """What was not there, or not taken."""
     side: int | None = None
     """Crops in pixels where nothing says how images are prepared; None: `default_side`."""
+    make: Callable[[Any], Backbone] = field(default=Dinov2Model, repr=False)
+    """Makes a backbone of a config, of its family."""
     load: Callable[[], Backbone] | None = field(default=None, repr=False)
     """Builds the backbone of a model of another family."""
     run: RunFolder | None = None
@@ -133,6 +135,11 @@ class Weights:
         """The implementation of attention that transformers chose when it read the model; None: it did not read it."""
         return self.config._attn_implementation
 
+    def skeleton(self) -> Backbone:
+        """Builds the backbone without weights, on the device `meta`."""
+        with torch.device("meta"):
+            return self.make(self.config)
+
     def build(self, network: str = "", attention: str | None = None) -> Backbone:
         """Builds the backbone in the dtype of the source, frozen, for evaluation.
 
@@ -148,9 +155,7 @@ class Weights:
         if attention is not None:
             chosen = "sdpa" if torch.accelerator.is_available() else "eager"
             self.config._attn_implementation = chosen if attention == "auto" else attention
-        tensors = self.backbone(network)
-        with torch.device("meta"):
-            model = Dinov2Model(self.config)
+        tensors, model = self.backbone(network), self.skeleton()
         wanted = model.state_dict()
         problems = [f"{name} is missing" for name in wanted.keys() - tensors.keys()]
         problems += [f"{name} has no place" for name in tensors.keys() - wanted.keys()]
@@ -161,7 +166,7 @@ class Weights:
         ]
         if problems:
             raise ValueError(
-                f"{self.where} is not a whole DINOv2 backbone: {summary(sorted(problems))}; fetch or export it again"
+                f"{self.where} is not a whole backbone: {summary(sorted(problems))}; fetch or export it again"
             )
         model.load_state_dict(tensors, assign=True)
         return model.eval().requires_grad_(False)
@@ -222,6 +227,8 @@ class Weights:
 
 def default_side(config: Dinov2Config) -> int:
     """Crops in pixels that the released models are used with: 224, or the size of a model of smaller images."""
+    if not hasattr(config, "grid_size"):  # any size is as good
+        return 224
     native = min(count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
     fits = native >= 224 and not any(224 % patch for patch in config.patch_height_width)
     return 224 if fits else native
@@ -243,5 +250,7 @@ class Format:
     """Of the file that it writes; empty: it writes a folder, which takes heads and a model card too."""
     usage: Callable[[str, Dinov2Config], str] | None = None
     """Python that loads what was written to a path."""
+    families: tuple[str, ...] = ()
+    """Families of backbones that it can be written from; none named: all."""
     limits: Callable[[Dinov2Config], list[str]] | None = None
     """What readers of the format do otherwise than the model, to be said when it is written."""

@@ -8,11 +8,12 @@ from importlib import resources
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from torch import nn
 
-from ..backbones import PRESETS, Dinov2Config, Dinov2Model
+from ..backbones import Backbone, Description, Dinov2Model, describe_backbone
 from ..config import (
+    BackboneConfig,
     DINOv2RunConfig,
-    ModelConfig,
     RunConfig,
     dotted_keys,
     hub_name,
@@ -24,10 +25,6 @@ from ..data import EvalTransform
 from ..objectives import find_objective
 from ..runs.facts import RunFacts
 
-_SIZES = {"tiny": "ViT-tiny", "small": "ViT-S", "base": "ViT-B", "large": "ViT-L", "giant": "ViT-g"}
-
-_MODEL = ["preset", "patch_size", "num_register_tokens", "num_channels", "hidden_size", "num_hidden_layers"]
-_MODEL += ["num_attention_heads", "use_swiglu_ffn"]
 _HEADS = ["num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"]
 _SHAPES = [f"{head}.{name}" for head in ("dino", "ibot") for name in _HEADS]
 _SHAPES += ["ibot.separate_head", "crops.global_size", "crops.num_local", "crops.local_size"]
@@ -38,7 +35,12 @@ Rows = dict[str, str | None]
 
 
 def model_card(
-    backbone: Dinov2Model, transform: EvalTransform, config: RunConfig, facts: RunFacts, has_heads: bool = True
+    backbone: Backbone,
+    transform: EvalTransform,
+    config: RunConfig,
+    facts: RunFacts,
+    has_heads: bool = True,
+    student: str = "",
 ) -> ModelCard:
     """The card of a backbone.
 
@@ -46,15 +48,16 @@ def model_card(
         transform: of the preprocessor beside it.
         config: the run's.
         has_heads: whether the heads lie beside it.
+        student: name of a further student of a distillation.
     """
-    model = _section_of(config, backbone.config)
+    model, description = config.models[student], describe_backbone(backbone)
     sources = [config.data.train, *config.data.mix.values()]
     data_name = " and ".join(dict.fromkeys(map(name_of_source, sources)))
-    title = f"DINOv2 {size_name(backbone.config)} trained on {data_name}"
+    title = f"{description.title} trained on {data_name}"
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
-        tags=["dinov2", "dinov2_hf"],
+        tags=[model.family, "dinov2_hf"],
         datasets=[name for source in sources if (name := hub_name(source.path))] or None,
         base_model=facts.base_model,
         model_name=title if facts.results else None,
@@ -62,7 +65,7 @@ def model_card(
         **_license(facts.license),
     )
     tables = {
-        "Architecture": _architecture(backbone, transform),
+        "Architecture": _architecture(backbone, description, model.num_channels, transform),
         "Data": _data(config, facts),
         "Recipe": _recipe(config, model, facts),
         "Hardware": _hardware(facts),
@@ -74,6 +77,7 @@ def model_card(
         metadata,
         template_str=resources.files("dinov2_hf.model_cards").joinpath("template.md").read_text(),
         title=title,
+        what=description.what,
         method=find_objective(config).describe(config),
         architecture=backbone.config,
         tables={name: rows for name, rows in tables.items() if rows},
@@ -81,7 +85,7 @@ def model_card(
         data_name=data_name,
         shapes=" ".join(_shape_overrides(config, model)) if has_heads else "",
         license=facts.license,
-        bits=config.data.bits if backbone.config.num_channels == 3 else None,
+        bits=config.data.bits if model.num_channels == 3 else None,
     )
 
 
@@ -111,27 +115,11 @@ def converted_card(
     )
 
 
-def size_name(config: Dinov2Config) -> str:
-    """Such as `ViT-S/14 with 4 registers`."""
-    shape = {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-    preset = next((name for name, values in PRESETS.items() if shape.items() <= values.items()), None)
-    name = _SIZES.get(preset, f"ViT of width {config.hidden_size} and {config.num_hidden_layers} layers")
-    height, width = config.patch_height_width
-    patch = f"{height}" if height == width else f"{height}x{width}"
-    registers = f" with {config.num_register_tokens} registers" if config.num_register_tokens else ""
-    return f"{name}/{patch}{registers}" if preset else f"{name}, patch {patch}{registers}"
-
-
-def _architecture(backbone: Dinov2Model, transform: EvalTransform) -> Rows:
-    config = backbone.config
-    shape = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+def _architecture(backbone: nn.Module, description: Description, num_channels: int, transform: EvalTransform) -> Rows:
     return {
         "Parameters": f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.1f} M",
-        "Width, layers, heads": ", ".join(map(str, shape)),
-        "Patch": " x ".join(map(str, config.patch_height_width)) + " pixels",
-        "Register tokens": str(config.num_register_tokens),
-        "Feed-forward": "SwiGLU" if config.use_swiglu_ffn else "MLP",
-        "Channels": str(config.num_channels) if config.num_channels != 3 else None,
+        **description.card,
+        "Channels": str(num_channels) if num_channels != 3 else None,
         "Input": f"short side to {transform.resize_size}, centre crop {transform.crop_size}; any multiple of the patch "
         "works",
         "Normalisation": f"mean {_numbers(transform.mean)}, standard deviation {_numbers(transform.std)}",
@@ -149,7 +137,7 @@ def _data(config: RunConfig, facts: RunFacts) -> Rows:
     }
 
 
-def _recipe(config: RunConfig, model: ModelConfig, facts: RunFacts) -> Rows:
+def _recipe(config: RunConfig, model: BackboneConfig, facts: RunFacts) -> Rows:
     """The values that a reader asks for; `config.yaml` of the run has all."""
     optim, crops, train = config.optim, config.crops, config.train
     total, done = train.num_steps, facts.updates
@@ -191,20 +179,12 @@ def _license(name: str | None) -> dict[str, str]:
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")}
 
 
-def _section_of(config: RunConfig, architecture: Dinov2Config) -> ModelConfig:
-    """The section of the run's configuration that this backbone was made by; a distillation may have several."""
-    sections = config.models.values()
-    for section in sections:
-        options = {name: value for name in _MODEL[1:] if (value := getattr(section, name)) is not None}
-        if all(getattr(architecture, name) == value for name, value in (PRESETS[section.preset] | options).items()):
-            return section
-    return config.model
-
-
-def _shape_overrides(config: RunConfig, model: ModelConfig) -> list[str]:
-    """Overrides with which a run has the architecture and heads of this one."""
+def _shape_overrides(config: RunConfig, model: BackboneConfig) -> list[str]:
+    """Overrides with which a pretraining run has the architecture and heads of this one."""
     default, keys = DINOv2RunConfig(), set(dotted_keys(config))
-    values = [(f"model.{name}", getattr(model, name), getattr(default.model, name)) for name in _MODEL]
+    values = [
+        (f"model.{name}", getattr(model, name), getattr(default.model, name, None)) for name in model.shape_keys()
+    ]
     values += [(key, value_at(config, key), value_at(default, key)) for key in _SHAPES if key in keys]
     overrides = []
     for key, value, published in values:

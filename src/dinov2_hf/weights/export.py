@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..backbones import Dinov2Model
+from ..backbones import Dinov2Model, family_of
 from ..config import RunConfig
 from ..data import EvalTransform, preprocessor_config
 from ..files import Output, beside, check_outputs, made_nothing
@@ -73,6 +73,10 @@ def export_source(
     if image_size is not None:
         weights = _resized(weights, image_size)
     backbone, remarks = weights.build(), list(weights.remarks)
+    family = family_of(backbone)
+    if target.families and (family is None or family.name not in target.families):
+        name = family.name if family else type(backbone).__name__
+        raise ValueError(f"--format {format} holds {', '.join(target.families)} only, not {name}; use --format hf")
     preprocessor = weights.preprocessor
     if preprocessor is None:
         preprocessor = preprocessor_config(weights.default_transform)
@@ -96,6 +100,7 @@ def export_folder(
     transform: EvalTransform,
     config: RunConfig,
     facts: RunFacts,
+    student: str = "",
 ) -> Path:
     """Writes a model of a run in the interchange format, into a folder that may be there.
 
@@ -106,10 +111,11 @@ def export_folder(
         transform: resize, crop and normalisation, to `preprocessor_config.json`.
         config: the run, for the model card `README.md`.
         facts: for the card; `RunFacts.of_run` finds them in the run's output folder.
+        student: name of a further student of a distillation.
     """
     write_folder(folder, backbone, preprocessor_config(transform))
     write_heads(folder, {name: head.state_dict() for name, head in heads.items()})
-    model_card(backbone, transform, config, facts, has_heads=bool(heads)).save(folder / "README.md")
+    model_card(backbone, transform, config, facts, bool(heads), student).save(folder / "README.md")
     return folder
 
 
@@ -121,11 +127,13 @@ def _card(weights: Weights, backbone: Dinov2Model, preprocessor: Mapping, path: 
         return converted_card(backbone, preprocessor, bool(heads), f"`{name}` ({weights.kind})", remarks)
     known = {} if weights.asked == "teacher" else {"results": []}  # only averages are evaluated
     facts = RunFacts.of_run(weights.run, weights.run_config, weights.student, until=weights.step, **known)
-    return model_card(backbone, weights.transform, weights.run_config, facts, has_heads=bool(heads))
+    return model_card(backbone, weights.transform, weights.run_config, facts, bool(heads), weights.student)
 
 
 def _resized(weights: Weights, image_size: tuple[int, int]) -> Weights:
     config = copy.deepcopy(weights.config)
+    if not hasattr(config, "grid_of"):
+        raise ValueError(f"{weights.where} has no position embeddings to resample; leave --image-size out")
     height, width = image_size
     config.grid_of(height, width)
     config.image_size = height if height == width else [height, width]

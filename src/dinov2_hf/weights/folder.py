@@ -13,8 +13,9 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..backbones import Dinov2Config, Dinov2Model
+from ..backbones import Dinov2Config, Dinov2Model, family_of_model_type
 from ..files import first_line
 from .base import Format, Place, Weights
 from .notes import Notes
@@ -40,10 +41,12 @@ def read_folder(place: Place) -> Weights:
     path, where = place.path, place.where
     if Path(path).is_file():
         path = str(Path(path).parent)
+    kind = _class_of(path)
     try:
-        model, report = Dinov2Model.from_pretrained(
+        model, report = kind.from_pretrained(
             path,
             dtype="auto",
+            use_safetensors=True,
             key_mapping={r"^dinov2_with_registers\.": ""},  # of a classifier; without registers transformers does it
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
@@ -77,9 +80,20 @@ def read_folder(place: Place) -> Weights:
         model.config,
         lambda _: tensors,
         place.network,
+        make=kind,
         preprocessor=settings,
         remarks=[f"{summary(too_much)} is left out: no part of the backbone"] if too_much else [],
     )
+
+
+def _class_of(path: str) -> type[PreTrainedModel]:
+    """The class of the family whose `model_type` is in the `config.json` at a path; `Dinov2Model` where none is."""
+    try:
+        model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type", "")
+    except (OSError, ValueError):  # what is wrong is said when it is read
+        return Dinov2Model
+    family = family_of_model_type(model_type)
+    return family.backbone if family else Dinov2Model
 
 
 def _beside(path: str, name: str) -> Path | None:
@@ -142,12 +156,14 @@ def folder_limits(config: Dinov2Config) -> list[str]:
     """What stock transformers does otherwise than the model."""
     if not _can_run_in_transformers(config):
         return ["transformers takes square images of position embeddings only; load the folder with dinov2_hf"]
+    if not hasattr(config, "grid_size"):  # no position embeddings
+        return []
     return rule_remarks(config, "transformers", antialias=config.num_register_tokens > 0)
 
 
 def _can_run_in_transformers(config: Dinov2Config) -> bool:
     """Whether the stock class, which takes every grid of position embeddings for a square, can run the model."""
-    return config.grid_size[0] == config.grid_size[1]
+    return not hasattr(config, "grid_size") or config.grid_size[0] == config.grid_size[1]
 
 
 FORMAT = Format(

@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..backbones import Dinov2Config
+from ..backbones import describe_backbone
 from ..objectives import find_objective
 from ..runs import RunFacts, RunFolder
 from ..runs.checkpoint import checkpoint_at, read_state
 from ..runs.manifest import NAME, read_manifest
 from ..runs.provenance import Provenance, describe_listing
-from .architecture import preset_of
 from .base import Weights
 from .formats import open_weights
 from .tensors import TensorFile, are_heads, tensors_of
@@ -94,32 +93,14 @@ def _describe_provenance(checkpoint: Path) -> Rows:
 
 
 def _describe_backbone(weights: Weights, backbone: Mapping[str, Tensor]) -> Rows:
-    config = weights.config
-    preset, heads = preset_of(config), f"{config.num_attention_heads} heads"
+    rows = describe_backbone(weights.skeleton()).table
     if not weights.knows_num_attention_heads:
-        heads += " (of 64 channels as usual: the file does not tell)"
-    layers = f"{config.num_hidden_layers} layer{'s' * (config.num_hidden_layers > 1)}"
-    network = "SwiGLU" if config.use_swiglu_ffn else "MLP"
-    height, width = (count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
-    patch = " x ".join(map(str, dict.fromkeys(config.patch_height_width)))
+        rows["note"] = "the file does not say its number of attention heads; heads of 64 channels are assumed"
     return [
-        ("preset", preset or "none of ours"),
-        ("backbone", f"width {config.hidden_size}, {layers}, {heads}, {network}"),
-        ("patch", f"{patch} pixels, {config.num_channels} channels"),
-        ("register tokens", str(config.num_register_tokens)),
-        ("image size", f"{height} x {width}, a grid of {config.grid_size[0]} x {config.grid_size[1]} patches"),
-        ("other sizes", _rule(config)),
+        *rows.items(),
         ("parameters", _millions(backbone.values())),
         ("dtype", str(_dtype_of(backbone)).removeprefix("torch.")),
     ]
-
-
-def _rule(config: Dinov2Config) -> str:
-    smooth = "with antialias" if config.interpolate_antialias else "without antialias"
-    if config.interpolate_offset:
-        offset = f"by a scale factor with offset {config.interpolate_offset:g}"
-        return f"position embeddings bicubic {smooth}, {offset} (the original code's rule without registers)"
-    return f"position embeddings bicubic {smooth}, to the size"
 
 
 def _describe_heads(heads: Mapping[str, Mapping[str, Tensor]]) -> Rows:

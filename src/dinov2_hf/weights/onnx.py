@@ -202,5 +202,6 @@ FORMAT = Format(
     read=read_onnx_weights,
     write=write_onnx,
     suffix=".onnx",
+    families=("dinov2",),
     usage=onnx_usage,
 )

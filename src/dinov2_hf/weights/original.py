@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..backbones.dinov2.configuration import Dinov2Config
+from ..backbones.dinov2.describe import preset_of
 from ..backbones.dinov2.modeling import Dinov2Model
-from .architecture import check_expressible, preset_of
+from .architecture import check_expressible
 from .base import Format, Place, Weights
 from .notes import Notes
 from .tensors import NOTES, without_wrappers
@@ -114,8 +115,9 @@ def require_num_attention_heads(weights: Weights) -> None:
     Raises:
         ValueError: saying how to give it.
     """
-    width = weights.config.hidden_size
-    if not weights.knows_num_attention_heads and width % _HEAD_WIDTH:
+    if weights.knows_num_attention_heads:
+        return
+    if (width := weights.config.hidden_size) % _HEAD_WIDTH:
         raise ValueError(
             f"{weights.where} does not tell its number of attention heads, and its width {width} is not a multiple of "
             f"the usual {_HEAD_WIDTH} channels; give --num-attention-heads"
@@ -275,5 +277,6 @@ FORMAT = Format(
     read=read_original,
     write=write_original,
     suffix=".pth",
+    families=("dinov2",),
     usage=original_usage,
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from ..backbones import Dinov2Config
+from ..backbones import find_family
 from ..data import evaluation_transform, preprocessor_config
 from ..objectives import find_objective
 from ..runs import RunFolder
@@ -31,10 +33,15 @@ def read_run(place: Place) -> Weights:
     if student not in run.models:
         others = ", ".join(filter(None, run.models)) or "none besides the one"
         raise ValueError(f"the run of {checkpoint} has no student {student!r}; its further students: {others}")
-    architecture = run.models[student].architecture() | {"image_size": run.crops.global_size}
-    del architecture["attn_implementation"]
-    if place.network == "teacher":
-        architecture["drop_path_rate"] = 0.0  # as the run itself builds it
+    section = copy.copy(run.models[student])
+    if hasattr(section, "attn_implementation"):  # that of training may not be installed here
+        section.attn_implementation = "auto"
+    family = find_family(section.family)
+    with torch.device("meta"):  # the average drops nothing
+        drop_path_rate = section.drop_path_rate if place.network == "student" else 0.0
+        config = family.build(section, run.crops.global_size, drop_path_rate).config
+    if hasattr(config, "_attn_implementation"):  # not that of training
+        config._attn_implementation = "sdpa"
     inside = find_objective(run).places_of(run)[student]
 
     def read(prefix: str) -> Mapping[str, Tensor]:
@@ -45,7 +52,7 @@ def read_run(place: Place) -> Weights:
     return Weights(
         f"{place.key}={checkpoint}",
         f"checkpoint of a run, {find_objective(run).describe(run)}",
-        Dinov2Config.preset(run.models[student].preset, **architecture),
+        config,
         lambda network: read(f"{inside.student if network == 'student' else inside.average}."),
         place.network,
         has_student=True,
@@ -54,6 +61,7 @@ def read_run(place: Place) -> Weights:
         run_config=run,
         checkpoint=checkpoint,
         step=opened.state.step,
+        make=family.backbone,
         student=student,
         digest=opened.digest,
         read_centering=lambda: read("centering."),

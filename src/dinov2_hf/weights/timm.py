@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..backbones.dinov2.configuration import PRESETS, Dinov2Config
+from ..backbones.dinov2.describe import preset_of
 from ..backbones.dinov2.modeling import Dinov2Model
-from .architecture import check_expressible, preset_of
+from .architecture import check_expressible
 from .base import Format, Place, Weights
 from .notes import Notes
 from .original import config_from_original, from_original, to_original, weights_of_file
@@ -153,6 +154,7 @@ FORMAT = Format(
     read=read_timm,
     write=write_timm,
     suffix=".safetensors",
+    families=("dinov2",),
     usage=timm_usage,
     limits=lambda config: rule_remarks(config, "timm", antialias=True),
 )

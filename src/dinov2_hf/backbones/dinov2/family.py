@@ -8,6 +8,7 @@ from ...config import ModelConfig
 from ..base import register_backbone
 from .attention import check_attention
 from .configuration import Dinov2Config
+from .describe import describe_dinov2
 from .modeling import Dinov2ForImageClassification, Dinov2Model
 
 
@@ -16,6 +17,7 @@ from .modeling import Dinov2ForImageClassification, Dinov2Model
     config=ModelConfig,
     classifier=Dinov2ForImageClassification,
     model_types=("dinov2", "dinov2_with_registers"),
+    describe=describe_dinov2,
 )
 def build_dinov2(section: ModelConfig, image_size: int, drop_path_rate: float) -> Dinov2Model:
     """A backbone with fresh weights, with the attention that is fastest on this machine where `auto` is set.
