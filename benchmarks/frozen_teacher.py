@@ -39,7 +39,7 @@ def build_teacher(preset: str, prototypes: int) -> tuple[PrototypeDistillationCo
     config.model.preset, config.model.num_register_tokens = preset, 4
     backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
     heads = build_heads(config, backbone.width)
-    return config, PrototypeTeacher(backbone, config.colors.mean, config.colors.std, heads), backbone.config
+    return config, PrototypeTeacher(backbone, config.colors.mean, config.colors.std, heads)
 
 
 def megabytes(field: str) -> float:
