@@ -10,21 +10,18 @@ from dinov2_hf.config import BackboneConfig
 
 
 @dataclass
-class TinyConvSection(BackboneConfig):
-    """The section `model` of a run."""
-
-    family: str = "tiny_conv"
+class SmallConvSection(BackboneConfig):
+    family: str = "small_conv"
     width: int = 16
-    """Channels of every block."""
     stride = 8  # a plain attribute: not a key
 
 
-class TinyConvConfig(PreTrainedConfig):
-    model_type, width, num_channels = "tiny_conv", 16, 3
+class SmallConvConfig(PreTrainedConfig):
+    model_type, width, num_channels = "small_conv", 16, 3
 
 
-class TinyConv(PreTrainedModel):
-    config_class = TinyConvConfig
+class SmallConv(PreTrainedModel):
+    config_class = SmallConvConfig
     width: int
     stride, takes_masks = 8, False
     tokens = tokens_of_maps
@@ -36,9 +33,7 @@ class TinyConv(PreTrainedModel):
         self.block_0, self.block_1 = (nn.Sequential(nn.GELU(), nn.Conv2d(width, width, 3, padding=1)) for _ in "01")
         self.post_init()
 
-    @property
-    def blocks(self):
-        return {"block_0": self.block_0, "block_1": self.block_1}
+    blocks = property(lambda self: {"block_0": self.block_0, "block_1": self.block_1})
 
     def depth_of(self, name):
         return 0 if name.startswith("stem.") else int(name[len("block_")]) + 1
@@ -56,10 +51,10 @@ class TinyConv(PreTrainedModel):
         return self.features(pixel_values)[0]
 
 
-@register_backbone("tiny_conv", config=TinyConvSection, model_types=["tiny_conv"])
-def build(section: TinyConvSection, image_size: int, drop_path_rate: float) -> TinyConv:
-    return TinyConv(TinyConvConfig(width=section.width, num_channels=section.num_channels))
+@register_backbone("small_conv", config=SmallConvSection, model_types=["small_conv"])
+def build(section: SmallConvSection, image_size: int, drop_path_rate: float) -> SmallConv:
+    return SmallConv(SmallConvConfig(width=section.width, num_channels=section.num_channels))
 
 
-AutoConfig.register("tiny_conv", TinyConvConfig)
-AutoModel.register(TinyConvConfig, TinyConv)
+AutoConfig.register("small_conv", SmallConvConfig)
+AutoModel.register(SmallConvConfig, SmallConv)

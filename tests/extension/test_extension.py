@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from dinov2_hf.config import load_config
 from dinov2_hf.features import open_backbone
+from dinov2_hf.objectives import find_objective
 from dinov2_hf.runs import RunFolder
 from dinov2_hf.weights import inspect_path
 
@@ -24,7 +25,7 @@ train.precision=fp32 train.keep_checkpoints=3 evaluations.rank.protocol=rank eva
 VIT = """model.preset=tiny model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2 model.patch_size=8
 model.drop_path_rate=0.3""".split()
 RUNS = {
-    "conv": """model.family=tiny_conv model.width=12 ibot.loss_weight=0 terms.gram.weight=0.5 dino.num_prototypes=24
+    "conv": """model.family=small_conv model.width=12 ibot.loss_weight=0 terms.gram.weight=0.5 dino.num_prototypes=24
         dino.hidden_dim=16 dino.bottleneck_dim=8 teacher.warmup_temp_epochs=1""".split(),
     "masked": ["objective=masked_regression", "regression.hidden_dim=8", *VIT],
 }
@@ -113,8 +114,8 @@ def test_export_gives_the_features_of_the_run_and_is_described(trained, image_fo
 
 def test_config_of_parts_from_outside_is_checked_like_our_own():
     start = ["data.train.path=generator:circles"]
-    with pytest.raises(ValueError, match="model.preset .* model.family=tiny_conv|model.preset"):
-        load_config(None, [*start, "model.family=tiny_conv", "model.preset=tiny"])
+    with pytest.raises(ValueError, match="model.preset .* model.family=small_conv|model.preset"):
+        load_config(None, [*start, "model.family=small_conv", "model.preset=tiny"])
     with pytest.raises(ValueError, match="terms.gram.normalise"):
         load_config(None, [*start, "terms.gram.normalise=false"])
     with pytest.raises(ValueError, match="dino .* is not read by objective=masked_regression"):
@@ -126,3 +127,11 @@ def test_config_of_parts_from_outside_is_checked_like_our_own():
 def test_each_part_fits_on_a_page():
     for name in ("circles", "conv", "gram", "masked_regression", "rank"):
         assert len((HERE / f"{name}.py").read_text().splitlines()) <= 60, name
+
+
+def test_masks_for_a_backbone_that_takes_none_are_refused():
+    config = load_config(
+        None, ["data.train.path=generator:circles", *COMMON[2:-2], *RUNS["conv"], "ibot.loss_weight=1"]
+    )
+    with pytest.raises(ValueError, match="model.family=small_conv takes no masks.*ibot.loss_weight=0"):
+        find_objective(config)(config)

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from huggingface_hub import EvalResult
 from safetensors.numpy import save_file
 
+from dinov2_hf import Dinov2Config, Dinov2Model
+from dinov2_hf.config import load_config
+from dinov2_hf.data import evaluation_transform
 from dinov2_hf.hub.contents import read_contents
+from dinov2_hf.runs import RunFacts
+from dinov2_hf.weights import model_card
 
 NAMES = ["README.md", "config.json", "heads.safetensors", "model.safetensors", "preprocessor_config.json"]
 HERE = str(Path(__file__).resolve())
@@ -245,3 +252,20 @@ def test_folder_without_a_whole_model_is_refused(export, tmp_path):
     (export / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(ValueError, match="model.safetensors.index.json cannot be read"):
         read_contents(export)
+
+
+def test_rendered_card_may_be_pushed(export):
+    with torch.device("meta"):
+        backbone = Dinov2Model(Dinov2Config.preset("small"))
+    config = load_config(None, ["data.train.path=/data/jane/satellite"])
+    result = EvalResult(
+        task_type="image-classification",
+        dataset_type="imagefolder",
+        dataset_name="clothing",
+        metric_type="accuracy",
+        metric_name="k-NN accuracy (%), k = 20",
+        metric_value=32.04,
+    )
+    facts = RunFacts(results=[result], losses={"loss": 1.0}, license="mit")
+    model_card(backbone, evaluation_transform(config), config, facts).save(export / "README.md")
+    assert read_contents(export).files["README.md"] == export / "README.md"

@@ -81,22 +81,22 @@ def test_every_kind_of_model_is_told(tmp_path, capsys):
     both = {f"{role}.{name}": value for role in ("teacher", "student") for name, value in networks.items()}
     torch.save({"model": both, "iteration": 3}, tmp_path / "state.pth")
     save_file(to_timm(model.state_dict())[0], tmp_path / "theirs.safetensors")
-    guessed = "3 heads (of 64 channels as usual: the file does not tell)"
-    for name, what, heads in (
-        ("ours", "folder that transformers loads", "3 heads"),
-        ("stock", "folder that transformers loads", "3 heads"),
-        ("ours/model.safetensors", "folder that transformers loads", "3 heads"),
-        ("ours.pth", "file under the original names", "3 heads"),
-        ("ours.safetensors", "file under timm's names", "3 heads"),
-        ("ours.onnx", "ONNX file of dinov2-hf", "3 heads"),
-        ("plain.pth", "file under the original names", guessed),
-        ("teacher.pth", "file under the original names, with heads", guessed),
-        ("state.pth", "training state of the original code", guessed),
-        ("theirs.safetensors", "file under timm's names", guessed),
+    for name, what, guessed in (
+        ("ours", "folder that transformers loads", False),
+        ("stock", "folder that transformers loads", False),
+        ("ours/model.safetensors", "folder that transformers loads", False),
+        ("ours.pth", "file under the original names", False),
+        ("ours.safetensors", "file under timm's names", False),
+        ("ours.onnx", "ONNX file of dinov2-hf", False),
+        ("plain.pth", "file under the original names", True),
+        ("teacher.pth", "file under the original names, with heads", True),
+        ("state.pth", "training state of the original code", True),
+        ("theirs.safetensors", "file under timm's names", True),
     ):
         rows = inspect(tmp_path / name, capsys)
         assert rows["what"] == what
-        assert rows["backbone"] == f"width 192, 1 layer, {heads}, MLP"
+        assert rows["backbone"] == "width 192, 1 layer, 3 heads, MLP"
+        assert ("heads of 64 channels are assumed" in rows.get("note", "")) == guessed
         assert rows["image size"] == "32 x 32, a grid of 4 x 4 patches"
         assert rows["parameters"] == f"{model.num_parameters() / 1e6:.2f} M"
         assert ("dino_head" in rows) == (name in ("teacher.pth", "state.pth"))

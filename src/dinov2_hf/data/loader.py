@@ -99,7 +99,7 @@ class TrainingBatches(IterableDataset):
                 target[slot] = pixels
 
         rng = np.random.default_rng([config.train.seed, _MASKS, number, self._rank])
-        grid = (crops.global_size // config.model.patch_size,) * 2
+        grid = (crops.global_size // config.model.stride,) * 2
         masks = torch.from_numpy(draw_batch_masks(rng, 2 * images, grid, *config.masks))
         indices, weights = SSLBatch.flatten_masks(masks)
         return SSLBatch(

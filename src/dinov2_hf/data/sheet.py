@@ -50,7 +50,7 @@ def draw_sheet(config: RunConfig, num_images: int, path: Path) -> list[Broken]:
     for row in range(num_images):
         top = _HEADER + row * row_height
         for view, pixels in enumerate(globals_):
-            tinted = _tint(pixels[row], masks[view][row], config.model.patch_size)
+            tinted = _tint(pixels[row], masks[view][row], config.model.stride)
             sheet.paste(Image.fromarray(tinted), (_GAP + view * (global_size + _GAP), top))
         for view, pixels in enumerate(locals_):
             column, place = divmod(view, stacked)

@@ -148,12 +148,22 @@ class Objective(nn.Module):
         return []
 
     def build_students(self) -> None:
-        """Builds every student and its average, equal to it, where `places_of` says."""
+        """Builds every student and its average, equal to it, where `places_of` says.
+
+        Raises:
+            ValueError: the run masks patches, and a backbone takes no masks.
+        """
         models = self.config.models
         for name, place in self.places_of(self.config).items():
             model = models[name]
             student = nn.ModuleDict(self.build_networks(name, model.drop_path_rate))
             average = nn.ModuleDict(self.build_networks(name, 0.0))
+            if self.config.masks[0] and not student["backbone"].takes_masks:
+                raise ValueError(
+                    f"model.family={model.family} takes no masks, and objective={self.config.objective} masks "
+                    f"{self.config.masks[0]:.0%} of the global crops; switch its masked term off (ibot.loss_weight=0), "
+                    "or take another family"
+                )
             _put(self, place.student, student)
             _put(self, place.average, average)
         self.copy_students_to_averages()

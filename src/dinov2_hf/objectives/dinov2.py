@@ -74,7 +74,8 @@ class DINOv2(Objective):
         config, student, teacher = self.config, self.student, self.teacher
         whole = batch.all_patches if config.terms else None
         wanted = batch.mask_indices if whole is None else whole
-        views = [CropGroup(batch.global_crops, batch.masks, wanted)]
+        masks = batch.masks if student["backbone"].takes_masks else None  # there are none then
+        views = [CropGroup(batch.global_crops, masks, wanted)]
         if len(batch.local_crops):
             views.append(CropGroup(batch.local_crops))
         with torch.no_grad():

@@ -11,7 +11,6 @@ from huggingface_hub import EvalResult, ModelCard
 from dinov2_hf import Dinov2Config, Dinov2Model
 from dinov2_hf.config import dotted_keys, load_config, value_at
 from dinov2_hf.data import EvalTransform
-from dinov2_hf.hub.contents import read_contents
 from dinov2_hf.runs import RunFacts, RunFolder
 from dinov2_hf.weights import model_card
 
@@ -263,12 +262,6 @@ def test_cards_of_the_sizes_agree_with_the_recipes_they_name(name):
     assert float(found["Peak learning rate"]) == pytest.approx(float(told["Peak learning rate"].split()[0]), rel=0.01)
     assert f"{config.dino.num_prototypes:,}" in found["Prototypes"]
     assert "measured" in card.text and "weights of ours" in card.text
-
-
-def test_rendered_card_may_be_pushed(config, export):
-    facts = RunFacts(results=[KNN], losses={"loss": 1.0}, license="mit")
-    model_card(backbone(), TRANSFORM, config, facts).save(export / "README.md")
-    assert read_contents(export).files["README.md"] == export / "README.md"
 
 
 @pytest.mark.parametrize("bits", [12, 16])
