@@ -97,6 +97,7 @@ def test_every_script_has_its_smallest_arguments_here():
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - ELSEWHERE == set(SCRIPTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_benchmark_runs_to_its_end_and_prints_what_it_measures(name, server, model, tmp_path):
     arguments, printed = SCRIPTS[name]

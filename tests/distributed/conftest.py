@@ -26,7 +26,18 @@ def fsdp2():
     return FSDP2
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Forks training processes, see `server.py`."""
+    from .server import Server
+
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
 def use_one_core() -> None:
+    """Called in a process before it starts: tensors are so small that threads would only wait for each other."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
 
 
@@ -44,7 +55,6 @@ def launch():
             env=os.environ | base | (environment or {}),
             cwd=ROOT,
             timeout=300,
-            # tensors are so small that threads would only wait for each other
             preexec_fn=use_one_core if processes == 1 else None,
         )
         assert done.returncode == 0, done.stderr[-4000:]

@@ -29,7 +29,13 @@ def test_first_kinds_cover_every_source_number_of_workers_way_of_parallel_traini
     assert len(set(KINDS)) == len(KINDS)
 
 
-@pytest.mark.parametrize(("number", "kind"), enumerate(KINDS[:5]), ids=[kind.name for kind in KINDS[:5]])
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        pytest.param(number, kind, id=kind.name, marks=pytest.mark.slow if number else ())
+        for number, kind in enumerate(KINDS[:5])
+    ],
+)
 def test_interrupted_run_leaves_what_the_uninterrupted_one_leaves(campaign, number, kind):
     came, differences = campaign.run(kind, number, interruptions=2)
     assert len(came) == 2 and not differences, [*map(str, came), *differences]

@@ -20,11 +20,11 @@ from dinov2_hf.runs.checkpoint import read_model_tensors
 from dinov2_hf.runs.integrity import damage_of
 from dinov2_hf.runs.provenance import Provenance, digest_of
 
+from .conftest import use_one_core
 from .server import (
     ROOT,
     TIMEOUT,
     Launch,
-    Server,
     assert_same_tensors,
     content,
     folder_of,
@@ -35,13 +35,6 @@ from .server import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
 
 
 # --------------------------------------------------------------------------------------------------------------- kills
@@ -268,6 +261,7 @@ def example(*arguments: str):
         cwd=ROOT,
         env=os.environ | {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""},
         start_new_session=True,
+        preexec_fn=use_one_core,
     )
     try:
         yield process
@@ -353,13 +347,13 @@ def test_checkpoint_that_cannot_be_written_ends_the_run_and_spoils_nothing(
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
-def test_output_folder_that_cannot_be_made_is_answered_in_one_line(tiny_overrides, tmp_path, place):
+def test_output_folder_that_cannot_be_made_is_answered_in_one_line(server, tiny_overrides, tmp_path, place):
     (tmp_path / "file").write_text("in the way")
-    with example(*tiny_overrides, f"train.output_dir={tmp_path / place}") as process:
-        _, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 2 and "Traceback" not in errors, errors
-    message = rf"error: train.output_dir={tmp_path / place} .*is a file; give (a folder|another path)"
-    assert re.search(message, errors.splitlines()[-1]), errors
+    launch = server.launch(1, [*tiny_overrides, f"train.output_dir={tmp_path / place}"], example="pretrain")
+    assert launch.finish() == [2]
+    (log,) = launch.logs()
+    message = rf"^pretrain.py: error: train.output_dir={tmp_path / place} .*is a file; give (a folder|another path)"
+    assert "Traceback" not in log and re.search(message, log, re.MULTILINE), log
 
 
 @pytest.mark.parametrize("broken", ["all", "some"])

@@ -66,7 +66,7 @@ def test_centering_is_invariant_to_world_size(ranks):
 
 
 @pytest.fixture
-def runs(launch, tiny_overrides, image_folder, tmp_path):
+def runs(server, tiny_overrides, image_folder, tmp_path):
     """The example on one process with 8 images and on two with 4, without terms that look at one rank's batch alone."""
     overrides = [
         *tiny_overrides,
@@ -85,12 +85,13 @@ def runs(launch, tiny_overrides, image_folder, tmp_path):
     for processes in (1, 2):
         folder = tmp_path / f"{processes}"
         batch = f"train.batch_size={8 // processes}"
-        launch(processes, "examples/pretrain.py", *overrides, batch, f"train.output_dir={folder}")
+        arguments = [*overrides, batch, f"train.output_dir={folder}"]
+        server.launch(processes, arguments, example="pretrain").finish_well()
         folders.append(folder)
     return overrides, folders
 
 
-def test_two_processes_train_the_model_of_one(launch, runs):
+def test_two_processes_train_the_model_of_one(server, runs):
     overrides, folders = runs
     lines = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] == [0, 2, 4, 6, 6]
@@ -109,8 +110,9 @@ def test_two_processes_train_the_model_of_one(launch, runs):
     for folder, processes in zip(folders, (2, 1)):
         (folder / "checkpoints" / "step-00000006").rename(folder / "last")
         batch = f"train.batch_size={8 // processes}"
-        output = launch(processes, "examples/pretrain.py", *overrides, batch, f"train.output_dir={folder}")
-        assert "step-00000004" in output
+        arguments = [*overrides, batch, f"train.output_dir={folder}"]
+        launch = server.launch(processes, arguments, example="pretrain").finish_well()
+        assert f"continuing from {folder}/checkpoints/step-00000004" in launch.logs()[0]
         again = load_file(folder / "export" / "model.safetensors")
         for name, value in one.items():
             if not name.endswith("key.bias"):

@@ -32,10 +32,14 @@ from dinov2_hf.visualize.similarity import similarity_range
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 IMAGE_SIZE = 96
 # where a change is tested for others, a missing browser is an error and not a reason to say nothing
-in_a_browser = pytest.mark.skipif(
+needs_a_browser = pytest.mark.skipif(
     not (CHROMIUM and DRIVER) and not os.environ.get("CI"),
     reason="no chromium and chromedriver here; on Debian: apt install chromium chromium-driver",
 )
+
+
+def in_a_browser(test):
+    return pytest.mark.slow(needs_a_browser(test))
 
 
 def free_port():

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 from transformers import Dinov2Config as StockConfig
 from transformers import Dinov2ForImageClassification as StockForImageClassification
 
+from dinov2_hf import Dinov2Model
 from dinov2_hf.objectives import DINOHead
 from dinov2_hf.weights import FORMATS, open_weights, to_original, to_timm, write_original
 from dinov2_hf.weights.tensors import TensorFile, are_heads
@@ -213,3 +215,16 @@ def test_backbone_is_built_in_the_type_of_its_file(tiny, tmp_path):
     backbone = open_weights(str(tmp_path)).build()
     assert {value.dtype for value in backbone.state_dict().values()} == {torch.float16}
     assert not backbone.training and not any(value.requires_grad for value in backbone.parameters())
+
+
+def test_folder_is_built_with_the_class_of_transformers_where_that_is_wanted(tiny, tmp_path):
+    """A frozen teacher keeps the bits that it had in 0.5."""
+    tiny().save_pretrained(tmp_path)
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(tmp_path)(pixels).last_hidden_state[:, 0]
+        found = open_weights(str(tmp_path)).build(stock=True).eval().features(pixels)[0].cls
+    assert torch.equal(found, expected)
+    assert isinstance(open_weights(str(tmp_path)).build(), Dinov2Model)
+    write_original(tmp_path / "model.pth", tiny())
+    assert isinstance(open_weights(str(tmp_path / "model.pth")).build(stock=True), Dinov2Model)

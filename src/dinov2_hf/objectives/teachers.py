@@ -88,7 +88,7 @@ class FeatureTeacher(FrozenTeacher):
     @classmethod
     def of(cls, weights: Any) -> FeatureTeacher:
         """Builds the teacher of opened weights (`weights.Weights`)."""
-        return cls(weights.build(attention=weights.attention or "auto"), *weights.normalization)
+        return cls(weights.build(attention="auto", stock=True), *weights.normalization)
 
     @torch.no_grad()
     def forward(self, crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Features:

@@ -81,7 +81,9 @@ class Weights:
     make: Callable[[Any], Backbone] = field(default=Dinov2Model, repr=False)
     """Makes a backbone of a config, of its family."""
     load: Callable[[], Backbone] | None = field(default=None, repr=False)
-    """Builds the backbone of a model of another family."""
+    """Builds the backbone with the class of transformers; None: transformers does not read it by itself."""
+    of_a_family: bool = True
+    """Whether a family of ours makes the backbone; otherwise there is `load` only."""
     run: RunFolder | None = None
     """The run that it is a checkpoint of."""
     run_config: RunConfig | None = None
@@ -130,27 +132,24 @@ class Weights:
         """Of its images."""
         return getattr(self.config, "num_channels", 3)
 
-    @property
-    def attention(self) -> str | None:
-        """The implementation of attention that transformers chose when it read the model; None: it did not read it."""
-        return self.config._attn_implementation
-
     def skeleton(self) -> Backbone:
         """Builds the backbone without weights, on the device `meta`."""
         with torch.device("meta"):
             return self.make(self.config)
 
-    def build(self, network: str = "", attention: str | None = None) -> Backbone:
+    def build(self, network: str = "", attention: str | None = None, stock: bool = False) -> Backbone:
         """Builds the backbone in the dtype of the source, frozen, for evaluation.
 
         Args:
             network: as in `network`.
             attention: `auto`: eager on CPUs, where it is faster in training, else sdpa; default: as transformers does.
+            stock: build it with the class of transformers where that reads the source, in float32. Its features differ
+                from those of our class in the last bits.
 
         Raises:
             ValueError: tensors that are missing, too many or of another shape than the config asks for.
         """
-        if self.load is not None:
+        if self.load is not None and (stock or not self.of_a_family):
             return self.load()
         if attention is not None:
             chosen = "sdpa" if torch.accelerator.is_available() else "eager"

@@ -13,9 +13,9 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from ..backbones import Dinov2Config, Dinov2Model, family_of_model_type
+from ..backbones import Dinov2Config, Dinov2Model, family_of_model_type, load_stock_backbone
 from ..files import first_line
 from .base import Format, Place, Weights
 from .notes import Notes
@@ -81,9 +81,15 @@ def read_folder(place: Place) -> Weights:
         lambda _: tensors,
         place.network,
         make=kind,
+        load=None if place.is_file or not _has_stock_class(model.config) else lambda: load_stock_backbone(path, where),
         preprocessor=settings,
         remarks=[f"{summary(too_much)} is left out: no part of the backbone"] if too_much else [],
     )
+
+
+def _has_stock_class(config: PreTrainedConfig) -> bool:
+    """Whether transformers has a class of its own for the `model_type` of our config."""
+    return config.model_type in CONFIG_MAPPING and CONFIG_MAPPING[config.model_type] is not type(config)
 
 
 def _class_of(path: str) -> type[PreTrainedModel]:

@@ -41,6 +41,7 @@ def read_stock(place: Place) -> Weights:
         preprocessor=preprocessor,
         side=size if isinstance(size, int) else size[0],
         load=lambda: load_stock_backbone(place.path, place.where),
+        of_a_family=False,
     )
 
 
