@@ -138,7 +138,7 @@ def _preset_weights(config: RunConfig, preset: str, layers: int | None) -> Simpl
 
     return SimpleNamespace(
         where=f"{PRESET}{preset}",
-        build=lambda attention="auto": backbone,
+        build=lambda **_: backbone,
         heads=heads,
         attention="sdpa",
         normalization=(ColorsConfig().mean, ColorsConfig().std),
