@@ -138,8 +138,9 @@ def _preset_weights(config: RunConfig, preset: str, layers: int | None) -> Simpl
 
     return SimpleNamespace(
         where=f"{PRESET}{preset}",
-        build=lambda: backbone,
+        build=lambda **_: backbone,
         heads=heads,
+        attention="sdpa",
         normalization=(ColorsConfig().mean, ColorsConfig().std),
     )
 

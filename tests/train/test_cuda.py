@@ -124,7 +124,8 @@ def build(config):
     teachers = {}
     for key, teacher in kind.teachers_of(config).items():
         backbone = find_family("dinov2").build(config.model, config.crops.global_size, 0.0)
-        weights = SimpleNamespace(build=lambda: backbone, normalization=([0.2, 0.3, 0.4], [0.5, 0.5, 0.5]))  # noqa: B023
+        weights = SimpleNamespace(attention=None, normalization=([0.2, 0.3, 0.4], [0.5, 0.5, 0.5]))
+        weights.build = lambda **_: backbone  # noqa: B023 - called at once
         weights.heads = lambda: {n: head.state_dict() for n, head in build_heads(config, backbone.width).items()}  # noqa: B023
         teachers[key] = teacher.build(weights)
     return kind(config, teachers)
