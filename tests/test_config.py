@@ -531,6 +531,13 @@ def test_config_of_0_5_that_distils_features_is_translated_naming_what_had_no_ef
     assert line.endswith(": dino, ibot, koleo, teacher.temp")
 
 
+def test_objective_of_0_5_on_the_command_line_overrides_the_one_of_the_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("objective: distill_prototypes\ndistill: {teacher: t}\ndata: {train: {path: /x}}\n")
+    config = load_config(path, ["distill.objective=features", "crops.num_local=0"])
+    assert type(config) is FeatureDistillationConfig
+
+
 def test_masks_in_a_config_of_0_5_that_distils_prototypes_are_refused(tmp_path):
     path = write(tmp_path, OLD_PROTOTYPES.replace("mask_probability: 0.0", "mask_probability: 0.5"))
     assert "ibot.mask_probability" in refusal(path=path)

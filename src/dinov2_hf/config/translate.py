@@ -51,8 +51,11 @@ def translate(
             del ibot["mask_probability"]
             dropped.append("ibot.mask_probability")
         translated.append((origin, values))
-    first, values = translated[0]
-    translated[0] = (first, {"objective": f"distill_{kind}"} | values)
+    # the last `distill.objective` overrides an `objective` before it
+    place = max((index for index, section in enumerate(sections) if "objective" in (section or ())), default=0)
+    origin, values = translated[place]
+    chosen = {"objective": f"distill_{kind}"}
+    translated[place] = (origin, values | chosen if given else chosen | values)
     if given or dropped or default != f"distill_{kind}":
         origin = next(origin for origin, values in layers if "distill" in values)
         _say(origin, f"distill_{kind}", ", ".join(dict.fromkeys(dropped)))
