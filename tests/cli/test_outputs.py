@@ -156,7 +156,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_command_changes_what_it_did_not_make(case, folder, capsys, monkeypatch):
-    monkeypatch.setattr("dinov2_hf.features.open._is_other", lambda path: pytest.fail("a model was read before"))
+    monkeypatch.setattr("dinov2_hf.features.open.open_weights", lambda *_, **__: pytest.fail("a model was read before"))
     command, arguments = CASES[case]
     before = state(folder)
     monkeypatch.setattr(sys, "argv", sys.argv)

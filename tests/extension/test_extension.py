@@ -12,7 +12,8 @@ from dinov2_hf.config import load_config
 from dinov2_hf.features import open_backbone
 from dinov2_hf.objectives import find_objective
 from dinov2_hf.runs import RunFolder
-from dinov2_hf.weights import inspect_path
+from dinov2_hf.train.initialize import initialize
+from dinov2_hf.weights import inspect_path, open_weights
 
 from ..distributed.conftest import FSDP2, launch  # noqa: F401 - a fixture
 from . import circles, conv, gram, masked_regression, rank  # noqa: F401 - they register themselves
@@ -110,6 +111,20 @@ def test_export_gives_the_features_of_the_run_and_is_described(trained, image_fo
         text = inspect_path(str(path))
         assert "parameters" in text and str(ours.cls.shape[1]) in text
     assert (run.export() / "README.md").read_text().startswith("---")
+
+
+def test_export_of_a_family_from_outside_starts_a_run(trained):
+    run, _ = trained("conv", 1, {})
+    config = load_config(None, [*COMMON[:-2], *RUNS["conv"], f"init.path={run.export()}"])
+    objective = find_objective(config)(config)
+    initialize(objective, config.init)
+    expected = open_weights(str(run.export())).backbone()
+    for networks in objective.networks[""]:
+        for name, tensor in networks["backbone"].state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+    wider = load_config(None, [*COMMON[:-2], *RUNS["conv"], f"init.path={run.export()}", "model.width=8"])
+    with pytest.raises(ValueError, match="the backbone at init.path=.* does not fit: .*set .*model.width"):
+        initialize(find_objective(wider)(wider), wider.init)
 
 
 def test_config_of_parts_from_outside_is_checked_like_our_own():

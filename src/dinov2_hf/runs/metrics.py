@@ -22,6 +22,9 @@ class MeanMetrics:
     """Means of scalars over the updates that gave them since the last reading; they stay on the device until then."""
 
     def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: Counter[str] = Counter()
 
@@ -54,7 +57,7 @@ class MeanMetrics:
         names = list(self._sums)
         values = torch.stack([self._sums[name] / self._counts[name] for name in names])
         values = accelerator.reduce(values, reduction="mean").tolist()
-        self.__init__()
+        self._clear()
         return dict(zip(names, values))
 
 

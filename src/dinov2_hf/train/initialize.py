@@ -10,13 +10,15 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..backbones import Dinov2Model
+from ..backbones import Backbone
 from ..config import InitConfig
-from ..objectives import Objective
+from ..objectives import DINOHead, Objective
 from ..weights import Weights, open_weights, resize_position_embeddings
 from ..weights.tensors import summary, tensors_of
 
 logger = logging.getLogger(__name__)
+
+_HEAD_KEYS = "num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"
 
 
 def initialize(objective: Objective, config: InitConfig) -> bool:
@@ -40,9 +42,12 @@ def initialize(objective: Objective, config: InitConfig) -> bool:
         for name, network in networks.items():
             state = tensors_of(tensors, f"{name}.")
             if name == "backbone":
-                _load_backbone(network, state, source)
+                keys = [f"model.{key}" for key in objective.config.model.shape_keys()]
+                _load_backbone(network, state, source, keys)
             elif state and config.heads:
-                _load(network, state, name, source.where)
+                section = name.removesuffix("_head")
+                sizes = [f"{section}.{key}" for key in _HEAD_KEYS] if isinstance(network, DINOHead) else []
+                _load(network, state, name, source.where, sizes, ", or init.heads=false")
             else:
                 missing.add(name)  # student and teacher keep the heads they were built with, which are equal
     centering = getattr(objective, "centering", None)
@@ -58,14 +63,15 @@ def initialize(objective: Objective, config: InitConfig) -> bool:
     return bool(missing)
 
 
-def _load_backbone(network: Dinov2Model, state: Mapping[str, Tensor], source: Weights) -> None:
-    try:
-        state = {name: tensor.float() for name, tensor in state.items()}
-        state = resize_position_embeddings(state, network.config, source.config)
-    except ValueError as error:
-        raise ValueError(f"{source.where}: {error}") from None
-    _load(network, state, "backbone", source.where)
-    there, here = source.config.num_attention_heads, network.config.num_attention_heads
+def _load_backbone(network: Backbone, state: Mapping[str, Tensor], source: Weights, keys: list[str]) -> None:
+    state = {name: tensor.float() for name, tensor in state.items()}
+    if any(name.endswith("position_embeddings") for name in state):
+        try:
+            state = resize_position_embeddings(state, network.config, source.config)
+        except ValueError as error:
+            raise ValueError(f"{source.where}: {error}") from None
+    _load(network, state, "backbone", source.where, keys)
+    there, here = (getattr(config, "num_attention_heads", None) for config in (source.config, network.config))
     if source.knows_num_attention_heads and there != here:  # leaves no trace in the shapes
         raise ValueError(
             f"the backbone at {source.where} has {there} attention heads and here it would have {here}; "
@@ -73,8 +79,10 @@ def _load_backbone(network: Dinov2Model, state: Mapping[str, Tensor], source: We
         )
 
 
-def _load(network: nn.Module, state: Mapping[str, Tensor], name: str, where: str) -> None:
-    """Loads `state`, and says what to set in the config where it does not fit."""
+def _load(
+    network: nn.Module, state: Mapping[str, Tensor], name: str, where: str, keys: list[str], otherwise: str = ""
+) -> None:
+    """Loads `state`, and says which keys of the config to set where it does not fit."""
     wanted = network.state_dict()
     problems = [
         f"{key} is {_shape(state, key)} there and {_shape(wanted, key)} here"
@@ -82,15 +90,9 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], name: str, where: str
         if _shape(wanted, key) != _shape(state, key)
     ]
     if problems:
-        if name == "backbone":
-            keys = "preset", "hidden_size", "num_hidden_layers", "patch_size", "num_register_tokens", "use_swiglu_ffn"
-            section, otherwise = "model", ""
-        else:
-            keys = "num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"
-            section, otherwise = name.removesuffix("_head"), ", or init.heads=false"
         raise ValueError(
             f"the {name} at {where} does not fit: {summary(problems)}; "
-            f"set {', '.join(f'{section}.{key}' for key in keys)} as the source has them{otherwise}"
+            f"set {', '.join(keys) or 'its sizes'} as the source has them{otherwise}"
         )
     network.load_state_dict(state)
 

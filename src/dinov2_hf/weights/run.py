@@ -40,7 +40,7 @@ def read_run(place: Place) -> Weights:
     with torch.device("meta"):  # the average drops nothing
         drop_path_rate = section.drop_path_rate if place.network == "student" else 0.0
         config = family.build(section, run.crops.global_size, drop_path_rate).config
-    if hasattr(config, "_attn_implementation"):  # not that of training
+    if getattr(family.backbone, "_supports_sdpa", False):  # not that of training
         config._attn_implementation = "sdpa"
     inside = find_objective(run).places_of(run)[student]
 
