@@ -127,12 +127,14 @@ def test_four_tasks_give_the_result_of_one(whole, run):
     assert result_of(folder) == result_of(whole)
 
 
+@pytest.mark.slow
 def test_tasks_in_processes_of_their_own_give_the_result_of_one(whole, run):
     _, folder = run("executor.tasks=3", "executor.workers=2", only="filter")
     expected = {name: digest for name, digest in result_of(whole).items() if name.startswith("stages/filter/")}
     assert {name: digest for name, digest in result_of(folder).items()} == expected
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_everywhere_gives_the_same_result(whole, run, monkeypatch):
     """Each try ends within its third unit, whose files are there but for its mark."""
     complete, tries = Stage.complete, 0
@@ -250,6 +252,7 @@ def test_a_seed_set_is_included_as_it_is(run, collections):
     assert len(rows) == NUM_DISCS + 6
 
 
+@pytest.mark.slow
 def test_a_second_network_is_used_for_concepts(run, projection):
     lines, folder = run(f"concepts.model={projection}", "concepts.part=cls", "concepts.num_workers=0")
     assert any(line.startswith("concepts: 35 kept") for line in lines)
@@ -287,6 +290,7 @@ def test_hooks_drop_and_replace_before_anything_else_sees_the_images(run, tmp_pa
     assert max(np.asarray(row["image"]).max() for row in images) <= 127
 
 
+@pytest.mark.slow
 def test_webdataset_is_the_same_in_every_run(run, tmp_path):
     webdataset = "assemble.format=webdataset"
     _, folder = run(webdataset)

@@ -105,7 +105,10 @@ def test_run_that_is_stopped_after_every_update_logs_evaluates_and_pushes_as_the
     assert read_metrics(whole.folder)[-2]["broken_images"] == len(broken_of(whole).splitlines()) > 2
 
 
-@pytest.mark.parametrize("moment", ["in an update", "in an evaluation", "before a checkpoint", "before a push"])
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param("in an update", marks=pytest.mark.slow), "in an evaluation", "before a checkpoint", "before a push"],
+)
 def test_run_that_is_killed_at_every_such_moment_logs_and_pushes_as_the_uninterrupted_one(run, moment):
     whole = run("whole")
     killed = [0 if moment == "in an evaluation" else -1]
