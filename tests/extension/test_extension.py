@@ -1,5 +1,6 @@
 """Parts from outside the package are trained, killed, resumed, evaluated, exported and inspected like our own."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -8,24 +9,28 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoModel
 
-from dinov2_hf.config import load_config
+from dinov2_hf.backbones import base
+from dinov2_hf.config import FAMILIES, RUNS, TERMS, load_config
+from dinov2_hf.data.sources import generators
+from dinov2_hf.evaluation import registry
 from dinov2_hf.features import open_backbone
-from dinov2_hf.objectives import find_objective
+from dinov2_hf.objectives import OBJECTIVES, find_objective
+from dinov2_hf.objectives.further import FURTHER_TERMS
 from dinov2_hf.runs import RunFolder
 from dinov2_hf.train.initialize import initialize
 from dinov2_hf.weights import inspect_path, open_weights
 
 from ..distributed.conftest import FSDP2, launch  # noqa: F401 - a fixture
-from . import circles, conv, gram, masked_regression, rank  # noqa: F401 - they register themselves
 
 HERE = Path(__file__).parent
+PARTS = ("circles", "conv", "gram", "masked_regression", "rank")
 COMMON = """data.train.path=generator:circles data.num_workers=0
 crops.global_size=32 crops.local_size=16 crops.num_local=1
 optim.warmup_epochs=1 optim.base_lr=0.02 train.batch_size=4 train.epochs=3 train.epoch_length=2 train.log_every=1
 train.precision=fp32 train.keep_checkpoints=3 evaluations.rank.protocol=rank evaluations.rank.epochs=1""".split()
 VIT = """model.preset=tiny model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2 model.patch_size=8
 model.drop_path_rate=0.3""".split()
-RUNS = {
+KINDS = {
     "conv": """model.family=small_conv model.width=12 ibot.loss_weight=0 terms.gram.weight=0.5 dino.num_prototypes=24
         dino.hidden_dim=16 dino.bottleneck_dim=8 teacher.warmup_temp_epochs=1""".split(),
     "masked": ["objective=masked_regression", "regression.hidden_dim=8", *VIT],
@@ -35,6 +40,18 @@ PROCESSES = [
     pytest.param(2, FSDP2, id="two with FSDP2", marks=pytest.mark.slow),
 ]
 TIMES = ("images_per_second",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """The parts by the name of their file, registered for the tests of this file only."""
+    tables = [OBJECTIVES, FURTHER_TERMS, RUNS, TERMS, FAMILIES, base._FAMILIES, registry._registered]
+    tables.append(generators._registered)
+    before = [dict(table) for table in tables]
+    yield {name: importlib.import_module(f".{name}", __package__) for name in PARTS}
+    for table, entries in zip(tables, before):
+        table.clear()
+        table.update(entries)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +71,7 @@ def trained(launch, image_folder, tmp_path_factory):  # noqa: F811
             (root / "rank.yaml").write_text(
                 f"test: {{path: {image_folder}, split: train}}\ncrop_size: 32\nshare: true\n"
             )
-            common = [*COMMON, *RUNS[kind], f"evaluations.rank.config={root / 'rank.yaml'}"]
+            common = [*COMMON, *KINDS[kind], f"evaluations.rank.config={root / 'rank.yaml'}"]
             folders = root / "whole", root / "killed"
             for folder, until in zip((folders[0], folders[1], folders[1]), (-1, 3, -1)):
                 try:
@@ -80,7 +97,7 @@ def weights_of(checkpoint):
 
 
 @pytest.mark.parametrize(("processes", "environment"), PROCESSES)
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_killed_run_ends_as_the_one_that_was_not_stopped(trained, kind, processes, environment):
     whole, killed = trained(kind, processes, environment)
     first, second = whole.find_checkpoints(), killed.find_checkpoints()
@@ -98,7 +115,7 @@ def test_killed_run_ends_as_the_one_that_was_not_stopped(trained, kind, processe
 
 
 @pytest.mark.parametrize(("processes", "environment"), PROCESSES)
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_export_gives_the_features_of_the_run_and_is_described(trained, image_folder, kind, processes, environment):
     run, _ = trained(kind, processes, environment)
     pixels = torch.rand(2, 3, 32, 32)
@@ -115,19 +132,19 @@ def test_export_gives_the_features_of_the_run_and_is_described(trained, image_fo
 
 def test_export_of_a_family_from_outside_starts_a_run(trained):
     run, _ = trained("conv", 1, {})
-    config = load_config(None, [*COMMON[:-2], *RUNS["conv"], f"init.path={run.export()}"])
+    config = load_config(None, [*COMMON[:-2], *KINDS["conv"], f"init.path={run.export()}"])
     objective = find_objective(config)(config)
     initialize(objective, config.init)
     expected = open_weights(str(run.export())).backbone()
     for networks in objective.networks[""]:
         for name, tensor in networks["backbone"].state_dict().items():
             assert torch.equal(tensor, expected[name]), name
-    wider = load_config(None, [*COMMON[:-2], *RUNS["conv"], f"init.path={run.export()}", "model.width=8"])
+    wider = load_config(None, [*COMMON[:-2], *KINDS["conv"], f"init.path={run.export()}", "model.width=8"])
     with pytest.raises(ValueError, match="the backbone at init.path=.* does not fit: .*set .*model.width"):
         initialize(find_objective(wider)(wider), wider.init)
 
 
-def test_config_of_parts_from_outside_is_checked_like_our_own():
+def test_config_of_parts_from_outside_is_checked_like_our_own(registered):
     start = ["data.train.path=generator:circles"]
     with pytest.raises(ValueError, match="model.preset .* model.family=small_conv|model.preset"):
         load_config(None, [*start, "model.family=small_conv", "model.preset=tiny"])
@@ -136,17 +153,17 @@ def test_config_of_parts_from_outside_is_checked_like_our_own():
     with pytest.raises(ValueError, match="dino .* is not read by objective=masked_regression"):
         load_config(None, [*start, "objective=masked_regression", "dino.loss_weight=1"])
     config = load_config(None, [*start, "terms.gram.weight=2", "terms.gram.normalize=false"])
-    assert config.terms["gram"] == gram.GramConfig(weight=2, normalize=False)
+    assert config.terms["gram"] == registered["gram"].GramConfig(weight=2, normalize=False)
 
 
 def test_each_part_fits_on_a_page():
-    for name in ("circles", "conv", "gram", "masked_regression", "rank"):
+    for name in PARTS:
         assert len((HERE / f"{name}.py").read_text().splitlines()) <= 60, name
 
 
 def test_masks_for_a_backbone_that_takes_none_are_refused():
     config = load_config(
-        None, ["data.train.path=generator:circles", *COMMON[2:-2], *RUNS["conv"], "ibot.loss_weight=1"]
+        None, ["data.train.path=generator:circles", *COMMON[2:-2], *KINDS["conv"], "ibot.loss_weight=1"]
     )
     with pytest.raises(ValueError, match="model.family=small_conv takes no masks.*ibot.loss_weight=0"):
         find_objective(config)(config)

@@ -175,10 +175,7 @@ def elsewhere(checkpoint, marker):
 STATES = {
     "metadata": (hostile_metadata, ".metadata asks for posix.mkdir, which is not part of a checkpoint"),
     "place": (elsewhere, "which lies outside the folder of the checkpoint"),
-    "weights": (
-        lambda path, marker: plant(path, "model.student.backbone.layernorm.weight", marker),
-        "cannot be loaded",
-    ),
+    "weights": (lambda path, marker: plant(path, "model.", marker), "cannot be loaded"),  # of student and teacher
     "moments": (lambda path, marker: plant(path, "optimizer.state.", marker), "cannot be loaded"),
     "settings": (lambda path, marker: plant(path, "optimizer.param_groups.0.lr", marker), "cannot be loaded"),
 }
