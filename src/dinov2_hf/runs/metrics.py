@@ -164,7 +164,8 @@ def plot_metrics(folder: Path) -> Path:
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             if points:
                 marker = "o" if len(points) < 30 else None
-                axis.plot(*zip(*points), label=name.removeprefix("loss/"), marker=marker, markersize=4)
+                label = name.removeprefix("loss/").removeprefix("grad_norm/")
+                axis.plot(*zip(*points), label=label, marker=marker, markersize=4)
         axis.set_title(title)
         axis.set_xlabel("update")
         axis.grid(alpha=0.3)
