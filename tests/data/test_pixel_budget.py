@@ -1,6 +1,5 @@
 """Memory of large images: how many are decoded at the same time, and what one costs."""
 
-import io
 import multiprocessing
 import runpy
 import tempfile
@@ -116,11 +115,14 @@ def test_limit_of_pixels_decides_what_is_broken_and_gives_way_beyond_that_of_pil
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
-def most_memory(data, connection):
-    """Sends the growth of this process's peak, in bytes, while it makes crops."""
+def most_memory(data, like, connection):
+    """Sends the growth of this process's peak, in bytes, while it makes crops; `like` is a small image of its kind.
+
+    A fork has the pages of libraries only once it has used them, so the small image goes first.
+    """
     torch.set_num_threads(1)  # as data workers do: a fork has none of the threads of its parent
     crop = MultiCrop(CropsConfig(global_size=32, local_size=16, num_local=2))
-    crop(small(), np.random.default_rng(0))
+    crop(like, np.random.default_rng(0))
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts from what is used now
     before = status("VmRSS")
@@ -133,19 +135,13 @@ def status(name):
         return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
 
 
-def small():
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("mode, bytes_a_pixel", [("RGB", 8.5), ("P", 8.5), ("L", 8.5), ("I;16", 8.5)])
 def test_large_picture_costs_little_more_than_its_pixels(mode, bytes_a_pixel, encode):
     """The decoder's 4 bytes a pixel and our 3; with Pillow's own conversions it was 13."""
     side = 3000
-    data = encode(Image.new(mode, (side, side)), compress_level=1)
+    data, like = (encode(Image.new(mode, (size, size)), compress_level=1) for size in (side, 64))
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=most_memory, args=(data, there))
+    process = multiprocessing.get_context("fork").Process(target=most_memory, args=(data, like, there))
     process.start()
     there.close()  # so that the end of the process ends the reading
     assert here.recv() < bytes_a_pixel * side**2
