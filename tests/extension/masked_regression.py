@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from dinov2_hf.backbones import CropGroup, find_family
+from dinov2_hf.backbones import CropGroup
 from dinov2_hf.config import RunConfig
 from dinov2_hf.objectives import Objective, ObjectiveOutput, Scheduled, Term, register_objective
 
@@ -43,8 +43,7 @@ class MaskedRegression(Objective):
         return {"teacher_momentum": Scheduled(0.9, 1.0)}
 
     def build_networks(self, student, drop_path_rate):
-        model, hidden = self.config.model, self.config.regression.hidden_dim
-        backbone = find_family(model.family).build(model, self.config.crops.global_size, drop_path_rate)
+        hidden, backbone = self.config.regression.hidden_dim, self.build_backbone(student, drop_path_rate)
         predictor = nn.Sequential(nn.Linear(backbone.width, hidden), nn.GELU(), nn.Linear(hidden, backbone.width))
         return {"backbone": backbone, "predictor": predictor}
 

@@ -78,7 +78,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
     keep_every: int = 0
-    """Every how many-th checkpoint is kept for good besides; 0 for none."""
+    """Every how many-th checkpoint is also kept for good; 0 for none."""
     max_skipped_updates: int = 20
     """The run stops after this many updates in a row with a gradient that is not finite."""
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Features, recompute_blocks
+from ..backbones import Features, find_family, recompute_blocks
 from ..config import RUNS, RunConfig
 from ..data import SSLBatch
 
@@ -104,7 +104,7 @@ class Objective(nn.Module):
 
     @classmethod
     def schedules_of(cls, config: RunConfig) -> dict[str, Scheduled]:
-        """Returns the scheduled values that `forward` and `update_averages` read, by name, besides the optimiser's."""
+        """Returns the scheduled values that `forward` and `update_averages` read, by name, without the optimiser's."""
         return {"teacher_momentum": Scheduled(0.996, 1.0)}
 
     @classmethod
@@ -133,6 +133,11 @@ class Objective(nn.Module):
     def build_networks(self, student: str, drop_path_rate: float) -> dict[str, nn.Module]:
         """Builds the networks of a student with fresh weights: `backbone` and what the objective puts on it."""
         raise NotImplementedError
+
+    def build_backbone(self, student: str, drop_path_rate: float) -> nn.Module:
+        """Builds the backbone of a student with fresh weights, for `build_networks`."""
+        model = self.config.models[student]
+        return find_family(model.family).build(model, self.config.crops.global_size, drop_path_rate)
 
     @property
     def networks(self) -> dict[str, Networks]:

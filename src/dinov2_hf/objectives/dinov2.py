@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import CropGroup, Tokens, find_family
+from ..backbones import CropGroup, Tokens
 from ..config import DINOv2RunConfig
 from ..data import SSLBatch
 from .base import Objective, ObjectiveOutput, Places, Scheduled, Term, register_objective
@@ -66,8 +66,7 @@ class DINOv2(Objective):
         return prototype_recipe(config, config.masks[0])
 
     def build_networks(self, student: str, drop_path_rate: float) -> dict[str, nn.Module]:
-        model = self.config.model
-        backbone = find_family(model.family).build(model, self.config.crops.global_size, drop_path_rate)
+        backbone = self.build_backbone(student, drop_path_rate)
         return {"backbone": backbone, **build_heads(self.config, backbone.width)}
 
     def forward(self, batch: SSLBatch, values: Any, diagnose: bool = False) -> ObjectiveOutput:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from ..backbones import find_family
 from ..config import FeatureDistillationConfig
 from ..data import SSLBatch
 from .base import ObjectiveOutput, Scheduled, Teacher, Term, register_objective
@@ -49,8 +48,7 @@ class FeatureDistillation(Distillation):
         return teacher_rows(config) | {"Loss weights (CLS, patches)": weights}
 
     def build_networks(self, student: str, drop_path_rate: float) -> dict[str, nn.Module]:
-        model, target = self.config.models[student], self.teacher.backbone.width
-        backbone = find_family(model.family).build(model, self.config.crops.global_size, drop_path_rate)
+        target, backbone = self.teacher.backbone.width, self.build_backbone(student, drop_path_rate)
         return {
             "backbone": backbone,
             "cls_projector": nn.Linear(backbone.width, target),

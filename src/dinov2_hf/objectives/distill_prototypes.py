@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbones import find_family
 from ..config import PrototypeDistillationConfig
 from ..data import SSLBatch
 from .base import ObjectiveOutput, Scheduled, Teacher, Term, register_objective
@@ -67,8 +66,7 @@ class PrototypeDistillation(Distillation):
         return teacher_rows(config) | prototype_recipe(config, 0.0)
 
     def build_networks(self, student: str, drop_path_rate: float) -> dict[str, nn.Module]:
-        model = self.config.models[student]
-        backbone = find_family(model.family).build(model, self.config.crops.global_size, drop_path_rate)
+        backbone = self.build_backbone(student, drop_path_rate)
         return {"backbone": backbone, **build_heads(self.config, backbone.width)}
 
     def forward(self, batch: SSLBatch, values: Any, diagnose: bool = False) -> ObjectiveOutput:
