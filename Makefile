@@ -2,6 +2,7 @@
 # make test         environment, the fast tests
 # make test-all     environment, all tests
 # make lint         environment, linters
+# make docs         environment, the pages of docs/ with the reference of the Python API, in build/site
 # make clean        removes the environment and the runs
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 # two workers; each computes with one thread, as the tensors of the tests are small
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all lint docs clean
 
 quickstart: $(READY)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -27,6 +28,9 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(READY): requirements.txt setup.py
 	@echo "Making the environment in $(VENV) and installing requirements.txt: a few minutes, once"

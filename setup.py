@@ -12,6 +12,7 @@ EVALUATE = ["faiss-cpu>=1.12", "scikit-learn>=1.6", "scipy>=1.13"]
 CURATE = ["datatrove>=0.6", "faiss-cpu>=1.12", "scikit-learn>=1.6", "scipy>=1.13"]
 RAY = ["ray>=2.40"]
 PAGE = ["nicegui>=3.0"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2"]
 ONNX = ["onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.6"]
 EVERYTHING = [*EVALUATE, *CURATE, *RAY, *PAGE, *ONNX]
 
@@ -54,6 +55,7 @@ setup(
         "ray": RAY,
         "page": PAGE,
         "onnx": ONNX,
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.12", "selenium>=4.20", *EVERYTHING],
+        "docs": DOCS,
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.12", "selenium>=4.20", *DOCS, *EVERYTHING],
     },
 )

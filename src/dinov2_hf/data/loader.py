@@ -50,8 +50,10 @@ class TrainingBatches(IterableDataset):
     Args:
         source: endless sequence of encoded images.
         config: the run.
-        start, stop: first batch, and the one after the last.
-        rank, world_size: this process among all.
+        start: first batch.
+        stop: the batch after the last one.
+        rank: number of this process.
+        world_size: number of processes.
     """
 
     def __init__(

@@ -22,7 +22,8 @@ def open_backbone(
 
     Args:
         path: what is there shows by itself what it is.
-        device, dtype: where and in what it computes.
+        device: where it computes.
+        dtype: what it computes in.
         name: what messages call the path.
 
     Raises:

@@ -22,8 +22,9 @@ def diagnose_batch(
     """Scalars of the global batch, equal on all ranks. Collective: call on all ranks.
 
     Args:
-        student_cls, teacher_cls: features of the same global crops, `[2B, D]`; without a teacher's, which may have
-            another width, the rank is that of the student's and there is no cosine.
+        student_cls: the student's features of the global crops, `[2B, D]`.
+        teacher_cls: the teacher's features of the same crops, `[2B, D]`; without them, as where the teacher has another
+            width, the rank is that of the student's features and there is no cosine.
         targets: the teacher's assignments by term.
 
     Returns:

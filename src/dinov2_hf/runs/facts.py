@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from huggingface_hub import EvalResult
 
@@ -36,7 +37,7 @@ class RunFacts:
 
     @classmethod
     def of_run(
-        cls, run: RunFolder, config: RunConfig, student: str = "", until: int | None = None, **known
+        cls, run: RunFolder, config: RunConfig, student: str = "", until: int | None = None, **known: Any
     ) -> RunFacts:
         """Reads metrics and the newest state of a run, where they are there.
 

@@ -47,9 +47,12 @@ def export_source(
     """Writes the model at `path` to `output`, in another format or the same, whole or not at all.
 
     Args:
-        path, network, student, num_attention_heads: see `open_weights`.
+        path: see `open_weights`.
         output: a folder for `hf`, else a file; nothing may be there.
         format: a key of `FORMATS` that can be written.
+        network: see `open_weights`.
+        student: see `open_weights`.
+        num_attention_heads: see `open_weights`.
         image_size: resample the position embeddings to this height and width first, by the rule of the source: at this
             size whatever reads the export gives the features of the source.
 

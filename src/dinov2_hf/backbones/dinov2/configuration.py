@@ -36,9 +36,13 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         interpolate_antialias: smooth when position embeddings are shrunk. Default: True with registers, else False.
         interpolate_offset: 0 interpolates position embeddings to a size; another value (the original checkpoints
             without registers: 0.1) interpolates by the scale factor `(patches + offset) / positions`.
-        hidden_dropout_prob, attention_probs_dropout_prob: dropout rates; DINOv2 trains without.
+        hidden_dropout_prob: dropout after the projections; DINOv2 trains without.
+        attention_probs_dropout_prob: dropout of the attention; DINOv2 trains without.
         initializer_range: standard deviation of the truncated normal of weights and position embeddings.
-        out_features, out_indices, apply_layernorm, reshape_hidden_states: which feature maps a `Dinov2Backbone` gives.
+        out_features: names of the feature maps of a `Dinov2Backbone`, such as `stage12`.
+        out_indices: their numbers, in place of the names.
+        apply_layernorm: whether a `Dinov2Backbone` normalises its feature maps.
+        reshape_hidden_states: whether its feature maps are `[B, D, h, w]`; otherwise tokens `[B, T, D]`.
 
     Raises:
         ValueError: sizes that do not fit each other, named with the rule and a remedy.

@@ -306,7 +306,8 @@ class Dinov2Model(_Transformer):
 
         Args:
             positions: `[S]`, counted through all groups, crop by crop: CLS, registers, patches.
-            crops, bool_masked_pos: as for `forward_packed`.
+            crops: as for `forward_packed`.
+            bool_masked_pos: as for `forward_packed`.
 
         Returns:
             Tokens after the final norm, `[S, D]`.

@@ -70,7 +70,10 @@ class StreamSource(LanedSource):
         shards: what is read, such as `Shards` of a column or `GeneratedShards`.
         seed: of the order.
         shuffle_buffer: samples that are shuffled among each other, in all lanes together.
-        shuffle, lanes, source, listing: as of `MapSource`; no more lanes than shards.
+        shuffle: as of `MapSource`.
+        lanes: as of `MapSource`; no more than shards.
+        source: as of `MapSource`.
+        listing: as of `MapSource`.
     """
 
     def __init__(
