@@ -14,6 +14,7 @@ RAY = ["ray>=2.40"]
 PAGE = ["nicegui>=3.0"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2"]
 ONNX = ["onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.6"]
+TYPES = ["mypy>=2.4", "pandas-stubs>=3.1", "types-PyYAML>=6.0.12", "types-tqdm>=4.70"]
 EVERYTHING = [*EVALUATE, *CURATE, *RAY, *PAGE, *ONNX]
 
 setup(
@@ -27,7 +28,7 @@ setup(
     # model_cards/ lies at the top of the repository and is installed as a part of the package
     package_dir={"": "src", "dinov2_hf.model_cards": "model_cards"},
     packages=[*find_packages("src"), "dinov2_hf.model_cards"],
-    package_data={"dinov2_hf.model_cards": ["*.md"]},
+    package_data={"dinov2_hf": ["py.typed"], "dinov2_hf.model_cards": ["*.md"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",
@@ -56,6 +57,6 @@ setup(
         "page": PAGE,
         "onnx": ONNX,
         "docs": DOCS,
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.12", "selenium>=4.20", *DOCS, *EVERYTHING],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.12", "selenium>=4.20", *TYPES, *DOCS, *EVERYTHING],
     },
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..files import lies_in
 
 
-def check_indices(folder: str | PathLike | None, subfolder: str | None = None) -> None:
+def check_indices(folder: str | PathLike[str] | None, subfolder: str | None = None) -> None:
     """Refuses index files in a folder, such as `model.safetensors.index.json`, that name files outside it.
 
     Does nothing where there is not such a folder, as with names on the Hub: there `huggingface_hub` refuses them.

@@ -31,9 +31,10 @@ def _docstrings(kind: type) -> dict[str, str]:
     for base in reversed(kind.__mro__):
         if not is_dataclass(base):
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        body = definition.body if isinstance(definition, ast.ClassDef) else []
         for statement, after in zip(body, body[1:]):
-            named = isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr)
-            if named and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-                found[statement.target.id] = " ".join(after.value.value.split())
+            match statement, after:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
     return found

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints, overload
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -19,15 +19,30 @@ from .run import RUNS, RunConfig, run_config_of
 from .secrets import masked, refuse_tokens, strings_in
 from .translate import translate
 
-Kind = TypeVar("Kind")
+
+class Checked(Protocol):
+    """A configuration: a dataclass that refuses impossible values."""
+
+    def check(self) -> Checked: ...
+
+
+Kind = TypeVar("Kind", bound=Checked)
 
 _SAVED = (CONFIG_FILE, "curation.yaml")
 _BESIDE_SAVED = (METRICS_FILE, f"{CHECKPOINTS}/step-*", STATE_FILE, ".metadata", "config.json", "stages")
 
 
+@overload
 def load_config(
-    path: str | PathLike | None = None, overrides: Sequence[str] = (), kind: type[Kind] = RunConfig
-) -> Kind:
+    path: str | PathLike[str] | None = None, overrides: Sequence[str] = (), kind: type[RunConfig] = RunConfig
+) -> RunConfig: ...
+@overload
+def load_config(
+    path: str | PathLike[str] | None = None, overrides: Sequence[str] = (), kind: type[Kind] = ...
+) -> Kind: ...
+def load_config(
+    path: str | PathLike[str] | None = None, overrides: Sequence[str] = (), kind: type[Any] = RunConfig
+) -> Any:
     """The checked configuration: defaults, then the YAML file at `path`, then dotted `key=value` overrides.
 
     Interpolations such as `${oc.env:DATA}` are resolved, but not those of a file in a run's folder or in an export,
@@ -75,11 +90,11 @@ def load_config(
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
-            reason, key = str(error).splitlines()[0], error.full_key or "config"
-            value = OmegaConf.select(layer, key, default=None) if error.full_key else None
-            raise ValueError(masked(f"{key} in {origin}: {reason} (given: {value!r})")) from None
+            reason, key = str(error).splitlines()[0], str(error.full_key or "config")
+            wrong = OmegaConf.select(layer, key, default=None) if error.full_key else None
+            raise ValueError(masked(f"{key} in {origin}: {reason} (given: {wrong!r})")) from None
     try:
-        config = OmegaConf.to_object(merged)
+        config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
         raise ValueError(masked(f"{error.full_key or 'config'}: {reason}; set it, or write the value itself")) from None
@@ -106,7 +121,7 @@ def value_at(config: Any, key: str) -> Any:
     return config
 
 
-def save_config(config: Any, path: str | PathLike) -> None:
+def save_config(config: Any, path: str | PathLike[str]) -> None:
     """Writes every value as YAML that `load_config` reads back.
 
     Raises:
@@ -116,7 +131,7 @@ def save_config(config: Any, path: str | PathLike) -> None:
     Path(path).write_text(f"{SIGNATURE}\n{OmegaConf.to_yaml(OmegaConf.structured(config))}")
 
 
-def load_saved_config(path: str | PathLike) -> RunConfig:
+def load_saved_config(path: str | PathLike[str]) -> RunConfig:
     """The configuration that a run saved.
 
     Raises:
@@ -150,7 +165,7 @@ def _is_saved(path: Path) -> bool:
     return path.name in _SAVED and path.read_text().startswith(SIGNATURE)
 
 
-def _refuse_interpolations(layer: DictConfig, path: str | PathLike) -> None:
+def _refuse_interpolations(layer: DictConfig, path: str | PathLike[str]) -> None:
     """Refuses what would read something outside of the file, such as a variable of the environment."""
     for key, value in strings_in(OmegaConf.to_container(layer)):
         if "${" in value or "${" in key:
@@ -169,7 +184,7 @@ def _refuse_unsavable(config: Any) -> None:
             )
 
 
-def _known_keys(given: dict, kind: type, template: Any) -> list[str]:
+def _known_keys(given: dict[str, Any], kind: type[Any], template: Any) -> list[str]:
     """The keys of a configuration whose tables have the sections that `given` names."""
     config = kind()
     if hasattr(template, "model"):
@@ -194,8 +209,8 @@ def _fill_sections(config: Any, given: Any, placeholders: bool = False) -> None:
                 if type(chosen) is not type(getattr(config, item.name)):
                     setattr(config, item.name, chosen)
             _fill_sections(getattr(config, item.name), inside, placeholders)
-        elif get_origin(kind) is dict and is_dataclass(section := get_args(kind)[1]):
-            table = getattr(config, item.name)
+        elif get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
+            table, section = getattr(config, item.name), get_args(kind)[1]
             for name in inside if isinstance(inside, dict) else ():
                 if name not in table:
                     values = inside[name] if isinstance(inside[name], dict) else {}
@@ -206,7 +221,7 @@ def _fill_sections(config: Any, given: Any, placeholders: bool = False) -> None:
                 _fill_sections(table["NAME"], None, placeholders)
 
 
-def _refuse_unknown(given: dict, known: list[str], origin: str, kind: type, prefix: str = "") -> None:
+def _refuse_unknown(given: dict[str, Any], known: list[str], origin: str, kind: type[Any], prefix: str = "") -> None:
     sections = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
     for name, value in given.items():
         key = f"{prefix}{name}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,13 +68,14 @@ class SSLBatch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> SSLBatch:
         """The batch with every tensor but the colour parameters on `device`."""
-        colors = {"global_colors": self.global_colors, "local_colors": self.local_colors}
-        return replace(self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking)), **colors)
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, global_colors=self.global_colors, local_colors=self.local_colors)
 
     def pin_memory(self) -> SSLBatch:
         """The batch in page-locked memory; called by the data loader."""
         return self._map(Tensor.pin_memory)
 
-    def _map(self, function) -> SSLBatch:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> SSLBatch:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(self, **{name: function(value) for name, value in values.items() if isinstance(value, Tensor)})
+        mapped: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **mapped)

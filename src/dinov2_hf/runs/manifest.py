@@ -13,6 +13,7 @@ from ..files import lies_in, sync
 
 NAME = "manifest.json"
 _LARGE = ".distcp"
+_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,11 @@ def list_files(paths: Iterable[Path]) -> Manifest:
 
 def sha256_of(path: Path) -> str:
     """The checksum of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_manifest(folder: Path, files: Manifest) -> None:

@@ -38,7 +38,8 @@ class DINOv2RunConfig(RunConfig):
 
     @property
     def masks(self) -> tuple[float, tuple[float, float]]:
-        return (self.ibot.mask_probability if self.ibot.loss_weight else 0.0), tuple(self.ibot.mask_ratio)
+        smallest, largest = self.ibot.mask_ratio
+        return (self.ibot.mask_probability if self.ibot.loss_weight else 0.0), (smallest, largest)
 
     def check(self) -> DINOv2RunConfig:
         super().check()
