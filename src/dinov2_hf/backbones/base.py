@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import FAMILIES, BackboneConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Features(NamedTuple):
@@ -53,7 +56,21 @@ Layers = Callable[[Tensor, int], list[Features]]
 """Normalised images `[B, C, H, W]` and a number of blocks to the features of the last of them, ascending."""
 
 
-class Backbone(Protocol):
+class Module(Protocol):
+    """What is used of `nn.Module` in a backbone: a protocol cannot derive from the class itself."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
+    def requires_grad_(self, requires_grad: bool = True, /) -> Self: ...
+    def eval(self) -> Self: ...
+    def float(self) -> Self: ...
+    @property
+    def to(self) -> Callable[..., Any]: ...  # overloaded in torch, decorated in transformers
+
+
+class Backbone(Module, Protocol):
     """What trains and evaluates a backbone uses of it. An `nn.Module` satisfies it; nobody asks for its class.
 
     A block that has stochastic depth keeps its rate in an attribute `drop_path_rate`. A network with attention between
@@ -61,14 +78,25 @@ class Backbone(Protocol):
     `[B, heads, h, w]`.
     """
 
-    width: int
-    """Channels D of the features."""
-    stride: int
-    """Pixels between two neighbouring patches; the sides of images are multiples of it."""
-    takes_masks: bool
-    """Whether `CropGroup.mask` may be set."""
-    blocks: Mapping[str, nn.Module]
-    """From input to output: the units of compilation, sharding, recomputation and gradient norms."""
+    @property
+    def width(self) -> int:
+        """Channels D of the features."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Pixels between two neighbouring patches; the sides of images are multiples of it."""
+        ...
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether `CropGroup.mask` may be set."""
+        ...
+
+    @property
+    def blocks(self) -> Mapping[str, nn.Module]:
+        """From input to output: the units of compilation, sharding, recomputation and gradient norms."""
+        ...
 
     def depth_of(self, name: str) -> int:
         """Depth of the parameter `name`: 0 before the first block, `i + 1` in block `i`, `len(blocks) + 1` after."""
@@ -120,7 +148,8 @@ def describe_backbone(backbone: Backbone) -> Description:
     """Describes a backbone as its family does, or by what every backbone has."""
     family = family_of(backbone)
     if family is not None and family.describe is not None:
-        return family.describe(backbone.config)
+        described: Any = backbone  # a family that describes keeps its config in the backbone
+        return family.describe(described.config)
     name = family.name if family else type(backbone).__name__
     rows = {"width": str(backbone.width), "blocks": str(len(backbone.blocks)), "stride": f"{backbone.stride} pixels"}
     return Description(
@@ -164,7 +193,7 @@ class Family:
 
 
 _FAMILIES: dict[str, Family] = {}
-_Registered = TypeVar("_Registered", bound=Callable)
+_Registered = TypeVar("_Registered", bound=Callable[..., Any])
 
 
 def register_backbone(
@@ -233,7 +262,8 @@ def recompute_blocks(backbone: Backbone) -> None:
     # its name in transformers 6; releases before 5.23 have the second only
     for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
         if enable := getattr(backbone, name, None):
-            return enable({"use_reentrant": False})
+            enable({"use_reentrant": False})
+            return
     for block in backbone.blocks.values():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
@@ -282,7 +312,7 @@ def _missing_of(backbone: type) -> list[str]:
     return missing
 
 
-def _takes(function: Callable, arguments: str) -> bool:
+def _takes(function: Callable[..., Any], arguments: str) -> bool:
     """Whether a function can be called with `arguments` by position, with and without those that have a default."""
     names = arguments.split(", ")
     signature = inspect.signature(function)
@@ -294,7 +324,7 @@ def _takes(function: Callable, arguments: str) -> bool:
     return True
 
 
-def _returned_by(builder: Callable) -> type:
+def _returned_by(builder: Callable[..., Any]) -> type:
     try:
         backbone = typing.get_type_hints(builder).get("return")
     except NameError:
@@ -304,5 +334,5 @@ def _returned_by(builder: Callable) -> type:
     return backbone
 
 
-def _origin(builder: Callable) -> tuple[str, str]:
+def _origin(builder: Callable[..., Any]) -> tuple[str, str]:
     return builder.__module__, builder.__qualname__

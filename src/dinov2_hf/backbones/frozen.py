@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -56,7 +57,8 @@ class StockBackbone(nn.Module):
     @property
     def blocks(self) -> dict[str, nn.Module]:
         """The blocks, `layer_00`, `layer_01`, … from input to output."""
-        return {f"layer_{index:02}": block for index, block in enumerate(self.get_submodule(self._blocks))}
+        blocks = cast(nn.ModuleList, self.get_submodule(self._blocks))
+        return {f"layer_{index:02}": block for index, block in enumerate(blocks)}
 
     def depth_of(self, name: str) -> int:
         """Depth of the parameter `name`: what the model declares before its blocks is 0, what comes after is last."""
@@ -112,7 +114,8 @@ class StockBackbone(nn.Module):
         attention, count = output.attentions[-1], grid[0] * grid[1]
         if attention.shape[-1] == count:
             raise ValueError(f"{type(self.model).__name__} has no CLS token, so there is no attention of one to show")
-        return attention[:, :, 0, -count:].unflatten(2, grid).float()
+        shares: Tensor = attention[:, :, 0, -count:].unflatten(2, grid).float()
+        return shares
 
     def _grid_of(self, pixels: Tensor) -> tuple[int, int]:
         height, width = pixels.shape[-2:]

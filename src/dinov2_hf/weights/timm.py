@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..backbones.dinov2.configuration import PRESETS, Dinov2Config
+from ..backbones.dinov2.configuration import Dinov2Config
 from ..backbones.dinov2.describe import preset_of
 from ..backbones.dinov2.modeling import Dinov2Model
+from ..config import PRESETS
 from .architecture import check_expressible
 from .base import Format, Place, Weights
 from .notes import Notes

@@ -6,12 +6,13 @@ Axes: `M` packed tokens, `B` sequences of `T` tokens, `H` heads of `d` channels,
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from .configuration import Dinov2Config
 from .packing import Packing
@@ -25,7 +26,7 @@ def eager_attention_forward(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attention written out: `[B, H, T, d]` each to `[B, T, H, d]`, with the probabilities `[B, H, T, T]`."""
     scores = torch.matmul(query * scaling, key.transpose(-1, -2))
@@ -45,7 +46,7 @@ def xformers_attention_forward(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """xformers' memory-efficient attention, `[B, H, T, d]` to `[B, T, H, d]`: `attn_implementation="xformers"`.
 
@@ -127,7 +128,8 @@ class Dinov2Attention(nn.Module):
 
     def forward(self, tokens: Tensor, packing: Packing, attentions: list[Tensor] | None = None) -> Tensor:
         """Attends within each sequence of `packing`: `[M, D]` to `[M, D]`, see `mix`."""
-        return self.output.dense(self.mix(tokens, packing, attentions))
+        attended: Tensor = self.output.dense(self.mix(tokens, packing, attentions))
+        return attended
 
     def mix(self, tokens: Tensor, packing: Packing, attentions: list[Tensor] | None = None) -> Tensor:
         """Attention before the output projection.

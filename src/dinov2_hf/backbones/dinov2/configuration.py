@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -145,7 +146,7 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         return _count_patches(("height", "width"), (height, width), self.patch_height_width)
 
     def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
+        output: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
         output["model_type"] = _WITH_REGISTERS if self.num_register_tokens else _WITHOUT_REGISTERS
         if self.num_register_tokens and output.get("architectures"):
             # the stock class of the same checkpoint, which `pipeline` looks up by this name
@@ -156,7 +157,9 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         return output
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config.pop("model_type", _WITHOUT_REGISTERS)
         if model_type not in (_WITHOUT_REGISTERS, _WITH_REGISTERS):

@@ -22,7 +22,7 @@ def size_name(config: Dinov2Config) -> str:
     """Such as `ViT-S/14 with 4 registers`."""
     shape = {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     preset = next((name for name, values in PRESETS.items() if shape.items() <= values.items()), None)
-    name = _SIZES.get(preset, f"ViT of width {config.hidden_size} and {config.num_hidden_layers} layers")
+    name = _SIZES[preset] if preset else f"ViT of width {config.hidden_size} and {config.num_hidden_layers} layers"
     height, width = config.patch_height_width
     patch = f"{height}" if height == width else f"{height}x{width}"
     registers = f" with {config.num_register_tokens} registers" if config.num_register_tokens else ""

@@ -5,6 +5,8 @@ Axes: `B` images, `C` channels, `N` patches, `R` registers, `T = 1 + R + N` toke
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,8 @@ class PatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         pixel_values = pixel_values.to(self.projection.weight.dtype)
-        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        patches: Tensor = self.projection(pixel_values)
+        return patches.flatten(2).transpose(1, 2)
 
 
 class Dinov2Embeddings(nn.Module):
@@ -68,7 +71,8 @@ class Dinov2Embeddings(nn.Module):
         if self.register_tokens is not None:  # registers carry no position
             prefix = torch.cat((prefix, self.register_tokens.expand(batch, -1, -1)), dim=1)
         patches = patches + patch_positions
-        return self.dropout(torch.cat((prefix.to(patches.dtype), patches), dim=1))
+        tokens: Tensor = self.dropout(torch.cat((prefix.to(patches.dtype), patches), dim=1))
+        return tokens
 
     def _positions(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         positions = self.position_embeddings
@@ -94,6 +98,7 @@ def interpolate_positions(
     """
     dtype, width = positions.dtype, positions.shape[-1]
     images = positions.float().reshape(1, *grid, width).permute(0, 3, 1, 2)
+    target: dict[str, Any]
     if offset:
         target = {"scale_factor": tuple((new + offset) / old for new, old in zip(new_grid, grid))}
     else:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,9 @@ from .configuration import Dinov2Config
 from .embeddings import Dinov2Embeddings
 from .packing import Packing
 from .stochastic_depth import add_residual, add_residual_of_kept, draw_kept, rows_of_kept
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class LayerScale(nn.Module):
@@ -48,7 +53,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, config.hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(tokens)))
+        output: Tensor = self.fc2(self.activation(self.fc1(tokens)))
+        return output
 
 
 class SwiGLU(nn.Module):
@@ -63,7 +69,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         gate, value = self.weights_in(tokens).chunk(2, dim=-1)
-        return self.weights_out(nn.functional.silu(gate) * value)
+        output: Tensor = self.weights_out(nn.functional.silu(gate) * value)
+        return output
 
 
 class Dinov2Layer(GradientCheckpointingLayer):
@@ -94,10 +101,12 @@ class Dinov2Layer(GradientCheckpointingLayer):
             return self._forward_at(tokens, packing, positions)
 
         def attend(tokens: Tensor, packing: Packing) -> Tensor:
-            return self.attention(self.norm1(tokens), packing, attentions)
+            residual: Tensor = self.attention(self.norm1(tokens), packing, attentions)
+            return residual
 
         def feed_forward(tokens: Tensor, packing: Packing) -> Tensor:
-            return self.mlp(self.norm2(tokens))
+            residual: Tensor = self.mlp(self.norm2(tokens))
+            return residual
 
         for branch, scale in ((attend, self.layer_scale1.lambda1), (feed_forward, self.layer_scale2.lambda1)):
             if self._drops:
@@ -112,7 +121,8 @@ class Dinov2Layer(GradientCheckpointingLayer):
         return self.training and self.drop_path_rate > 0
 
     def _forward_at(self, tokens: Tensor, packing: Packing, positions: Tensor) -> Tensor:
-        scale1, scale2 = self.layer_scale1.lambda1, self.layer_scale2.lambda1
+        scale1: Tensor = self.layer_scale1.lambda1
+        scale2: Tensor = self.layer_scale2.lambda1
         wanted = tokens.index_select(0, positions)
         if self._drops:
             rows, kept, weights = rows_of_kept(packing, draw_kept(packing, self.drop_path_rate, tokens.device))
@@ -139,10 +149,11 @@ class Dinov2Encoder(nn.Module):
 class Dinov2PreTrainedModel(PreTrainedModel):
     """Initialisation and what transformers has to know about these models."""
 
+    config: Dinov2Config
     config_class = Dinov2Config
     base_model_prefix = "dinov2"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple in the classes of transformers too
     supports_gradient_checkpointing = True
     _no_split_modules = ["Dinov2Embeddings", "Dinov2Layer"]
     _supports_sdpa = True
@@ -151,7 +162,9 @@ class Dinov2PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Self:
         """As in transformers, but only from safetensors, and of a folder only from files in it."""
         check_indices(pretrained_model_name_or_path, kwargs.get("subfolder"))
         return super().from_pretrained(pretrained_model_name_or_path, *args, **{"use_safetensors": True, **kwargs})
@@ -167,7 +180,8 @@ class Dinov2PreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Conv2d):
             bound = 1 / math.sqrt(module.weight[0].numel())
             init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -189,7 +203,7 @@ class _Transformer(Dinov2PreTrainedModel):
         self.embeddings = Dinov2Embeddings(config)
         self.encoder = Dinov2Encoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
@@ -207,7 +221,7 @@ class _Transformer(Dinov2PreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         tokens, packing = Packing.pack([self.embeddings(pixel_values, bool_masked_pos)])
-        attentions = [] if output_attentions else None
+        attentions: list[Tensor] | None = [] if output_attentions else None
         states = [tokens]
         for layer in self.encoder.layer:
             tokens = layer(tokens, packing, attentions)
@@ -220,7 +234,8 @@ class _Transformer(Dinov2PreTrainedModel):
         """Patch tokens of `[B, T, D]` as a map `[B, D, h, w]`."""
         grid = self.config.grid_of(*pixel_values.shape[-2:])
         patches = tokens[:, self.config.num_prefix_tokens :]
-        return patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+        maps: Tensor = patches.unflatten(1, grid).permute(0, 3, 1, 2)
+        return maps.contiguous()
 
 
 class Dinov2Model(_Transformer):
@@ -239,7 +254,7 @@ class Dinov2Model(_Transformer):
         return self.config.patch_height_width[0]
 
     @property
-    def blocks(self) -> dict[str, Dinov2Layer]:
+    def blocks(self) -> dict[str, nn.Module]:
         """The layers, `layer_00`, `layer_01`, … from input to output."""
         return {f"layer_{index:02}": layer for index, layer in enumerate(self.encoder.layer)}
 
@@ -262,8 +277,8 @@ class Dinov2Model(_Transformer):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPooling | tuple:
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """Features of a batch of images of one size; sides may differ from each other and from `config.image_size`.
 
         Args:
@@ -316,7 +331,8 @@ class Dinov2Model(_Transformer):
         *layers, last = self.encoder.layer
         for layer in layers:
             tokens = layer(tokens, packing)
-        return self.layernorm(last(tokens, packing, positions=positions))
+        wanted: Tensor = self.layernorm(last(tokens, packing, positions=positions))
+        return wanted
 
     def tokens(self, groups: Sequence[CropGroup]) -> list[Tokens]:
         """One forward over groups of crops of different sizes; the last layer computes little more than what is wanted.
@@ -353,9 +369,10 @@ class Dinov2Model(_Transformer):
 
     def attention(self, pixels: Tensor) -> Tensor:
         """Share of the attention of CLS that each patch gets in the last layer, for each head: `[B, heads, h, w]`."""
-        attention = self(pixels, output_attentions=True).attentions[-1]
+        attention: Tensor = self(pixels, output_attentions=True).attentions[-1]
         grid = self.config.grid_of(*pixels.shape[-2:])
-        return attention[:, :, 0, self.config.num_prefix_tokens :].unflatten(2, grid).float()
+        shares: Tensor = attention[:, :, 0, self.config.num_prefix_tokens :].unflatten(2, grid)
+        return shares.float()
 
     def _embed(
         self, crops: Sequence[Tensor], bool_masked_pos: Sequence[Tensor | None] | None
@@ -383,7 +400,7 @@ class Dinov2Model(_Transformer):
         return outputs
 
     def _returns_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
+        return bool(self.config.return_dict if return_dict is None else return_dict)
 
 
 class Dinov2Backbone(BackboneMixin, _Transformer):
@@ -399,10 +416,11 @@ class Dinov2Backbone(BackboneMixin, _Transformer):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
-    ) -> BackboneOutput | tuple:
+        **kwargs: Any,
+    ) -> BackboneOutput | tuple[Any, ...]:
         """Maps `[B, D, h, w]` (or tokens `[B, T, D]` if `config.reshape_hidden_states` is off) of the chosen stages."""
         _, hidden_states, attentions = self._run(pixel_values, None, True, output_attentions)
+        assert hidden_states is not None
         feature_maps = []
         for stage, tokens in zip(self.stage_names, hidden_states):
             if stage in self.out_features:
@@ -413,7 +431,7 @@ class Dinov2Backbone(BackboneMixin, _Transformer):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         output = BackboneOutput(
-            feature_maps=tuple(feature_maps),
+            feature_maps=tuple(feature_maps),  # type: ignore[arg-type]  # annotated as a tuple of one
             hidden_states=hidden_states if output_hidden_states else None,
             attentions=attentions,
         )
@@ -430,10 +448,9 @@ class Dinov2ForImageClassification(Dinov2PreTrainedModel):
         self.base_model_prefix = config.to_dict()["model_type"]
         self.num_labels = config.num_labels
         setattr(self, self.base_model_prefix, Dinov2Model(config))
-        self.classifier = (
-            nn.Linear(2 * config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
-        )
-        self.post_init()
+        num_labels = config.num_labels or 0
+        self.classifier = nn.Linear(2 * config.hidden_size, num_labels) if num_labels > 0 else nn.Identity()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -442,8 +459,8 @@ class Dinov2ForImageClassification(Dinov2PreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
-    ) -> ImageClassifierOutput | tuple:
+        **kwargs: Any,
+    ) -> ImageClassifierOutput | tuple[Any, ...]:
         """`logits` `[B, num_labels]` and, with `labels` `[B]`, the `loss`."""
         features = self.base_model(
             pixel_values,
