@@ -1,4 +1,4 @@
-"""Trains a run with parts from outside the package, and dies after `UNTIL` updates: `run.py UNTIL key=value …`."""
+"""Trains a run with the parts in a folder, and dies after `UNTIL` updates: `run.py FOLDER UNTIL key=value …`."""
 
 import importlib
 import os
@@ -23,7 +23,8 @@ def train(until, overrides):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    for name in ("circles", "conv", "gram", "masked_regression", "rank"):
-        importlib.import_module(name)
-    train(int(sys.argv[1]), sys.argv[2:])
+    folder = Path(sys.argv[1])
+    sys.path.insert(0, str(folder))
+    for path in sorted(folder.glob("*.py")):
+        importlib.import_module(path.stem)
+    train(int(sys.argv[2]), sys.argv[3:])

@@ -1,4 +1,4 @@
-"""Parts from outside the package are trained, killed, resumed, evaluated, exported and inspected like our own."""
+"""The parts of docs/extend are trained, killed, resumed, evaluated, exported and inspected like our own."""
 
 import importlib
 import json
@@ -9,21 +9,18 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoModel
 
-from dinov2_hf.backbones import base
-from dinov2_hf.config import FAMILIES, RUNS, TERMS, load_config
-from dinov2_hf.data.sources import generators
-from dinov2_hf.evaluation import registry
+from dinov2_hf.config import load_config
 from dinov2_hf.features import open_backbone
-from dinov2_hf.objectives import OBJECTIVES, find_objective
-from dinov2_hf.objectives.further import FURTHER_TERMS
+from dinov2_hf.objectives import find_objective
 from dinov2_hf.runs import RunFolder
 from dinov2_hf.train.initialize import initialize
-from dinov2_hf.weights import inspect_path, open_weights
+from dinov2_hf.weights import export_source, inspect_path, open_weights
 
 from ..distributed.conftest import FSDP2, launch  # noqa: F401 - a fixture
+from ..docs.pages import write_parts
+from ..registries import importing_from
 
 HERE = Path(__file__).parent
-PARTS = ("circles", "conv", "gram", "masked_regression", "rank")
 COMMON = """data.train.path=generator:circles data.num_workers=0
 crops.global_size=32 crops.local_size=16 crops.num_local=1
 optim.warmup_epochs=1 optim.base_lr=0.02 train.batch_size=4 train.epochs=3 train.epoch_length=2 train.log_every=1
@@ -42,16 +39,19 @@ PROCESSES = [
 TIMES = ("images_per_second",)
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """The folder of the parts."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_parts(folder)
+    return folder
+
+
 @pytest.fixture(scope="module", autouse=True)
-def registered():
+def registered(parts):
     """The parts by the name of their file, registered for the tests of this file only."""
-    tables = [OBJECTIVES, FURTHER_TERMS, RUNS, TERMS, FAMILIES, base._FAMILIES, registry._registered]
-    tables.append(generators._registered)
-    before = [dict(table) for table in tables]
-    yield {name: importlib.import_module(f".{name}", __package__) for name in PARTS}
-    for table, entries in zip(tables, before):
-        table.clear()
-        table.update(entries)
+    with importing_from(parts):
+        yield {path.stem: importlib.import_module(path.stem) for path in parts.glob("*.py")}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def fresh_accelerate():
 
 
 @pytest.fixture(scope="module")
-def trained(launch, image_folder, tmp_path_factory):  # noqa: F811
+def trained(launch, image_folder, parts, tmp_path_factory):  # noqa: F811
     """Folders of a run that was never stopped and of one that was killed after three updates, by kind and processes."""
     found = {}
 
@@ -78,6 +78,7 @@ def trained(launch, image_folder, tmp_path_factory):  # noqa: F811
                     launch(
                         processes,
                         HERE / "run.py",
+                        parts,
                         until,
                         *common,
                         f"train.output_dir={folder}",
@@ -116,30 +117,34 @@ def test_killed_run_ends_as_the_one_that_was_not_stopped(trained, kind, processe
 
 @pytest.mark.parametrize(("processes", "environment"), PROCESSES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_export_gives_the_features_of_the_run_and_is_described(trained, image_folder, kind, processes, environment):
+def test_export_gives_the_features_of_the_run_and_is_described(trained, tmp_path, kind, processes, environment):
     run, _ = trained(kind, processes, environment)
     pixels = torch.rand(2, 3, 32, 32)
-    ours, exported = (open_backbone(str(path)).features(pixels, 1)[-1] for path in (run.path, run.export()))
-    torch.testing.assert_close(ours.cls, exported.cls)
-    torch.testing.assert_close(ours.patches, exported.patches)
+    archive = export_source(str(run.path), tmp_path / "run.npz", "npz").output
+    ours, *others = (open_backbone(str(path)).features(pixels, 1)[-1] for path in (run.path, run.export(), archive))
+    for other in others:
+        torch.testing.assert_close(ours.cls, other.cls)
+        torch.testing.assert_close(ours.patches, other.patches)
     model = AutoModel.from_pretrained(run.export())
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
-    for path in (run.path, run.export()):
+    for path in (run.path, run.export(), archive):
         text = inspect_path(str(path))
         assert "parameters" in text and str(ours.cls.shape[1]) in text
     assert (run.export() / "README.md").read_text().startswith("---")
 
 
-def test_export_of_a_family_from_outside_starts_a_run(trained):
+@pytest.mark.parametrize("format", ["hf", "npz"])
+def test_export_of_a_family_from_outside_starts_a_run(trained, tmp_path, format):
     run, _ = trained("conv", 1, {})
-    config = load_config(None, [*COMMON[:-2], *KINDS["conv"], f"init.path={run.export()}"])
+    path = export_source(str(run.path), tmp_path / "run.npz", format).output if format == "npz" else run.export()
+    config = load_config(None, [*COMMON[:-2], *KINDS["conv"], f"init.path={path}"])
     objective = find_objective(config)(config)
     initialize(objective, config.init)
-    expected = open_weights(str(run.export())).backbone()
+    expected = open_weights(str(path)).backbone()
     for networks in objective.networks[""]:
         for name, tensor in networks["backbone"].state_dict().items():
             assert torch.equal(tensor, expected[name]), name
-    wider = load_config(None, [*COMMON[:-2], *KINDS["conv"], f"init.path={run.export()}", "model.width=8"])
+    wider = load_config(None, [*COMMON[:-2], *KINDS["conv"], f"init.path={path}", "model.width=8"])
     with pytest.raises(ValueError, match="the backbone at init.path=.* does not fit: .*set .*model.width"):
         initialize(find_objective(wider)(wider), wider.init)
 
@@ -156,9 +161,10 @@ def test_config_of_parts_from_outside_is_checked_like_our_own(registered):
     assert config.terms["gram"] == registered["gram"].GramConfig(weight=2, normalize=False)
 
 
-def test_each_part_fits_on_a_page():
-    for name in PARTS:
-        assert len((HERE / f"{name}.py").read_text().splitlines()) <= 60, name
+def test_each_part_fits_on_a_page(parts, registered):
+    assert registered.keys() == {"circles", "gram", "masked_regression", "npz", "rank", "small_conv"}
+    for path in parts.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 60, path.name
 
 
 def test_masks_for_a_backbone_that_takes_none_are_refused():

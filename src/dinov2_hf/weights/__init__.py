@@ -5,7 +5,7 @@ from .base import Format, Place, Weights
 from .cards import model_card
 from .export import Exported, export_folder, export_source
 from .folder import PREPROCESSOR_FILE
-from .formats import FORMATS, open_weights
+from .formats import FORMATS, open_weights, register_format
 from .inspect import inspect_path
 from .notes import Notes
 from .onnx import onnx_usage, write_onnx
@@ -40,6 +40,7 @@ __all__ = [
     "onnx_usage",
     "open_weights",
     "original_usage",
+    "register_format",
     "preset_of",
     "resize_position_embeddings",
     "timm_usage",

@@ -235,7 +235,7 @@ def default_side(config: Dinov2Config) -> int:
 
 @dataclass(frozen=True)
 class Format:
-    """A way to keep a model. A format is one file beside this one and an entry in `formats.FORMATS`, nothing else.
+    """A way to keep a model: one file beside this one and an entry in `formats.FORMATS`, or `register_format`.
 
     What is `None` it cannot do.
     """
