@@ -25,10 +25,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    # model_cards/ lies at the top of the repository and is installed as a part of the package
-    package_dir={"": "src", "dinov2_hf.model_cards": "model_cards"},
-    packages=[*find_packages("src"), "dinov2_hf.model_cards"],
-    package_data={"dinov2_hf": ["py.typed"], "dinov2_hf.model_cards": ["*.md"]},
+    # model_cards/ and configs/ lie at the top of the repository and are installed as parts of the package
+    package_dir={"": "src", "dinov2_hf.model_cards": "model_cards", "dinov2_hf.configs": "configs"},
+    packages=[*find_packages("src"), "dinov2_hf.model_cards", "dinov2_hf.configs"],
+    package_data={
+        "dinov2_hf": ["py.typed"],
+        "dinov2_hf.model_cards": ["*.md"],
+        "dinov2_hf.configs": ["*/*.yaml"],
+    },
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",

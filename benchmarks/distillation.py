@@ -86,6 +86,8 @@ def accuracies(export: Path, images: Path, num_workers: int) -> dict[str, float]
 def write_features_config(path: Path) -> None:
     config = OmegaConf.load(ROOT / STUDENT[1])
     config.objective, config.teacher = "distill_features", {"momentum": config.teacher.momentum}
+    for source in (config.data.train, config.knn.reference, config.knn.query):
+        source.path = str(IMAGES)
     del config.dino
     path.parent.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, path)

@@ -19,7 +19,7 @@ from dinov2_hf.config import (
     value_at,
 )
 
-PATH = "data.train.path=/images"
+PATH, OUTPUT = "data.train.path=/images", "train.output_dir=/out"
 
 
 def write(folder, text):
@@ -38,7 +38,7 @@ def refusal(*overrides, path=None):
 def test_defaults_hold_where_nothing_is_said():
     config = load_config(None, [PATH])
     expected = DINOv2RunConfig()
-    expected.data.train.path = "/images"
+    expected.data.train.path, expected.train.output_dir = "/images", "runs/dinov2"
     assert config == expected
 
 
@@ -61,7 +61,10 @@ def test_last_of_two_equal_overrides_wins():
 
 
 def test_empty_file_is_the_defaults(tmp_path):
-    assert load_config(write(tmp_path, ""), [PATH]) == load_config(None, [PATH])
+    config = load_config(write(tmp_path, ""), [PATH])
+    assert config.train.output_dir == "runs/run"
+    config.train.output_dir = "runs/dinov2"
+    assert config == load_config(None, [PATH])
 
 
 def test_configs_do_not_share_their_lists():
@@ -350,6 +353,7 @@ def test_saved_config_loads_as_the_same_config(tmp_path):
             "knn.reference.path=/a b/ü",
             "knn.query.path=/c",
             "data.train.split='train[:10%]'",
+            OUTPUT,
         ],
     )
     save_config(config, tmp_path / "config.yaml")
@@ -360,18 +364,19 @@ def test_saved_config_loads_as_the_same_config(tmp_path):
     assert (tmp_path / "again.yaml").read_text() == (tmp_path / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("path", ["123", "1e-4", "null", "true", "/a: b", "/a #b", "[a]"])
-def test_text_that_looks_like_another_type_survives_saving(path, tmp_path):
+@pytest.mark.parametrize("text", ["123", "1e-4", "null", "true", "/a: b", "/a #b", "[a]"])
+def test_text_that_looks_like_another_type_survives_saving(text, tmp_path):
     config = load_config(None, [PATH])
-    config.data.train.path = path
+    config.data.train.split = text
     save_config(config, tmp_path / "config.yaml")
-    assert load_config(tmp_path / "config.yaml").data.train.path == path
+    assert load_config(tmp_path / "config.yaml").data.train.split == text
 
 
 def test_sources_of_a_mixture_come_from_file_and_command_line(tmp_path):
     path = write(tmp_path, "data: {mix: {web: {path: /web, weight: 2}, own: {path: /own}}}\n")
     config = load_config(
-        path, [PATH, "data.mix.web.weight=3", "data.mix.more.path=/more", "data.mix.own.streaming=true"]
+        path,
+        [PATH, OUTPUT, "data.mix.web.weight=3", "data.mix.more.path=/more", "data.mix.own.streaming=true"],
     )
     assert {name: (source.path, source.weight, source.streaming) for name, source in config.data.mix.items()} == {
         "web": ("/web", 3.0, False),
@@ -481,7 +486,7 @@ def test_key_that_the_objective_does_not_read_is_refused_naming_those_that_do(gi
 
 @pytest.mark.parametrize("given", [PROTOTYPES, FEATURES])
 def test_saved_config_of_a_distillation_loads_as_the_same_config_without_a_word(given, tmp_path, caplog):
-    config = load_config(None, [PATH, *given, "students.wide.preset=base"])
+    config = load_config(None, [PATH, OUTPUT, *given, "students.wide.preset=base"])
     save_config(config, tmp_path / "config.yaml")
     with caplog.at_level(logging.INFO, logger="dinov2_hf"):
         assert load_saved_config(tmp_path / "config.yaml") == config

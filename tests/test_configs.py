@@ -34,8 +34,8 @@ def names(paths):
 
 
 def load(name):
-    path = ROOT / f"configs/pretrain/{name}.yaml"
-    return load_config(path, [] if name == "quickstart" else ["data.train.path=/images"])
+    keys = [] if name == "quickstart" else ["data.train.path=/images"]
+    return load_config(name, keys + ["init.path=/first"] * name.startswith("highres"))
 
 
 def head(path):
@@ -197,8 +197,11 @@ def test_global_batch_and_learning_rate_are_those_in_the_head(name):
     ],
 )
 def test_second_stage_continues_its_first_stage(second, first):
+    with pytest.raises(ValueError, match=f"init.path is left open in the recipe pretrain/{second}; set it: init.path="):
+        load_config(second, ["data.train.path=/images"])
+    command = f"init.path={load(first).train.output_dir}"
+    assert f"--config configs/pretrain/{second}.yaml {command} " in head(ROOT / f"configs/pretrain/{second}.yaml")
     second, first = load(second), load(first)
-    assert second.init.path == first.train.output_dir
     for section in ("dino", "ibot", "koleo", "teacher", "colors"):
         assert getattr(second, section) == getattr(first, section), section
     second.model.gradient_checkpointing = first.model.gradient_checkpointing

@@ -22,7 +22,7 @@ def load(*overrides, path=None):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/curate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_parses_and_names_its_command(path):
-    load(path=path)
+    load(*(["embed.model=m"] if path.stem == "quickstart" else []), path=path)
     head = path.read_text().split("\n\n")[0]
     assert f"dinov2-hf curate --config configs/curate/{path.name}" in head
     for word in ("Paper:", "Hardware:", "Time:", "Expected:"):

@@ -24,7 +24,7 @@ def run(tmp_path):
 
 
 def test_config_comes_back_and_the_folder_is_known_as_a_run(tmp_path):
-    run, config = RunFolder(tmp_path / "run"), load_config(None, ["data.train.path=x"])
+    run, config = RunFolder(tmp_path / "run"), load_config(None, ["data.train.path=x", "train.output_dir=/out"])
     run.write_config(config)
     assert run.read_config() == config and made_run(run.path)
     assert [path.name for path in run.path.iterdir()] == ["config.yaml"]

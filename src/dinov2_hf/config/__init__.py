@@ -6,11 +6,12 @@ Everything a user can get wrong is refused here, before anything heavy is import
 
 from .data import ColorsConfig, CropsConfig, DataConfig, SourceConfig, TrainingSourceConfig
 from .describe import describe_keys
-from .inputs import images_of, models_of
-from .loading import dotted_keys, load_config, load_saved_config, save_config, value_at
+from .keys import dotted_keys, value_at
+from .loading import load_config, load_saved_config, save_config
 from .model import FAMILIES, PRESETS, BackboneConfig, InitConfig, ModelConfig
 from .names import hub_name, name_of_source, public_name
 from .objectives import DINOv2RunConfig, FeatureDistillationConfig, PrototypeDistillationConfig
+from .paths import images_of, models_of, path_to, paths_in, same_place
 from .run import RUNS, RunConfig, register_run_config
 from .secrets import find_tokens, masked, refuse_tokens_in_arguments
 from .terms import (
@@ -66,9 +67,12 @@ __all__ = [
     "masked",
     "models_of",
     "name_of_source",
+    "path_to",
+    "paths_in",
     "public_name",
     "refuse_tokens_in_arguments",
     "register_run_config",
+    "same_place",
     "save_config",
     "value_at",
 ]

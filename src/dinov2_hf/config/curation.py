@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from .checks import at_least, choice, named, positive
 from .data import SourceConfig
+from .paths import path_to
 
 STAGES = ("filter", "hashes", "embed", "dedup", "relative", "concepts", "retrieve", "balance", "assemble", "report")
 """What `--stage` takes; a configuration has those that it needs."""
@@ -76,7 +78,7 @@ class HashesConfig:
 class EmbedConfig:
     """Features of images. The paper has two networks: one for copies, one for concepts (appendix A.2 and A.4)."""
 
-    model: str | None = None
+    model: str | None = field(default=None, metadata=path_to("model"))
     """A run, an export, or any vision transformer that `AutoModel` loads."""
     part: str = "cls"
     """cls, or mean (of the patches)."""
@@ -246,8 +248,10 @@ class ExecutorConfig:
 class CurationConfig:
     """One curation, from sources to shards."""
 
-    output_dir: str = ""
-    """Where everything lies: a folder that all machines see."""
+    recipes: ClassVar[str] = "curate"
+
+    output_dir: str = field(default="", metadata=path_to("output"))
+    """Where everything lies: a folder that all machines see; default: `runs/curate_NAME` of the config file."""
     pool: dict[str, SourceConfig] = field(default_factory=dict)
     """Uncurated images, each source under a name of your own: `pool.web.path=/my/web`."""
     seeds: dict[str, SeedConfig] = field(default_factory=dict)

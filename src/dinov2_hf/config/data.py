@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from .checks import at_least, choice, interval, multiple_of_patch, named, positive, share
+from .paths import path_to
 
 
 @dataclass
@@ -94,7 +95,7 @@ class ColorsConfig:
 class SourceConfig:
     """Where images come from: anything that `datasets` reads."""
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata=path_to("images"))
     """A folder of images or of tables, a file (.parquet, .arrow, .tar, .csv, .json, .jsonl, .zip, an image, or a .txt
     of paths), a pattern such as `/data/**/*.jpg`, a set saved with `save_to_disk`, the name of a set on the Hub, or
     `generator:NAME` of a Python generator (docs/data.md)."""

@@ -1,134 +1,124 @@
-"""Reading and writing configurations, key by key."""
+"""Reading and writing configurations: defaults, then a file, then the keys of the command line."""
 
 from __future__ import annotations
 
-import difflib
+import logging
+import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..files import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SIGNATURE, STATE_FILE
+from ..files import SIGNATURE, made_run
+from .curation import CurationConfig
+from .keys import fill_sections, is_given, known_keys, refuse_unknown, value_at
+from .layers import Layer, Source, keys_layer, open_layer, read_file, refuse_interpolations
+from .notes import say
+from .paths import Role, leads_nowhere, map_paths, resolve, with_absolute_paths
 from .run import RUNS, RunConfig, run_config_of
 from .secrets import masked, refuse_tokens, strings_in
 from .translate import translate
+
+DEFAULT = "default"
+_OUTPUT_OF_0_5 = "runs/pretrain"
 
 
 class Checked(Protocol):
     """A configuration: a dataclass that refuses impossible values."""
 
-    def check(self) -> Checked: ...
+    def check(self) -> Any: ...
 
 
 Kind = TypeVar("Kind", bound=Checked)
 
-_SAVED = (CONFIG_FILE, "curation.yaml")
-_BESIDE_SAVED = (METRICS_FILE, f"{CHECKPOINTS}/step-*", STATE_FILE, ".metadata", "config.json", "stages")
+
+@dataclass(frozen=True)
+class Loaded(Generic[Kind]):
+    """A checked configuration, and where its values come from."""
+
+    config: Kind
+    layers: list[Layer]
+
+    def origin_of(self, key: str) -> str:
+        """Returns where the value of a dotted key comes from: `default`, or what messages call the file."""
+        layer = _last_with(self.layers, key)
+        return layer.origin if layer else DEFAULT
 
 
 @overload
 def load_config(
-    path: str | PathLike[str] | None = None, overrides: Sequence[str] = (), kind: type[RunConfig] = RunConfig
+    path: Source | None = None, overrides: Sequence[str] = (), kind: type[RunConfig] = RunConfig
 ) -> RunConfig: ...
 @overload
-def load_config(
-    path: str | PathLike[str] | None = None, overrides: Sequence[str] = (), kind: type[Kind] = ...
-) -> Kind: ...
-def load_config(
-    path: str | PathLike[str] | None = None, overrides: Sequence[str] = (), kind: type[Any] = RunConfig
-) -> Any:
-    """The checked configuration: defaults, then the YAML file at `path`, then dotted `key=value` overrides.
+def load_config(path: Source | None = None, overrides: Sequence[str] = (), kind: type[Kind] = ...) -> Kind: ...
+def load_config(path: Source | None = None, overrides: Sequence[str] = (), kind: type[Any] = RunConfig) -> Any:
+    """Returns the checked configuration: defaults, then the file at `path`, then dotted `key=value` overrides.
 
     Interpolations such as `${oc.env:DATA}` are resolved, but not those of a file in a run's folder or in an export,
-    which may be someone else's.
+    which may be someone else's. Relative paths in the file are relative to its folder, others to the working directory.
 
     Args:
+        path: a YAML file, the name of a recipe (`dinov2-hf recipes` lists them), or a mapping of sections and keys.
         kind: a dataclass with `check`: of a run (the key `objective` chooses among its subclasses; default: that of
             `kind`), of an evaluation, of a curation.
 
     Raises:
         ValueError: a key that does not exist (with the nearest that does), a value of the wrong type, an impossible
-            value or combination, an access token, an interpolation that is not resolved.
-        FileNotFoundError: no file at `path`.
+            value or combination, an access token, an interpolation that is not resolved, a value left open (`???`).
+        FileNotFoundError: neither a file nor a recipe at `path`.
     """
-    layers: list[tuple[str, Any]] = []
-    if path is not None:
-        layers.append((masked(str(path)), OmegaConf.to_container(_read(Path(path)))))
-    for override in overrides:
-        if not re.match(r"[A-Za-z_][\w.]*=", override):
-            raise ValueError(
-                f"{masked(override)!r} is not an override; write section.key=value, such as optim.base_lr=1e-3"
-            )
-        try:
-            OmegaConf.from_dotlist([override])
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            key, _, value = override.partition("=")
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                masked(f"{override!r} has a value that is not YAML ({reason}); quote the text: {key}='\"{value}\"'")
-            ) from None
-    layers.append(("the command line", OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))))
-    for origin, given in layers:
-        refuse_tokens(given, origin)
+    return load_with_origins(path, overrides, kind).config
+
+
+def load_with_origins(path: Source | None, overrides: Sequence[str], kind: type[Any]) -> Loaded[Any]:
+    """As `load_config`, with the layers that the values come from."""
+    layers = [] if path is None else [open_layer(path, getattr(kind, "recipes", "pretrain"))]
+    layers.append(keys_layer(overrides))
+    for layer in layers:
+        refuse_tokens(layer.values, layer.origin)
     if issubclass(kind, RunConfig):
         layers = translate(layers, kind.objective)
-        names = [str(given["objective"]) for _, given in layers if "objective" in given]
+        names = [str(layer.values["objective"]) for layer in layers if "objective" in layer.values]
         kind = run_config_of(names[-1]) if names else RUNS[kind.objective]
     template = kind()
-    for _, given in layers:
-        _fill_sections(template, given)
-    merged = OmegaConf.structured(template)
-    for origin, given in layers:
-        _refuse_unknown(given, _known_keys(given, kind, template), origin, kind)
-        layer = OmegaConf.create(given)
+    for layer in layers:
+        fill_sections(template, layer.values)
+    merged: Any = OmegaConf.structured(template)
+    for layer in layers:
+        refuse_unknown(layer.values, known_keys(layer.values, kind, template), layer.origin, kind)
+        given = OmegaConf.create(layer.values)
         try:
-            merged = OmegaConf.merge(merged, layer)
+            merged = OmegaConf.merge(merged, given)
         except OmegaConfBaseException as error:
             reason, key = str(error).splitlines()[0], str(error.full_key or "config")
-            wrong = OmegaConf.select(layer, key, default=None) if error.full_key else None
-            raise ValueError(masked(f"{key} in {origin}: {reason} (given: {wrong!r})")) from None
+            value = OmegaConf.select(given, key, default=None) if error.full_key else None
+            raise ValueError(masked(f"{key} in {layer.origin}: {reason} (given: {value!r})")) from None
+    _refuse_open(layers)
     try:
         config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
         raise ValueError(masked(f"{error.full_key or 'config'}: {reason}; set it, or write the value itself")) from None
+    _resolve_paths(config, layers)
+    _name_output(config, layers[0].file)
     _refuse_unsavable(config)
-    return config.check()
-
-
-def dotted_keys(config: Any, prefix: str = "") -> Iterable[str]:
-    """The keys of all values under `config`, such as `optim.base_lr`; a table of sections without any is one key."""
-    named = config if isinstance(config, dict) else {item.name: getattr(config, item.name) for item in fields(config)}
-    for name, value in named.items():
-        if is_dataclass(value) or (isinstance(value, dict) and value):
-            yield from dotted_keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def value_at(config: Any, key: str) -> Any:
-    """The value of the dotted `key`; None in a section of a table that has no such section."""
-    for name in key.split("."):
-        config = config.get(name) if isinstance(config, dict) else getattr(config, name)
-        if config is None:
-            return None
-    return config
+    return Loaded(config.check(), layers)
 
 
 def save_config(config: Any, path: str | PathLike[str]) -> None:
-    """Writes every value as YAML that `load_config` reads back.
+    """Writes every value as YAML that `load_config` reads back; paths are absolute, so that they stay the same.
 
     Raises:
         ValueError: a value is an access token, or would be read back as an interpolation.
     """
     _refuse_unsavable(config)
-    Path(path).write_text(f"{SIGNATURE}\n{OmegaConf.to_yaml(OmegaConf.structured(config))}")
+    text = OmegaConf.to_yaml(OmegaConf.structured(with_absolute_paths(config)))
+    Path(path).write_text(f"{SIGNATURE}\n{text}")
 
 
 def load_saved_config(path: str | PathLike[str]) -> RunConfig:
@@ -138,41 +128,83 @@ def load_saved_config(path: str | PathLike[str]) -> RunConfig:
         ValueError: not such a file, or one with an interpolation: a run saves the values themselves.
         FileNotFoundError: no file at `path`.
     """
-    _refuse_interpolations(_read(Path(path)), path)
+    refuse_interpolations(read_file(Path(path)), path)
     return load_config(path)
 
 
-def _read(path: Path) -> DictConfig:
-    """A YAML file of sections and keys; the loader makes plain values, never objects of Python."""
-    if not path.is_file():
-        raise FileNotFoundError(masked(f"config file {str(path)!r} does not exist"))
-    try:
-        layer = OmegaConf.load(path)
-    except (yaml.YAMLError, OSError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(masked(f"{path} is not a YAML file of sections and keys: {reason}")) from None
-    if not isinstance(layer, DictConfig):
-        raise ValueError(f"{path} does not hold sections of keys; see configs/pretrain/quickstart.yaml")
-    if _is_saved(path):
-        _refuse_interpolations(layer, path)
+def _last_with(layers: Sequence[Layer], key: str) -> Layer | None:
+    """The layer that a value comes from; None for a default."""
+    return next((layer for layer in reversed(layers) if is_given(layer.values, key)), None)
+
+
+def _refuse_open(layers: Sequence[Layer]) -> None:
+    """Refuses a value that is left open (`???`) and that no later layer sets."""
+    for layer in layers:
+        for key, value in strings_in(layer.values):
+            if value == "???" and _last_with(layers, key) is layer:
+                raise ValueError(f"{key} is left open in {layer.origin}; set it: {key}=…")
+
+
+def _resolve_paths(config: Any, layers: Sequence[Layer]) -> None:
+    """Makes the relative paths of a config file those that they mean from the working directory.
+
+    Images that a recipe of the package names and that are not installed with it are left unset.
+    """
+    missing: dict[str, str] = {}
+    old: dict[str, list[str]] = {}
+
+    def resolved(key: str, role: Role, value: str) -> str | None:
+        layer = _layer_of_path(layers, key)
+        if layer is None or layer.folder is None:
+            return value
+        path, of_0_5 = resolve(role, value, layer.folder)
+        if of_0_5:
+            old.setdefault(layer.origin, []).append(f"{key}={os.path.relpath(path, layer.folder)}")
+        if role == "images" and layer.is_recipe and leads_nowhere(value, path):
+            missing[key] = value
+            return None
+        return path
+
+    map_paths(config, resolved)
+    for origin, keys in old.items():
+        say(
+            logging.WARNING,
+            f"{origin} has paths that are relative to the working directory, as in dinov2_hf 0.5; a path in a config "
+            f"file is relative to the folder of the file, and from 1.0 on only that holds; write {' and '.join(keys)}",
+        )
+    if missing:
+        value, unset = next(iter(missing.values())), ", ".join(missing)
+        say(logging.WARNING, f"{value} is not installed with the recipe; not set: {unset}; give images of your own")
+
+
+def _layer_of_path(layers: Sequence[Layer], key: str) -> Layer | None:
+    """The layer that a path comes from; of an interpolation of another key, the layer of that key."""
+    layer = _last_with(layers, key)
+    given = value_at(layer.values, key) if layer else None
+    if isinstance(given, str) and (other := re.fullmatch(r"\$\{(\w[\w.]*)\}", given)):
+        return _last_with(layers, other[1])
     return layer
 
 
-def _is_saved(path: Path) -> bool:
-    """Whether a file was left by a command, in a folder that may be someone else's."""
-    if any(any(path.parent.glob(name)) for name in _BESIDE_SAVED):
-        return True
-    return path.name in _SAVED and path.read_text().startswith(SIGNATURE)
+def _name_output(config: Any, file: Path | None) -> None:
+    """Sets the default of the output folder: `runs/NAME`, of the config file or else of the objective.
 
-
-def _refuse_interpolations(layer: DictConfig, path: str | PathLike[str]) -> None:
-    """Refuses what would read something outside of the file, such as a variable of the environment."""
-    for key, value in strings_in(OmegaConf.to_container(layer)):
-        if "${" in value or "${" in key:
-            raise ValueError(
-                f"{key} in {path} is an interpolation, which could read the environment; it is not resolved in the "
-                "folder of a run or of an export; write the value there, or copy the file elsewhere if it is yours"
+    Distillations and curations have their kind before the name, as recipes of several kinds may have the same one.
+    """
+    if isinstance(config, RunConfig) and not config.train.output_dir:
+        config.train.output_dir = _output(config.recipes, file) if file else f"runs/{config.objective}"
+        if made_run(Path(_OUTPUT_OF_0_5)) and not os.path.exists(config.train.output_dir):
+            say(
+                logging.WARNING,
+                f"{_OUTPUT_OF_0_5} was the default of train.output_dir in dinov2_hf 0.5 and holds a run; this one goes "
+                f"to {config.train.output_dir}; to continue that one, set train.output_dir={_OUTPUT_OF_0_5}",
             )
+    elif isinstance(config, CurationConfig) and not config.output_dir and file:
+        config.output_dir = _output(config.recipes, file)
+
+
+def _output(kind: str, file: Path) -> str:
+    return f"runs/{file.stem if kind == 'pretrain' or file.stem.startswith(kind) else f'{kind}_{file.stem}'}"
 
 
 def _refuse_unsavable(config: Any) -> None:
@@ -182,75 +214,3 @@ def _refuse_unsavable(config: Any) -> None:
             raise ValueError(
                 f"{key}={value!r} has '${{' in it, which would be read back as an interpolation; rename it"
             )
-
-
-def _known_keys(given: dict[str, Any], kind: type[Any], template: Any) -> list[str]:
-    """The keys of a configuration whose tables have the sections that `given` names."""
-    config = kind()
-    if hasattr(template, "model"):
-        config.model = template.model
-    _fill_sections(config, given, placeholders=True)
-    return list(dotted_keys(config))
-
-
-def _fill_sections(config: Any, given: Any, placeholders: bool = False) -> None:
-    """Makes the sections of `config` those that `given` asks for.
-
-    A table of sections, such as `data.mix`, gets a section for each name in `given`; with `placeholders` one called
-    `NAME` where `given` does not say. A section whose class depends on its values (`section_for`) gets that class.
-    """
-    given = given if isinstance(given, dict) else {}
-    hints = get_type_hints(type(config))
-    for item in fields(config):
-        inside, kind = given.get(item.name), hints[item.name]
-        if is_dataclass(getattr(config, item.name)):
-            if hasattr(kind, "section_for") and isinstance(inside, dict) and "family" in inside:
-                chosen = kind.section_for(item.name, inside)
-                if type(chosen) is not type(getattr(config, item.name)):
-                    setattr(config, item.name, chosen)
-            _fill_sections(getattr(config, item.name), inside, placeholders)
-        elif get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
-            table, section = getattr(config, item.name), get_args(kind)[1]
-            for name in inside if isinstance(inside, dict) else ():
-                if name not in table:
-                    values = inside[name] if isinstance(inside[name], dict) else {}
-                    table[name] = section.section_for(name, values) if hasattr(section, "section_for") else section()
-                _fill_sections(table[name], inside[name], placeholders)
-            if placeholders and not isinstance(inside, dict):
-                table["NAME"] = section()
-                _fill_sections(table["NAME"], None, placeholders)
-
-
-def _refuse_unknown(given: dict[str, Any], known: list[str], origin: str, kind: type[Any], prefix: str = "") -> None:
-    sections = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
-    for name, value in given.items():
-        key = f"{prefix}{name}"
-        if key in sections:
-            if not isinstance(value, dict):
-                inside = ", ".join(other for other in known if other.startswith(f"{key}."))
-                raise ValueError(f"{key}={value!r} in {origin}: {key} is a section; set one of {inside}")
-            _refuse_unknown(value, known, origin, kind, f"{key}.")
-        elif key not in known:
-            candidates = known + sorted(sections)
-            if readers := _objectives_that_read(key, kind):
-                raise ValueError(
-                    f"{key} in {origin} is not read by objective={kind.objective}; remove it, or set "
-                    f"objective={' or '.join(readers)}"
-                )
-            near = difflib.get_close_matches(key, candidates, n=1) or [
-                other for other in candidates if other.rsplit(".", 1)[-1] == str(name)
-            ]
-            hint = f"; did you mean {near[0]}?" if near else f"; known sections: {', '.join(sorted(sections))}"
-            raise ValueError(f"{key} in {origin} is not a config key{hint}")
-
-
-def _objectives_that_read(key: str, kind: type) -> list[str]:
-    """The objectives whose runs have a key or section that the runs of this one do not have."""
-    if not issubclass(kind, RunConfig):
-        return []
-    found = []
-    for name, other in RUNS.items():
-        keys = list(dotted_keys(other()))
-        if any(one == key or one.startswith(f"{key}.") for one in keys):
-            found.append(name)
-    return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from .checks import at_least, choice, positive, share
+from .paths import path_to
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3},
@@ -126,7 +127,7 @@ FAMILIES: dict[str, type[BackboneConfig]] = {"dinov2": ModelConfig}
 class InitConfig:
     """Where the weights start from; from scratch where `path` is not set."""
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata=path_to("model"))
     """A run's output folder or one of its checkpoints (student, teacher and heads go on), a model on the Hub or in a
     folder that transformers loads, one of our exports, or a file: an original `.pth`, timm's, ONNX of ours."""
     heads: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from .checks import named
 from .data import ColorsConfig, CropsConfig, DataConfig
@@ -14,6 +15,9 @@ from .training import HubConfig, KnnConfig, OptimConfig, RunEvaluationConfig, Tr
 @dataclass
 class RunConfig:
     """The sections of every run. An objective derives its configuration from it and adds its own sections."""
+
+    recipes: ClassVar[str] = "pretrain"
+    """The kind of recipes among which a name is looked for first."""
 
     objective: str = "dinov2"
     """What is trained for: dinov2, distill_prototypes or distill_features."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .checks import at_least, choice, multiple_of_patch, positive, share
 from .data import SourceConfig
+from .paths import path_to
 
 
 @dataclass
@@ -57,8 +58,9 @@ class OptimConfig:
 class TrainConfig:
     """Length, batch and output of the run."""
 
-    output_dir: str = "runs/pretrain"
-    """Folder that takes checkpoints, logs, pictures and the exported model."""
+    output_dir: str = field(default="", metadata=path_to("output"))
+    """Folder that takes checkpoints, logs, pictures and the exported model; default: `runs/NAME` of the config file
+    (`runs/distill_NAME` of a distillation), without one `runs/OBJECTIVE`."""
     seed: int = 0
     """Everything random is drawn from it."""
     batch_size: int = 64
@@ -88,6 +90,8 @@ class TrainConfig:
         return round(self.epochs * self.epoch_length)
 
     def check(self) -> None:
+        if not self.output_dir:
+            raise ValueError("train.output_dir is not set; give a folder: train.output_dir=runs/mine")
         choice("train.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         at_least("train.seed", self.seed, 0)
         for name in (
@@ -147,8 +151,8 @@ class RunEvaluationConfig:
 
     protocol: str = "linear"
     """Name of the protocol: `dinov2-hf evaluate --help` lists them."""
-    config: str | None = None
-    """YAML file of the evaluation."""
+    config: str | None = field(default=None, metadata=path_to("file"))
+    """YAML file of the evaluation, or the name of a recipe."""
     epochs: float = 10
     """Epochs between two of them; the start and the end always have one."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from .layers import Layer
+from .notes import say
 
 _NOT_READ = {
     "features": (
@@ -22,10 +23,8 @@ _NOT_READ = {
 """Keys that 0.5 accepted in a distillation and did not read, by `distill.objective`."""
 
 
-def translate(
-    layers: Sequence[tuple[str, dict[str, Any]]], default: str = "dinov2"
-) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the layers of a configuration, origin and values each, with those of 0.5 translated.
+def translate(layers: Sequence[Layer], default: str = "dinov2") -> list[Layer]:
+    """Returns the layers of a configuration, with those of 0.5 translated.
 
     A configuration may be of 0.5 if it has a section `distill` and no key `objective`, or the key `distill.objective`.
     Says so in one line of the log where anything is translated.
@@ -33,9 +32,9 @@ def translate(
     Args:
         default: the objective of a configuration that names none.
     """
-    sections = [values.get("distill") for _, values in layers]
+    sections = [layer.values.get("distill") for layer in layers]
     given = [section["objective"] for section in sections if isinstance(section, dict) and "objective" in section]
-    named = any("objective" in values for _, values in layers)
+    named = any("objective" in layer.values for layer in layers)
     if not given and (named or not any(isinstance(section, dict) for section in sections)):
         return list(layers)
     known = default.removeprefix("distill_")
@@ -44,21 +43,21 @@ def translate(
         raise ValueError(f"distill.objective={kind!r} is not one of prototypes, features; set objective=distill_…")
     dropped: list[str] = []
     translated = []
-    for origin, values in layers:
-        values = {name: dict(part) if isinstance(part, dict) else part for name, part in values.items()}
+    for layer in layers:
+        values = {name: dict(part) if isinstance(part, dict) else part for name, part in layer.values.items()}
         dropped += [key for key in _NOT_READ[kind].split() if _remove(values, key) and key != "distill.objective"]
         if kind == "prototypes" and isinstance(ibot := values.get("ibot"), dict) and ibot.get("mask_probability") == 0:
             del ibot["mask_probability"]
             dropped.append("ibot.mask_probability")
-        translated.append((origin, values))
+        translated.append(replace(layer, values=values))
     # the last `distill.objective` overrides an `objective` before it
     place = max((index for index, section in enumerate(sections) if "objective" in (section or ())), default=0)
-    origin, values = translated[place]
-    chosen = {"objective": f"distill_{kind}"}
-    translated[place] = (origin, values | chosen if given else chosen | values)
+    values, chosen = translated[place].values, {"objective": f"distill_{kind}"}
+    translated[place] = replace(translated[place], values=values | chosen if given else chosen | values)
     if given or dropped or default != f"distill_{kind}":
-        origin = next(origin for origin, values in layers if "distill" in values)
-        _say(origin, f"distill_{kind}", ", ".join(dict.fromkeys(dropped)))
+        origin = next(layer.origin for layer in layers if "distill" in layer.values)
+        left_out = f"; left out, as they have no effect there: {', '.join(dict.fromkeys(dropped))}" if dropped else ""
+        say(logging.INFO, f"{origin} is a configuration of dinov2_hf 0.5; read with objective=distill_{kind}{left_out}")
     return translated
 
 
@@ -67,9 +66,3 @@ def _remove(values: dict[str, Any], key: str) -> bool:
     if not name:
         return values.pop(section, None) is not None
     return isinstance(values.get(section), dict) and values[section].pop(name, None) is not None
-
-
-@lru_cache
-def _say(origin: str, objective: str, dropped: str) -> None:
-    left_out = f"; left out, as they have no effect there: {dropped}" if dropped else ""
-    logger.info("%s is a configuration of dinov2_hf 0.5; read with objective=%s%s", origin, objective, left_out)

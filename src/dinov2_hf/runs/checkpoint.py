@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from ..config import RunConfig, dotted_keys, load_saved_config, save_config, value_at
+from ..config import RunConfig, dotted_keys, load_saved_config, paths_in, same_place, save_config, value_at
 from ..files import CHECKPOINTS, CONFIG_FILE, STATE_FILE, first_line, sync
 from .manifest import Manifest, list_files, write_manifest
 from .metrics import current_name
@@ -282,9 +282,12 @@ def read_model_tensors(path: Path, device: str = "cpu", place: str = "") -> dict
 def check_same_run(path: Path, config: RunConfig, saved_batch_size: int, global_batch_size: int) -> None:
     """Refuses to continue a checkpoint under a config that would change what the run computes."""
     saved = load_saved_config(path / CONFIG_FILE)
-    for key in dict.fromkeys([*dotted_keys(saved), *dotted_keys(config)]):  # a source of a mixture may be in one alone
+    paths = {key for key, *_ in (*paths_in(saved), *paths_in(config))}
+    for key in dict.fromkeys([*dotted_keys(saved), *dotted_keys(config)]):  # a source of a mixture may be in one only
         before, now = value_at(saved, key), value_at(config, key)
-        if before != now and not _MAY_DIFFER.fullmatch(key) and not isinstance(before, dict):
+        if before == now or (key in paths and same_place(before, now)):
+            continue
+        if not _MAY_DIFFER.fullmatch(key) and not isinstance(before, dict):
             raise ValueError(
                 f"{key}={now!r}, but {path} was written with {key}={before!r}; continue with that value, "
                 "or start again with another train.output_dir"

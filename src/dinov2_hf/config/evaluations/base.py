@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ..checks import at_least, choice, positive
 from ..data import SourceConfig
+from ..paths import path_to
 
 
 @dataclass
 class EvaluationConfig:
     """The images and how they are read. Each evaluator adds its own keys."""
+
+    recipes: ClassVar[str] = "evaluate"
 
     train: SourceConfig = field(default_factory=SourceConfig)
     """Images that a probe learns from, or that queries are compared with (`--data`)."""
@@ -26,9 +30,9 @@ class EvaluationConfig:
     """Images per process and forward of the backbone."""
     num_workers: int = 2
     """Processes that decode, for each process; 0 to do it in the process itself."""
-    cache_dir: str | None = None
+    cache_dir: str | None = field(default=None, metadata=path_to("output"))
     """Folder where features are kept for the next evaluation of the same model and images (`--cache`)."""
-    output_dir: str | None = None
+    output_dir: str | None = field(default=None, metadata=path_to("output"))
     """Folder for `results.json`, `results.md` and what else the evaluator writes (`--output`)."""
     seed: int = 0
     """Everything random is drawn from it."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ..checks import named
 from ..model import BackboneConfig, ModelConfig
+from ..paths import path_to
 from ..run import RunConfig
 
 
@@ -14,7 +16,7 @@ from ..run import RunConfig
 class TeacherPathConfig:
     """The frozen teacher."""
 
-    teacher: str | None = None
+    teacher: str | None = field(default=None, metadata=path_to("model"))
     """With prototypes: a run, one of our exports or an original `.pth`, with its heads. With features: also any vision
     transformer that `AutoModel` loads, on the Hub or in a folder."""
 
@@ -26,6 +28,8 @@ class TeacherPathConfig:
 @dataclass
 class DistillationRunConfig(RunConfig):
     """A distillation run: `model` is the student."""
+
+    recipes: ClassVar[str] = "distill"
 
     model: BackboneConfig = field(default_factory=lambda: ModelConfig(preset="small", drop_path_rate=0.0))
     distill: TeacherPathConfig = field(default_factory=TeacherPathConfig)
