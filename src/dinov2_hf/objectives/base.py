@@ -8,14 +8,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Features, find_family, recompute_blocks
+from ..backbones import Backbone, Features, find_family, recompute_blocks
 from ..config import RUNS, RunConfig
 from ..data import SSLBatch
+from .teachers import FrozenTeacher
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Teacher(NamedTuple):
 
     path: str
     """A run, an export, a file or a name on the Hub."""
-    build: Callable[[Any], nn.Module]
+    build: Callable[[Any], FrozenTeacher]
     """Makes the teacher of what is there, opened (`weights.Weights`)."""
 
 
@@ -74,8 +80,8 @@ class ObjectiveOutput:
     """Signs of health of the global batch, where they were asked for; see `objectives.diagnostics`."""
 
 
-class Objective(nn.Module):
-    """Base of the objectives.
+class Objective(nn.Module, Generic[Config]):
+    """Base of the objectives; the type argument is the configuration of its runs.
 
     A subclass defines `terms_of`, `build_networks` and `forward`, calls `build_students()` in its constructor, and is
     registered with `register_objective`. The averages are in float32 like the students (increments vanish in half
@@ -91,50 +97,50 @@ class Objective(nn.Module):
     label: ClassVar[str] = "Training"
     """What the progress bar says."""
 
-    def __init__(self, config: RunConfig, teachers: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(self, config: Config, teachers: Mapping[str, FrozenTeacher] | None = None) -> None:
         super().__init__()
         self.config = config
 
     # What the configuration says, without networks
 
     @classmethod
-    def terms_of(cls, config: RunConfig) -> dict[str, Term]:
+    def terms_of(cls, config: Config) -> dict[str, Term]:
         """Returns the terms of the loss that are switched on, by name."""
         raise NotImplementedError
 
     @classmethod
-    def schedules_of(cls, config: RunConfig) -> dict[str, Scheduled]:
+    def schedules_of(cls, config: Config) -> dict[str, Scheduled]:
         """Returns the scheduled values that `forward` and `update_averages` read, by name, without the optimiser's."""
         return {"teacher_momentum": Scheduled(0.996, 1.0)}
 
     @classmethod
-    def teachers_of(cls, config: RunConfig) -> dict[str, Teacher]:
+    def teachers_of(cls, config: Config) -> dict[str, Teacher]:
         """Returns the frozen teachers that the run reads, by the key that names the path. No checkpoint has them."""
         return {}
 
     @classmethod
-    def places_of(cls, config: RunConfig) -> dict[str, Places]:
+    def places_of(cls, config: Config) -> dict[str, Places]:
         """Returns where the networks of each student are, by its name; the first one is `""`."""
         return {"": Places("student", "average")}
 
     @classmethod
-    def describe(cls, config: RunConfig) -> str:
+    def describe(cls, config: Config) -> str:
         """Returns how the run trains, for a model card: `pretrained without labels (…)`."""
         return f"trained without labels ({cls.name})"
 
     @classmethod
-    def recipe(cls, config: RunConfig) -> dict[str, str | None]:
+    def recipe(cls, config: Config) -> dict[str, str | None]:
         """Returns the rows of a model card's recipe that only this objective has."""
         terms = cls.terms_of(config)
         return {f"Loss weights ({', '.join(terms)})": ", ".join(f"{term.weight:.4g}" for term in terms.values())}
 
     # Networks
 
-    def build_networks(self, student: str, drop_path_rate: float) -> dict[str, nn.Module]:
+    def build_networks(self, student: str, drop_path_rate: float) -> Mapping[str, nn.Module | Backbone]:
         """Builds the networks of a student with fresh weights: `backbone` and what the objective puts on it."""
         raise NotImplementedError
 
-    def build_backbone(self, student: str, drop_path_rate: float) -> nn.Module:
+    def build_backbone(self, student: str, drop_path_rate: float) -> Backbone:
         """Builds the backbone of a student with fresh weights, for `build_networks`."""
         model = self.config.models[student]
         return find_family(model.family).build(model, self.config.crops.global_size, drop_path_rate)
@@ -143,12 +149,12 @@ class Objective(nn.Module):
     def networks(self) -> dict[str, Networks]:
         """Student and average of each student, by its name."""
         return {
-            name: Networks(self.get_submodule(place.student), self.get_submodule(place.average))
+            name: Networks(_networks_at(self, place.student), _networks_at(self, place.average))
             for name, place in self.places_of(self.config).items()
         }
 
     @property
-    def frozen(self) -> list[nn.Module]:
+    def frozen(self) -> list[FrozenTeacher]:
         """Frozen teachers that are not part of this module: in no checkpoint, and placed by the training step."""
         return []
 
@@ -161,9 +167,9 @@ class Objective(nn.Module):
         models = self.config.models
         for name, place in self.places_of(self.config).items():
             model = models[name]
-            student = nn.ModuleDict(self.build_networks(name, model.drop_path_rate))
-            average = nn.ModuleDict(self.build_networks(name, 0.0))
-            if self.config.masks[0] and not student["backbone"].takes_masks:
+            student = nn.ModuleDict(cast(dict[str, nn.Module], self.build_networks(name, model.drop_path_rate)))
+            average = nn.ModuleDict(cast(dict[str, nn.Module], self.build_networks(name, 0.0)))
+            if self.config.masks[0] and not backbone_of(student).takes_masks:
                 raise ValueError(
                     f"model.family={model.family} takes no masks, and objective={self.config.objective} masks "
                     f"{self.config.masks[0]:.0%} of the global crops; switch its masked term off (ibot.loss_weight=0), "
@@ -175,10 +181,10 @@ class Objective(nn.Module):
         for name, (student, average) in self.networks.items():
             average.requires_grad_(False)
             if models[name].gradient_checkpointing:
-                recompute_blocks(student["backbone"])
+                recompute_blocks(backbone_of(student))
             if models[name].compile:
                 for network in (student, average):
-                    for block in network["backbone"].blocks.values():
+                    for block in backbone_of(network).blocks.values():
                         block.compile()
 
     @torch.no_grad()
@@ -187,7 +193,7 @@ class Objective(nn.Module):
         for student, average in self.networks.values():
             average.load_state_dict(student.state_dict())
 
-    def train(self, mode: bool = True) -> Objective:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for networks in self.networks.values():
             networks.average.eval()
@@ -209,15 +215,25 @@ class Objective(nn.Module):
 
         Collective where it is sharded.
         """
-        return self.networks[student].average["backbone"].features(pixel_values, layers)
+        return backbone_of(self.networks[student].average).features(pixel_values, layers)
 
     @torch.no_grad()
     def update_averages(self, values: Any) -> None:
         """Moves the averages one step, over local shards: `average = m average + (1 - m) student`."""
         for student, average in self.networks.values():
-            averaged, trained = list(average.parameters()), list(student.parameters())
+            averaged: list[Tensor] = list(average.parameters())
+            trained: list[Tensor] = list(student.parameters())
             torch._foreach_mul_(averaged, values.teacher_momentum)
             torch._foreach_add_(averaged, trained, alpha=1 - values.teacher_momentum)
+
+
+def backbone_of(networks: nn.ModuleDict) -> Backbone:
+    """Returns the backbone among the networks of a student, or among their averages."""
+    return cast(Backbone, networks["backbone"])
+
+
+def _networks_at(objective: nn.Module, place: str) -> nn.ModuleDict:
+    return cast(nn.ModuleDict, objective.get_submodule(place))
 
 
 def _put(module: nn.Module, place: str, network: nn.Module) -> None:
@@ -230,13 +246,12 @@ def _put(module: nn.Module, place: str, network: nn.Module) -> None:
     module.add_module(name, network)
 
 
-OBJECTIVES: dict[str, type[Objective]] = {}
+OBJECTIVES: dict[str, type[Objective[Any]]] = {}
 """By the value of the key `objective`."""
+Kind = TypeVar("Kind", bound=Objective[Any])
 
 
-def register_objective(
-    name: str, config: type[RunConfig] | None = None
-) -> Callable[[type[Objective]], type[Objective]]:
+def register_objective(name: str, config: type[RunConfig] | None = None) -> Callable[[type[Kind]], type[Kind]]:
     """Registers an objective under the value of the key `objective`, and the configuration of its runs.
 
     Args:
@@ -247,7 +262,7 @@ def register_objective(
         TypeError: the class lacks a part of the contract, which the message names.
     """
 
-    def register(kind: type[Objective]) -> type[Objective]:
+    def register(kind: type[Kind]) -> type[Kind]:
         if not (inspect.isclass(kind) and issubclass(kind, Objective)):
             raise TypeError(f"the objective {name!r} must derive from Objective, not {kind!r}")
         missing = [
@@ -270,7 +285,7 @@ def register_objective(
     return register
 
 
-def find_objective(config: RunConfig) -> type[Objective]:
+def find_objective(config: RunConfig) -> type[Objective[Any]]:
     """Returns the objective of a run.
 
     Raises:

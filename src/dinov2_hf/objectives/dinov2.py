@@ -6,15 +6,15 @@ Axes: `B` images, `N` patches, `D` width, `M` masked patches.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones import CropGroup, Tokens
+from ..backbones import Backbone, CropGroup, Tokens
 from ..config import DINOv2RunConfig
 from ..data import SSLBatch
-from .base import Objective, ObjectiveOutput, Places, Scheduled, Term, register_objective
+from .base import Objective, ObjectiveOutput, Places, Scheduled, Term, backbone_of, register_objective
 from .diagnostics import diagnose_batch
 from .further import FURTHER_TERMS, TermInput
 from .prototypes import (
@@ -26,18 +26,21 @@ from .prototypes import (
     prototype_terms,
     prototype_terms_of,
 )
+from .teachers import FrozenTeacher
 
 
 @register_objective("dinov2")
-class DINOv2(Objective):
+class DINOv2(Objective[DINOv2RunConfig]):
     """DINO, iBOT and KoLeo. The teacher is the moving average of the student, and never masks anything.
 
     `student` and `teacher` hold a `backbone`, a `dino_head` and, if iBOT has a head of its own, an `ibot_head`.
     """
 
     label = "Pretraining"
+    student: nn.ModuleDict
+    teacher: nn.ModuleDict
 
-    def __init__(self, config: DINOv2RunConfig, teachers: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(self, config: DINOv2RunConfig, teachers: Mapping[str, FrozenTeacher] | None = None) -> None:
         super().__init__(config)
         self.build_students()
         self.centering = build_centering(config)
@@ -65,7 +68,7 @@ class DINOv2(Objective):
     def recipe(cls, config: DINOv2RunConfig) -> dict[str, str | None]:
         return prototype_recipe(config, config.masks[0])
 
-    def build_networks(self, student: str, drop_path_rate: float) -> dict[str, nn.Module]:
+    def build_networks(self, student: str, drop_path_rate: float) -> Mapping[str, nn.Module | Backbone]:
         backbone = self.build_backbone(student, drop_path_rate)
         return {"backbone": backbone, **build_heads(self.config, backbone.width)}
 
@@ -73,22 +76,22 @@ class DINOv2(Objective):
         config, student, teacher = self.config, self.student, self.teacher
         whole = batch.all_patches if config.terms else None
         wanted = batch.mask_indices if whole is None else whole
-        masks = batch.masks if student["backbone"].takes_masks else None  # there are none then
+        masks = batch.masks if backbone_of(student).takes_masks else None  # there are none then
         views = [CropGroup(batch.global_crops, masks, wanted)]
         if len(batch.local_crops):
             views.append(CropGroup(batch.local_crops))
         with torch.no_grad():
-            (seen_by_teacher,) = teacher["backbone"].tokens([CropGroup(batch.global_crops, wanted=wanted)])
+            (seen_by_teacher,) = backbone_of(teacher).tokens([CropGroup(batch.global_crops, wanted=wanted)])
             compared = _at(seen_by_teacher, batch.mask_indices, whole)
             targets = prototype_targets(config, teacher, self.centering, compared, values.teacher_temp)
-        seen, *local = student["backbone"].tokens(views)
+        seen, *local = backbone_of(student).tokens(views)
         local_cls = local[0].cls if local else seen.cls[:0]
         tokens = _at(seen, batch.mask_indices, whole)
         terms = prototype_terms(config, student, tokens, local_cls, batch.mask_weights, targets)
         for name in config.terms:
             terms[name] = self.terms[name](TermInput(batch, values, seen, seen_by_teacher))
         declared = self.terms_of(config)
-        loss: Tensor = sum(declared[name].weight * term for name, term in terms.items())
+        loss = cast(Tensor, sum(declared[name].weight * term for name, term in terms.items()))
         output = ObjectiveOutput(loss, {name: term.detach() for name, term in terms.items()})
         if diagnose:
             output.diagnostics = diagnose_batch(tokens.cls, compared.cls, targets)

@@ -5,25 +5,28 @@ Axes: `V` views, `B` images, `N` patches, `D` width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..backbones import Backbone
 from ..config import FeatureDistillationConfig
 from ..data import SSLBatch
-from .base import ObjectiveOutput, Scheduled, Teacher, Term, register_objective
-from .students import Distillation, describe_teacher, teacher_rows, terms_of_students, tokens_of
+from .base import ObjectiveOutput, Scheduled, Teacher, Term, backbone_of, register_objective
+from .students import Distillation, describe_teacher, path_of_teacher, teacher_rows, terms_of_students, tokens_of
 from .teachers import FeatureTeacher
 from .terms import feature_loss
 
 
 @register_objective("distill_features")
-class FeatureDistillation(Distillation):
+class FeatureDistillation(Distillation[FeatureDistillationConfig]):
     """Students imitate the features of any frozen backbone through a linear layer for CLS and one for patches."""
 
     @classmethod
     def terms_of(cls, config: FeatureDistillationConfig) -> dict[str, Term]:
-        distill, terms = config.distill, {}
+        distill = config.distill
+        terms: dict[str, Term] = {}
         for part, what in (("cls", "CLS"), ("patch", "patches")):
             weight = getattr(distill, f"{part}_weight")
             terms[f"{part}_cosine"] = Term(weight * distill.cosine_weight, f"one minus the cosine of {what}")
@@ -36,7 +39,7 @@ class FeatureDistillation(Distillation):
 
     @classmethod
     def teachers_of(cls, config: FeatureDistillationConfig) -> dict[str, Teacher]:
-        return {"distill.teacher": Teacher(config.distill.teacher, FeatureTeacher.of)}
+        return {"distill.teacher": Teacher(path_of_teacher(config), FeatureTeacher.of)}
 
     @classmethod
     def describe(cls, config: FeatureDistillationConfig) -> str:
@@ -47,7 +50,7 @@ class FeatureDistillation(Distillation):
         weights = f"{config.distill.cls_weight:.4g}, {config.distill.patch_weight:.4g}"
         return teacher_rows(config) | {"Loss weights (CLS, patches)": weights}
 
-    def build_networks(self, student: str, drop_path_rate: float) -> dict[str, nn.Module]:
+    def build_networks(self, student: str, drop_path_rate: float) -> Mapping[str, nn.Module | Backbone]:
         target, backbone = self.teacher.backbone.width, self.build_backbone(student, drop_path_rate)
         return {
             "backbone": backbone,
@@ -61,12 +64,12 @@ class FeatureDistillation(Distillation):
         teacher_cls, teacher_map = self.teacher(crops, colors.mean, colors.std)
         for name, networks in self.networks.items():
             student = networks.student
-            stride = student["backbone"].stride
+            stride = backbone_of(student).stride
             wanted, _ = batch.patches_of(stride)
             (cls, patches), _ = tokens_of(student, batch, wanted)
             grid = [side // stride for side in crops.shape[-2:]]
             target = nn.functional.interpolate(teacher_map, grid, mode="bilinear", antialias=True)
-            terms = {}
+            terms: dict[str, Tensor] = {}
             for part, features, imitated in (
                 ("cls", cls, teacher_cls),
                 ("patch", patches, target.flatten(2).transpose(1, 2).flatten(0, 1)),

@@ -9,15 +9,17 @@ Axes: `V` views, `B` images, `N` patches, `D` width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from ..backbones import Backbone
 from ..config import PrototypeDistillationConfig
 from ..data import SSLBatch
-from .base import ObjectiveOutput, Scheduled, Teacher, Term, register_objective
+from .base import ObjectiveOutput, Scheduled, Teacher, Term, backbone_of, register_objective
 from .diagnostics import diagnose_batch
+from .heads import DINOHead
 from .prototypes import (
     build_centering,
     build_heads,
@@ -28,12 +30,12 @@ from .prototypes import (
     prototype_terms,
     prototype_terms_of,
 )
-from .students import Distillation, describe_teacher, teacher_rows, terms_of_students, tokens_of
+from .students import Distillation, describe_teacher, path_of_teacher, teacher_rows, terms_of_students, tokens_of
 from .teachers import PrototypeTeacher
 
 
 @register_objective("distill_prototypes")
-class PrototypeDistillation(Distillation):
+class PrototypeDistillation(Distillation[PrototypeDistillationConfig]):
     """Students answer the prototypes of a frozen teacher with heads of their own.
 
     Raises:
@@ -55,7 +57,7 @@ class PrototypeDistillation(Distillation):
 
     @classmethod
     def teachers_of(cls, config: PrototypeDistillationConfig) -> dict[str, Teacher]:
-        return {"distill.teacher": Teacher(config.distill.teacher, PrototypeTeacher.of)}
+        return {"distill.teacher": Teacher(path_of_teacher(config), PrototypeTeacher.of)}
 
     @classmethod
     def describe(cls, config: PrototypeDistillationConfig) -> str:
@@ -65,7 +67,7 @@ class PrototypeDistillation(Distillation):
     def recipe(cls, config: PrototypeDistillationConfig) -> dict[str, str | None]:
         return teacher_rows(config) | prototype_recipe(config, 0.0)
 
-    def build_networks(self, student: str, drop_path_rate: float) -> dict[str, nn.Module]:
+    def build_networks(self, student: str, drop_path_rate: float) -> Mapping[str, nn.Module | Backbone]:
         backbone = self.build_backbone(student, drop_path_rate)
         return {"backbone": backbone, **build_heads(self.config, backbone.width)}
 
@@ -77,7 +79,7 @@ class PrototypeDistillation(Distillation):
             targets = prototype_targets(config, teacher.heads, self.centering, tokens, values.teacher_temp)
         output = ObjectiveOutput(crops.new_zeros(()), {})
         for name, networks in self.networks.items():
-            wanted, weights = batch.patches_of(networks.student["backbone"].stride)
+            wanted, weights = batch.patches_of(backbone_of(networks.student).stride)
             tokens, local_cls = tokens_of(networks.student, batch, wanted)
             self.add(output, name, prototype_terms(config, networks.student, tokens, local_cls, weights, targets))
             if diagnose and not name:
@@ -101,7 +103,7 @@ def check_prototypes(config: PrototypeDistillationConfig, teacher: PrototypeTeac
                 f"{names[term]}; set ibot.separate_head={'ibot_head' in teacher.heads}, {term}.loss_weight=0, or "
                 "objective=distill_features, which needs no heads"
             )
-        there = teacher.heads[names[term]].last_layer.weight_v.shape[0]
+        there = cast(DINOHead, teacher.heads[names[term]]).last_layer.weight_v.shape[0]
         section = "ibot" if names[term] == "ibot_head" else "dino"
         here = getattr(config, section).num_prototypes
         if there != here:

@@ -6,6 +6,7 @@ Axes: `V` crops of an image, `B` images, `D` width, `K` prototypes, `M` patches 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ def build_centering(config: PrototypeConfig) -> nn.ModuleDict:
 @torch.no_grad()
 def prototype_targets(
     config: PrototypeConfig,
-    heads: Mapping[str, nn.Module],
+    heads: nn.ModuleDict,
     centering: nn.ModuleDict,
     tokens: Tokens,
     teacher_temp: float,
@@ -121,7 +122,8 @@ def prototype_targets(
     def assign(term: str, logits: Logits) -> Assignments:
         with torch.autocast(logits.device.type, enabled=False):
             if term in centering:
-                return centering[term](logits, teacher_temp)
+                assignments: Assignments = centering[term](logits, teacher_temp)
+                return assignments
             return sinkhorn_knopp(logits, teacher_temp)
 
     targets = {}
@@ -134,7 +136,7 @@ def prototype_targets(
 
 def prototype_terms(
     config: PrototypeConfig,
-    heads: Mapping[str, nn.Module],
+    heads: nn.ModuleDict,
     tokens: Tokens,
     local_cls: Tensor,
     patch_weights: Tensor,
@@ -164,5 +166,5 @@ def prototype_terms(
         terms["ibot"] = ibot_loss(features, prototypes, targets["ibot"], patch_weights, num_global, temp)
     if config.koleo.loss_weight:
         per_view = [koleo_loss(view, config.koleo.distributed) for view in tokens.cls.chunk(NUM_GLOBAL_CROPS)]
-        terms["koleo"] = sum(per_view)
+        terms["koleo"] = cast(Tensor, sum(per_view))
     return terms

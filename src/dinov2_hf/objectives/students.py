@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -10,11 +11,13 @@ from ..backbones import CropGroup, Tokens
 from ..config import public_name
 from ..config.objectives.students import DistillationRunConfig
 from ..data import SSLBatch
-from .base import Objective, ObjectiveOutput, Places, Term
+from .base import Objective, ObjectiveOutput, Places, Term, backbone_of
 from .teachers import FrozenTeacher
 
+Students = TypeVar("Students", bound=DistillationRunConfig)
 
-class Distillation(Objective):
+
+class Distillation(Objective[Students]):
     """Base of the distillations: students, their averages, and a frozen teacher that is not part of the module.
 
     Args:
@@ -28,7 +31,7 @@ class Distillation(Objective):
 
     label = "Distilling"
 
-    def __init__(self, config: DistillationRunConfig, teachers: Mapping[str, FrozenTeacher]) -> None:
+    def __init__(self, config: Students, teachers: Mapping[str, FrozenTeacher]) -> None:
         super().__init__(config)
         teacher = teachers["distill.teacher"]
         if len(teacher.mean) != config.model.num_channels:
@@ -39,12 +42,12 @@ class Distillation(Objective):
         self._frozen = (teacher.requires_grad_(False).eval(),)  # in a tuple, torch does not take it for a submodule
         self.build_students()
         for student, _ in self.networks.values():
-            for name, parameter in student["backbone"].named_parameters():
+            for name, parameter in backbone_of(student).named_parameters():
                 if name.endswith("mask_token"):  # nothing is masked
                     parameter.requires_grad_(False)
 
     @classmethod
-    def places_of(cls, config: DistillationRunConfig) -> dict[str, Places]:
+    def places_of(cls, config: Students) -> dict[str, Places]:
         further = {name: Places(f"further.{name}.student", f"further.{name}.average") for name in config.students}
         return {"": Places("student", "average")} | further
 
@@ -54,7 +57,7 @@ class Distillation(Objective):
         return self._frozen[0]
 
     @property
-    def frozen(self) -> list[nn.Module]:
+    def frozen(self) -> list[FrozenTeacher]:
         return list(self._frozen)
 
     def add(self, output: ObjectiveOutput, student: str, terms: dict[str, Tensor]) -> None:
@@ -71,9 +74,14 @@ def terms_of_students(config: DistillationRunConfig, terms: dict[str, Term]) -> 
     return {f"{student}.{name}" if student else name: term for student in config.models for name, term in terms.items()}
 
 
+def path_of_teacher(config: DistillationRunConfig) -> str:
+    """Returns the teacher's path, which a checked configuration has."""
+    return cast(str, config.distill.teacher)
+
+
 def describe_teacher(config: DistillationRunConfig) -> str:
     """Returns what may be published of the teacher's path: its name on the Hub, or its last part."""
-    return public_name(config.distill.teacher)
+    return public_name(path_of_teacher(config))
 
 
 def teacher_rows(config: DistillationRunConfig) -> dict[str, str | None]:
@@ -86,5 +94,5 @@ def tokens_of(student: nn.ModuleDict, batch: SSLBatch, wanted: Tensor) -> tuple[
     views = [CropGroup(batch.global_crops, wanted=wanted)]
     if len(batch.local_crops):
         views.append(CropGroup(batch.local_crops))
-    seen, *local = student["backbone"].tokens(views)
+    seen, *local = backbone_of(student).tokens(views)
     return seen, local[0].cls if local else seen.cls[:0]

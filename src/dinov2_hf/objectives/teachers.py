@@ -71,7 +71,8 @@ class PrototypeTeacher(FrozenTeacher):
             heads = {name: DINOHead.from_state(state) for name, state in sorted(found.items())}
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{weights.where} is damaged: {error}") from None
-        return cls(weights.build(attention="auto"), *weights.normalization, heads)
+        mean, std = weights.normalization
+        return cls(weights.build(attention="auto"), mean, std, heads)
 
     @torch.no_grad()
     def forward(self, crops: Tensor, wanted: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tokens:

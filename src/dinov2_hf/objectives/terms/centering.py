@@ -15,6 +15,8 @@ class SoftmaxCentering(nn.Module):
         momentum: of the running mean.
     """
 
+    center: Tensor
+
     def __init__(self, num_prototypes: int, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum

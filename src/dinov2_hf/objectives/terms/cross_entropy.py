@@ -9,6 +9,7 @@ Axes: `G` crops that share a target, `M` samples, `K` prototypes, `d` width of t
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,12 +35,23 @@ def prototype_cross_entropy(
         views: what each crop is compared with; the same number of views for each.
         weights: `[M]`.
     """
-    return _PrototypeCrossEntropy.apply(features, prototypes, teacher, views, weights, student_temp)
+    summed: Tensor = _PrototypeCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        features, prototypes, teacher, views, weights, student_temp
+    )
+    return summed
 
 
 class _PrototypeCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, prototypes, teacher, views, weights, student_temp):
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        prototypes: Tensor,
+        teacher: Assignments,
+        views: Views,
+        weights: Tensor,
+        student_temp: float,
+    ) -> Tensor:
         mass = len(views[0])
         needs_gradient = any(ctx.needs_input_grad[:2])
         # float16 cannot hold gradients of the order of 1 / K, nor weights of the order of one over the masked patches
@@ -74,7 +86,7 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         features_grad, prototypes_grad = ctx.saved_tensors
         return (features_grad * grad_output).to(ctx.dtype), prototypes_grad * grad_output, None, None, None, None
 

@@ -1,5 +1,7 @@
 """Sums and gathers over all processes, which are the identity where there is one."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,17 +28,18 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return rows, 0
-    return _GatherRows.apply(rows), dist.get_rank() * rows.shape[0]
+    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered, dist.get_rank() * rows.shape[0]
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows):
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         gathered = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
         dist.all_gather_into_tensor(gathered, rows.contiguous())
         return gathered
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         total = global_sum_(grad_output.clone(memory_format=torch.contiguous_format))
         return total.chunk(dist.get_world_size())[dist.get_rank()]
