@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -125,6 +126,7 @@ def test_checkpoint_of_release_0_5_is_read(coloured, tmp_path):
     run.save(2)
     saved = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
     saved["model"] = {name.replace("backbone.", "backbone.model."): value for name, value in saved["model"].items()}
+    saved["settings"]["train"]["path"] = os.path.relpath(asked.config.train.path)  # as a config in that folder had it
     torch.save(saved, tmp_path / CHECKPOINT_FILE)
     again = finetune._Run(asked, train)
     assert again.resume() == 2

@@ -7,6 +7,7 @@ import pytest
 from dinov2_hf.config import load_config
 from dinov2_hf.files import made_run
 from dinov2_hf.runs import RunFolder
+from dinov2_hf.runs.checkpoint import check_same_run
 
 
 @pytest.fixture
@@ -28,6 +29,31 @@ def test_config_comes_back_and_the_folder_is_known_as_a_run(tmp_path):
     run.write_config(config)
     assert run.read_config() == config and made_run(run.path)
     assert [path.name for path in run.path.iterdir()] == ["config.yaml"]
+
+
+def test_paths_on_resume_are_compared_by_what_they_lead_to(tmp_path, monkeypatch):
+    """As 0.5 saved them, relative to the folder in which the run was started, and as this version reads its configs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "others", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    checkpoint = tmp_path / "step-00000002"
+    checkpoint.mkdir()
+    (checkpoint / "config.yaml").write_text(
+        "# Written by dinov2_hf\ndata: {train: {path: photos}}\ninit: {path: me/model}\ntrain: {output_dir: run}\n"
+    )
+
+    def check(path):
+        config = load_config(None, [f"data.train.path={path}", "init.path=me/model"])
+        check_same_run(checkpoint, config, 4, 4)
+
+    for path in ("photos", "./photos/", tmp_path / "photos", tmp_path / "link", tmp_path / "others/../photos"):
+        check(path)
+    with pytest.raises(ValueError, match=r"data.train.path='others', but .* was written with data.train.path='photos'"):
+        check("others")
+    monkeypatch.chdir("elsewhere")
+    with pytest.raises(ValueError, match="data.train.path="):
+        check(tmp_path / "photos")
 
 
 def test_state_is_that_of_the_newest_checkpoint_in_which_it_can_be_read(run):

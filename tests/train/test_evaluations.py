@@ -7,7 +7,8 @@ import pytest
 
 from dinov2_hf.cli import main
 from dinov2_hf.config import load_config
-from dinov2_hf.evaluation import evaluations_of
+from dinov2_hf.config.evaluations import KnnEvaluation as Knn
+from dinov2_hf.evaluation import evaluations_of, load_evaluations
 from dinov2_hf.runs import read_metrics
 from dinov2_hf.train import build_accelerator
 
@@ -23,6 +24,20 @@ def linear(image_folder, tmp_path):
         "learning_rates: [0.1]\nblocks: [1, 2]\niterations: 5\nglobal_batch: 8\nnum_workers: 0\n"
     )
     return path
+
+
+def test_file_of_an_evaluation_is_a_path_a_path_beside_the_config_file_or_a_recipe(tmp_path, linear, monkeypatch):
+    text = "evaluations: {probe: {protocol: linear, config: linear.yaml}, knn: {protocol: knn, config: knn}}\n"
+    (tmp_path / "run.yaml").write_text(text + "data: {train: {path: /images}}\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    given = {}
+    for name, keys in (("beside", []), ("keys", ["evaluations.probe.config=../linear.yaml"])):
+        given[name] = load_evaluations(load_config("../run.yaml", keys))
+    assert given["beside"] == given["keys"]
+    assert given["keys"]["probe"].learning_rates == [0.1] and given["keys"]["knn"].k == load_config("knn", [], Knn).k
+    with pytest.raises(FileNotFoundError, match="'nowhere.yaml' does not exist"):
+        load_evaluations(load_config("../run.yaml", ["evaluations.probe.config=nowhere.yaml"]))
 
 
 def test_figures_of_every_evaluation_are_logged_under_its_name_on_its_own_cadence(tiny_config, image_folder, linear):

@@ -78,6 +78,18 @@ def test_stretch_of_a_distillation_is_verified(finished, tiny_overrides, tmp_pat
     assert status == 0 and "equal: updates 3 to 4" in output, (output, error)
 
 
+def test_run_on_relative_paths_is_verified_from_another_folder(
+    image_folder, tiny_overrides, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "photos").symlink_to(image_folder)
+    monkeypatch.chdir(tmp_path)
+    keys = ["data.train.path=photos", "train.output_dir=run", "train.epochs=2", "train.keep_checkpoints=2"]
+    train(load_config(None, [*tiny_overrides, *keys]))
+    monkeypatch.chdir("/")
+    status, output, error = verify(capsys, tmp_path / "run")
+    assert status == 0 and "equal: updates 3 to 4" in output, (output, error)
+
+
 def test_other_data_and_another_environment_are_named_where_the_weights_differ(run, image_folder, tmp_path, capsys):
     start, end = (run / "checkpoints" / f"step-{step:08d}" for step in (2, 4))
     images = Path(shutil.copytree(image_folder, tmp_path / "images"))

@@ -11,7 +11,7 @@ from .loading import load_config, load_saved_config, save_config
 from .model import FAMILIES, PRESETS, BackboneConfig, InitConfig, ModelConfig
 from .names import hub_name, name_of_source, public_name
 from .objectives import DINOv2RunConfig, FeatureDistillationConfig, PrototypeDistillationConfig
-from .paths import images_of, models_of, path_to, paths_in, same_place
+from .paths import images_of, models_of, path_to, paths_in, same_place, with_absolute_paths
 from .run import RUNS, RunConfig, register_run_config
 from .secrets import find_tokens, masked, refuse_tokens_in_arguments
 from .terms import (
@@ -75,4 +75,5 @@ __all__ = [
     "same_place",
     "save_config",
     "value_at",
+    "with_absolute_paths",
 ]

@@ -38,6 +38,8 @@ class Layer:
     folder: Path | None = None
     """What relative paths in it are relative to; None: the working directory."""
     file: Path | None = None
+    translated: tuple[str, ...] = ()
+    """Keys that it does not have itself: they stand for those of dinov2_hf 0.5."""
 
     @property
     def is_recipe(self) -> bool:

@@ -24,7 +24,6 @@ from .run import RUNS, RunConfig, run_config_of
 from .secrets import masked, refuse_tokens, strings_in
 from .translate import translate
 
-DEFAULT = "default"
 _OUTPUT_OF_0_5 = "runs/pretrain"
 
 
@@ -47,7 +46,9 @@ class Loaded(Generic[Kind]):
     def origin_of(self, key: str) -> str:
         """Returns where the value of a dotted key comes from: `default`, or what messages call the file."""
         layer = _last_with(self.layers, key)
-        return layer.origin if layer else DEFAULT
+        if layer is None:
+            return "default"
+        return f"{layer.origin}, translated from 0.5" if key in layer.translated else layer.origin
 
 
 @overload

@@ -53,7 +53,8 @@ def translate(layers: Sequence[Layer], default: str = "dinov2") -> list[Layer]:
     # the last `distill.objective` overrides an `objective` before it
     place = max((index for index, section in enumerate(sections) if "objective" in (section or ())), default=0)
     values, chosen = translated[place].values, {"objective": f"distill_{kind}"}
-    translated[place] = replace(translated[place], values=values | chosen if given else chosen | values)
+    values = values | chosen if given else chosen | values
+    translated[place] = replace(translated[place], values=values, translated=("objective",))
     if given or dropped or default != f"distill_{kind}":
         origin = next(layer.origin for layer in layers if "distill" in layer.values)
         left_out = f"; left out, as they have no effect there: {', '.join(dict.fromkeys(dropped))}" if dropped else ""

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..backbones import Features
+from ..config import same_place, with_absolute_paths
 from ..config.evaluations import FinetuneEvaluation
 from ..files import beside
 from .augmented import augmented_updates
@@ -177,11 +178,14 @@ class _Run:
             return 0
         saved = torch.load(path, map_location="cpu", weights_only=True)
         settings = self._settings()
-        for key in settings:
-            if saved["settings"].get(key) != settings[key]:
+        for key, now in settings.items():
+            before = saved["settings"].get(key)
+            if isinstance(before, dict) and isinstance(now, dict) and same_place(before.get("path"), now.get("path")):
+                now = now | {"path": before.get("path")}
+            if before != now:
                 raise ValueError(
-                    f"{path} was written with {key}={saved['settings'].get(key)!r}, and this is {key}="
-                    f"{settings[key]!r}; go on with that, or give another folder"
+                    f"{path} was written with {key}={before!r}, and this is {key}={now!r}; go on with that, or give "
+                    "another folder"
                 )
         own = self.model.state_dict().keys()
         saved["model"] = {  # release 0.5 kept backbones of this package in a wrapper
@@ -198,7 +202,8 @@ class _Run:
 
     def _settings(self) -> dict:
         """What must be the same for a run to go on."""
-        settings = {key: value for key, value in asdict(self._evaluation.config).items() if key not in _MAY_DIFFER}
+        config = with_absolute_paths(self._evaluation.config)
+        settings = {key: value for key, value in asdict(config).items() if key not in _MAY_DIFFER}
         backbone = {"weights": self._evaluation.backbone.fingerprint(), "classes": self._train.names}
         return settings | backbone | {"images": len(self._train)}
 
