@@ -29,7 +29,7 @@ from dinov2_hf.data import EvalTransform, preprocessor_config
 from dinov2_hf.evaluation import weighted_knn
 from dinov2_hf.evaluation.datasets import LabeledImages
 from dinov2_hf.evaluation.linear import LinearHeads
-from dinov2_hf.features import extract_features, open_backbone
+from dinov2_hf.features import gather_features, open_backbone
 from dinov2_hf.train.accelerator import keep_freed_memory
 from dinov2_hf.weights.folder import write_folder
 
@@ -71,7 +71,7 @@ def features(preset: str, pairs: int, batch_size: int, device: torch.device) -> 
             some = _First(images, count)
 
             def with_ours(ours=ours, some=some):
-                extract_features(ours, some, ours.transform, accelerator, batch_size=batch_size)
+                gather_features(ours, some, ours.transform, accelerator, batch_size=batch_size)
 
             def with_stock(stock=stock):
                 return [output for output in stock(pictures, batch_size=batch_size)]

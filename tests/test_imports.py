@@ -21,7 +21,7 @@ BELOW = {
     "hub": "train features weights runs objectives backbones data config files",
     "api": "evaluation visualize curation hub train features weights runs objectives backbones data config files",
     "cli": "api evaluation visualize curation hub train features weights runs objectives backbones data config files",
-    "": "",
+    "": "api evaluation objectives backbones data",
 }
 """What each part of the package may import from it."""
 

@@ -19,7 +19,7 @@ from dinov2_hf.data import (
     open_training_source,
     preprocessor_config,
 )
-from dinov2_hf.features import extract_features, open_backbone
+from dinov2_hf.features import gather_features, open_backbone
 from dinov2_hf.runs import read_metrics
 from dinov2_hf.runs.checkpoint import save_checkpoint
 from dinov2_hf.train import Trainer
@@ -139,7 +139,7 @@ def features(context: Context) -> None:
             forward = timed(lambda: ours.features(pixels, 1), context.size(5, 1), 2)["ms"]  # noqa: B023
             row["forward_images_per_second"] = rounded(1e3 * batch / forward, 4)
             started = time.perf_counter()
-            found = extract_features(ours, images, transform, accelerator, batch_size=batch, num_workers=workers)
+            found = gather_features(ours, images, transform, accelerator, batch_size=batch, num_workers=workers)
             synchronize()
             row["images_per_second"] = rounded(len(images) / (time.perf_counter() - started), 4)
             if preset != "giant":

@@ -116,7 +116,7 @@ def check_outputs(
     outputs: Iterable[Output],
     images: Iterable[tuple[str, str]] = (),
     models: Iterable[tuple[str, str]] = (),
-    files: Iterable[tuple[str, str]] = (),
+    files: Iterable[tuple[str, str | os.PathLike[str]]] = (),
 ) -> None:
     """Refuses to write into a source, over an input, or over something that this package did not make.
 

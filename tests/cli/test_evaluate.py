@@ -110,7 +110,7 @@ def test_every_evaluator_is_listed_with_its_keys(capsys):
         (["evaluate", "knn", "--data", "x"], "--model is missing"),
         (
             ["evaluate", "knn", "--model", "nowhere/else/here", "--data", "x", "precision=fp32"],
-            "--model=nowhere/else/here",
+            "model=nowhere/else/here",
         ),
         (["evaluate", "knn", "kk=[1]"], "kk in the command line is not a config key; did you mean k?"),
         (["evaluate", "knn", "k=[0]"], "k=0 is below 1; use 1 or more"),

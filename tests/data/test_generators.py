@@ -136,7 +136,7 @@ def test_bytes_arrays_and_pictures_are_the_same_pixels(number, kind):
 
 
 @pytest.mark.parametrize(
-    "number, reason", [(3, "yields None"), (4, "not an image"), (5, "mode CMYK")], ids=["None", "bytes", "mode"]
+    "number, reason", [(3, "None stands for it"), (4, "not an image"), (5, "mode CMYK")], ids=["None", "bytes", "mode"]
 )
 def test_what_cannot_be_read_is_broken_with_its_reason(number, reason):
     sample = open_source("kinds", shuffle=False).read(number)
@@ -226,7 +226,7 @@ def test_broken_images_are_named_once_and_replaced(config, registered):
     config.data.train.path = "generator:holed"
     crops, broken = zip(*batches_of(config, 0, -(-COUNT // config.train.batch_size)))
     named = [item for items in broken for item in items]
-    assert ("image", "image 7 of generator:holed", "the generator yields None for it") in named
+    assert ("image", "image 7 of generator:holed", "None stands for it") in named
     assert all(len(batch) == 2 * config.train.batch_size for batch in crops)
 
 

@@ -20,8 +20,8 @@ MOMENTS = {
     "prune": "dinov2_hf.runs.folder:RunFolder.prune_checkpoints",
     "evaluation": "dinov2_hf.train.fit:Trainer._measure",
     "push": "dinov2_hf.hub.publish:push_folder",
-    "export": "dinov2_hf.api:export_folder",
-    "the end": "dinov2_hf.api:plot_metrics",
+    "export": "dinov2_hf.api.training:export_folder",
+    "the end": "dinov2_hf.api.training:plot_metrics",
 }
 """By name, the function whose entry it is."""
 

@@ -25,7 +25,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-from dinov2_hf import api
+from dinov2_hf.api import training
 from dinov2_hf.cli.train import train as run_command
 from dinov2_hf.config import load_config
 from dinov2_hf.runs.checkpoint import find_checkpoints, step_of
@@ -111,7 +111,7 @@ def train(job: dict, rank: int, port: int) -> None:
 
 def run_example(job: dict, rank: int) -> None:
     """`examples/pretrain.py` or `distill.py`, from the arguments to the exit status; draws no pictures."""
-    api.plot_metrics = api.plot_patch_pca = lambda *_: Path("not drawn")  # half of the time
+    training.plot_metrics = training.plot_patch_pca = lambda *_: Path("not drawn")  # half of the time
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[rank:][:1] or [0])  # one thread, the same on every machine
     counts = mark_moments(job["signals"], rank)
     sys.argv = [f"{job['example']}.py", *job["overrides"]]

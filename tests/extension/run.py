@@ -5,21 +5,21 @@ import os
 import sys
 from pathlib import Path
 
-from dinov2_hf.api import Run
+from dinov2_hf.api import Training
 from dinov2_hf.config import load_config
 
 
 def train(until, overrides):
-    run = Run(load_config(None, overrides))
-    update = run.trainer.update
+    training = Training(load_config(None, overrides))
+    update = training.trainer.update
 
     def update_or_die(*arguments, **options):
-        if run.trainer.step == until:
+        if training.trainer.step == until:
             os._exit(9)
         return update(*arguments, **options)
 
-    run.trainer.update = update_or_die
-    return run.train()
+    training.trainer.update = update_or_die
+    return training.run()
 
 
 if __name__ == "__main__":

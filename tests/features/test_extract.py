@@ -12,7 +12,7 @@ from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.config import SourceConfig
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.evaluation.datasets import LabeledImages
-from dinov2_hf.features import FeatureExtractor, extract_features
+from dinov2_hf.features import FeatureExtractor, gather_features
 from dinov2_hf.features.extract import _measure as measure
 from dinov2_hf.features.extractor import fingerprint_of
 
@@ -53,7 +53,7 @@ def pooled(images, count=1):
 def extract(images, function=pooled, fingerprint=None, **options):
     digest = (lambda: fingerprint) if fingerprint else None
     backbone = FeatureExtractor(function, TRANSFORM, 48, 8, 2, torch.device("cpu"), fingerprint=digest)
-    return extract_features(backbone, images, TRANSFORM, Accelerator(cpu=True), **options)
+    return gather_features(backbone, images, TRANSFORM, Accelerator(cpu=True), **options)
 
 
 def expected_features(images, indices):
@@ -112,9 +112,7 @@ def extract_all(images, count, **options):
     backbone = FeatureExtractor(pooled, TRANSFORM, 48, 8, 2, torch.device("cpu"), fingerprint=lambda: "weights")
     parts = ("cls", "mean", "gem", "patches")
     accelerator = Accelerator(cpu=True)
-    return extract_features(
-        backbone, images, TRANSFORM, accelerator, layers=count, parts=parts, batch_size=3, **options
-    )
+    return gather_features(backbone, images, TRANSFORM, accelerator, layers=count, parts=parts, batch_size=3, **options)
 
 
 def test_part_that_does_not_exist_is_refused(tmp_path):
@@ -230,7 +228,7 @@ def test_weights_are_read_for_a_digest_once_and_only_for_a_cache(tmp_path, monke
     backbone, images = FeatureExtractor.of(network, TRANSFORM), store(tmp_path / "images")
     found, counts = [], []
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
-        found.append(extract_features(backbone, images, TRANSFORM, Accelerator(cpu=True), cache=cache).parts["cls"])
+        found.append(gather_features(backbone, images, TRANSFORM, Accelerator(cpu=True), cache=cache).parts["cls"])
         counts.append(len(digests))
     assert counts == [0, 1, 1]
     assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])

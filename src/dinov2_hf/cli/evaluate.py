@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..config import images_of
-from ..config.evaluations import EvaluationConfig
-from ..files import Output, check_outputs, made_anything, made_classifier, made_evaluation
+from ..config import load_config
 from .arguments import SOURCES, without_bars
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluator
 
 
 def add_evaluate(commands) -> None:
@@ -55,68 +58,33 @@ def evaluate(args: argparse.Namespace) -> None:
     _run(args, evaluator)
 
 
-def _run(args: argparse.Namespace, evaluator) -> None:
-    import torch
-
-    from ..config import TrainConfig, load_config
-    from ..evaluation import Evaluation, run_evaluator
-    from ..features import open_backbone
+def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
+    from ..api import evaluate as evaluate_model
     from ..hub import add_results, card_of
-    from ..train import build_accelerator
-    from ..train.accelerator import compute_dtype
 
     named = {"train.path": args.data, "test.path": args.test or args.data}
     named |= {"output_dir": args.output, "cache_dir": args.cache}
-    overrides = [f"{key}={value}" for key, value in named.items() if value is not None] + args.overrides
-    config = load_config(args.config, overrides, evaluator.config)
+    keys = [f"{key}={value}" for key, value in named.items() if value is not None] + args.overrides
+    output = load_config(args.config, keys, evaluator.config).output_dir
     if args.model is None:
         raise ValueError("--model is missing; give a run, an export, a model on the Hub or a file")
-    if args.card and not config.output_dir:
+    if args.card and not output:
         raise ValueError("--card takes its metrics from --output; give both")
     if args.card:
         card_of(args.card)
-    _check_paths(args, config, evaluator.trains)
     without_bars()
-    accelerator = build_accelerator(TrainConfig(precision=config.precision))
-    dtype = compute_dtype(accelerator)
-    backbone = open_backbone(args.model, accelerator.device, torch.float32 if evaluator.trains else dtype)
-    output = Path(config.output_dir) if config.output_dir else None
-    half = dtype if dtype == torch.float32 else torch.float16
-    report = run_evaluator(evaluator, Evaluation(backbone, config, accelerator, output, half))
-    if accelerator.is_main_process:
-        print(f"\n{report.table()}\n\n{report.seconds:.1f} s")
-        if output:
-            report.save(output)
-            print(f"Results:    {output / 'results.json'}, {output / 'results.md'}")
-        if report.broken:
-            listed = f", listed in {output / 'broken.txt'}" if output else ", named above"
-            print(f"Broken:     {len(report.broken):,} left out{listed}")
-        if args.card:
-            add_results(args.card, [output])
-            print(f"Model card: {args.card / 'README.md'}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-
-
-def _check_paths(args: argparse.Namespace, config: EvaluationConfig, trains: bool) -> None:
-    """Refuses results and features in the place of what is read."""
-    outputs = []
-    if config.output_dir:
-        output, key = Path(config.output_dir), "--output" if args.output else "output_dir"
-        outputs.append(Output(key, output, made_evaluation, folder=True))
-        if trains:
-            outputs.append(Output(key, output / "model", made_classifier, folder=True))
-    if config.cache_dir:
-        outputs.append(
-            Output(
-                "--cache" if args.cache else "cache_dir",
-                Path(config.cache_dir).expanduser(),
-                made_anything,
-                folder=True,
-            )
-        )
-    files = [("--config", args.config)] if args.config else []
-    check_outputs(outputs, images_of(config), [("--model", args.model)], files)
+    report = evaluate_model(args.model, evaluator.name, config=args.config, keys=keys)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    print(f"\n{report.table()}\n\n{report.seconds:.1f} s")
+    if output:
+        print(f"Results:    {Path(output) / 'results.json'}, {Path(output) / 'results.md'}")
+    if report.broken:
+        listed = f", listed in {Path(output) / 'broken.txt'}" if output else ", named above"
+        print(f"Broken:     {len(report.broken):,} left out{listed}")
+    if args.card and output:
+        add_results(args.card, [Path(output)])
+        print(f"Model card: {args.card / 'README.md'}")
 
 
 def _describe(config: type) -> str:

@@ -7,8 +7,8 @@ import logging
 import signal
 import sys
 
-from ..api import Run, Trained
-from ..config import RUNS, RunConfig, load_config, masked, refuse_tokens_in_arguments
+from ..api import Run, Training
+from ..config import RUNS, load_config, masked, refuse_tokens_in_arguments
 from ..runs import RunFolder
 
 
@@ -37,20 +37,20 @@ def train(description: str, objective: str) -> None:
     logging.getLogger("dinov2_hf").setLevel(logging.INFO)
     try:
         config = load_config(args.config, args.overrides, RUNS[objective])
-        run = Run(config, args.resume)
+        training = Training(config, args.resume)
     except (ValueError, OSError) as error:  # what a user can fix
         parser.error(masked(str(error)))
     try:
-        done = run.train()
+        done = training.run()
     except (OSError, FloatingPointError, ValueError) as error:  # a full disk, a run that diverges, broken images
         raise SystemExit(f"{parser.prog}: error: {masked(str(error))}") from None
     if done.stopped:
         raise SystemExit(128 + signal.SIGTERM)  # as a shell reports it, so that a job script can tell it from the end
     if done.exports:
-        print(describe(done, config))
+        print(describe(done))
 
 
-def describe(done: Trained, config: RunConfig) -> str:
+def describe(done: Run) -> str:
     """Returns the accuracies of a run and where its files are, as text."""
     lines, text = RunFolder(done.folder).read_metrics(), []
     for student in done.exports:

@@ -59,8 +59,9 @@ def map_paths(config: Any, change: Callable[[str, Role, str], str | None]) -> No
 
 
 def is_relative(value: str) -> bool:
-    """Whether a value is relative to a folder: not so for absolute paths, `~`, URLs and `generator:NAME`."""
-    return not (os.path.isabs(value) or value.startswith(("~", "generator:")) or "://" in value)
+    """Whether a value is relative to a folder: not so for absolute paths, `~`, URLs, `generator:NAME` and
+    `memory:NAME`."""
+    return not (os.path.isabs(value) or value.startswith(("~", "generator:", "memory:")) or "://" in value)
 
 
 def leads_nowhere(value: str, path: str) -> bool:

@@ -51,13 +51,14 @@ def thumbnail(data: bytes) -> np.ndarray:
 
 def draw_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Tile]]], columns: int) -> None:
     """Draws rows of tiles, each with a label at its left; of a row the first `columns`."""
-    plt = _pyplot()
+    from matplotlib.figure import Figure
+
     label = 1.2 if any(text for text, _ in rows) else 0.15
     captions = 0.24 if any(tile.caption for _, tiles in rows for tile in tiles) else 0.06
     columns = min(columns, max(len(tiles) for _, tiles in rows))
     step_x, step_y = 1.22, 1.12 + captions
     width, height = label + columns * step_x, len(rows) * step_y + 0.06
-    figure = plt.figure(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(width, height), facecolor="white")
     for number, (text, tiles) in enumerate(rows):
         bottom = height - (number + 1) * step_y + captions
         figure.text(0.1 / width, (bottom + 0.53) / height, text, fontsize=8, va="center", color="#333")
@@ -79,11 +80,13 @@ def draw_histogram(
     path: Path, series: dict[str, np.ndarray], lines: dict[str, float], label: str, unit: str = "images"
 ) -> None:
     """Draws distributions of similarities, on one scale, with vertical lines at thresholds."""
-    plt = _pyplot()
+    from matplotlib.figure import Figure
+
     values = np.concatenate(list(series.values()))
     low = min([*lines.values(), float(values.min(initial=1.0))])
     bins = np.linspace(max(low - 0.03, -1.0), 1.0, 61)
-    figure, axis = plt.subplots(figsize=(7.2, 2.8), layout="constrained")
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axis = figure.subplots()
     for (name, own), color in zip(series.items(), (_BLUE, "#e08a1e", _GREEN, _GREY)):
         axis.hist(own, bins=bins, histtype="stepfilled", alpha=0.45, color=color, label=f"{name} ({len(own):,})")
     for (name, value), style in zip(lines.items(), ("-", "--")):
@@ -97,13 +100,3 @@ def draw_histogram(
 def _save(figure, path: Path) -> None:
     with beside(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
-    _pyplot().close(figure)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt

@@ -16,7 +16,7 @@ from ..config.checks import multiple_of_patch
 from ..config.evaluations import EvaluationConfig
 from ..data import EvalTransform
 from ..data.transform import resize_for
-from ..features import FeatureExtractor, FeatureSet, extract_features
+from ..features import FeatureExtractor, FeatureSet, gather_features
 from .datasets import LabeledImages
 
 Item = TypeVar("Item")
@@ -86,9 +86,9 @@ class Evaluation:
     def features(
         self, images, layers: int = 1, parts: Sequence[str] = ("cls",), transform=None, description: str = "Features"
     ) -> FeatureSet:
-        """Features of all readable images, in float32 but for `patches`, see `extract_features`. Collective."""
+        """Features of all readable images, in float32 but for `patches`, see `gather_features`. Collective."""
         config = self.config
-        found = extract_features(
+        found = gather_features(
             self.backbone,
             images,
             transform or self.transform,

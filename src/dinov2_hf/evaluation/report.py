@@ -37,8 +37,17 @@ class Report:
     task: str = "image-classification"
     """The Hub's word for what was evaluated."""
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The values by the keys of their metrics, of another set than the test set as `DATASET/KEY`."""
+        return {"/".join(filter(None, (result.dataset, result.metric))): result.value for result in self.results}
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return self.table()
+
     def table(self) -> str:
-        """Markdown, a row for each figure."""
+        """Returns the results as Markdown, a row for each."""
         rows = [("", self.model, "95 %")]
         for result in self.results:
             interval = "" if result.interval is None else " to ".join(f"{end:.4g}" for end in result.interval)

@@ -6,7 +6,7 @@ Axes: `N` images, `L` blocks (the last one last), `D` width, `h`, `w` rows and c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..data.broken import leave_out
+from ..data.broken import Broken, leave_out
 from ..data.crops import as_crop
 from ..data.decode import BrokenImage
 from ..data.shared_memory import PREFETCH, check_shared_memory
@@ -34,8 +34,10 @@ _GEM_POWER, _GEM_FLOOR = 3.0, 1e-6
 class Images(Protocol):
     """A collection of encoded images."""
 
-    fingerprint: str | None
-    """Of their bytes and order, so that features can be kept on disk; None: they are not."""
+    @property
+    def fingerprint(self) -> str | None:
+        """Of their bytes and order, so that features can be kept on disk; None: they are not."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -47,8 +49,11 @@ class Images(Protocol):
 class Transform(Protocol):
     """From encoded images to what a backbone takes; its `repr` tells it from all others."""
 
-    mean: Sequence[float]
-    crop_size: int
+    @property
+    def mean(self) -> Sequence[float]: ...
+
+    @property
+    def crop_size(self) -> int: ...
 
     def pixels(self, data: bytes) -> np.ndarray:
         """`[C, crop_size, crop_size]`.
@@ -70,13 +75,21 @@ class FeatureSet:
     parts: dict[str, Tensor]
     """`cls`, `mean` (of the patches) and `gem` (generalised mean, power 3), each `[N, L, D]`, and `patches`
     `[N, L, D, h, w]`: those that were asked for."""
+    names: list[str] = field(default_factory=list)
+    """Paths, or how else a person finds the images; filled by `dinov2_hf.extract_features` only."""
+    broken: list[Broken] = field(default_factory=list)
+    """The images that were left out; filled by `dinov2_hf.extract_features` only."""
 
     def __len__(self) -> int:
         return len(self.index)
 
+    def __getitem__(self, part: str) -> Tensor:
+        """A part of the features of the last block: `[N, D]`, or `[N, D, h, w]` for `patches`."""
+        return self.parts[part][:, -1]
+
 
 @torch.no_grad()
-def extract_features(
+def gather_features(
     backbone: FeatureExtractor,
     images: Images,
     transform: Transform,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Publisher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
         self._last: Future | None = None
 
-    def push(self, step: int, exports: dict[str, Callable[[Path], Path]]) -> None:
+    def push(self, step: int, exports: Mapping[str, Callable[[Path], Path]]) -> None:
         """Exports every student into a folder of its own and sends it, without waiting.
 
         Args:

@@ -143,10 +143,7 @@ def terms_in(line: Mapping[str, float | None], student: str = "") -> dict[str, f
 
 def plot_metrics(folder: Path) -> Path:
     """Draws the curves of `metrics.jsonl` in `folder` to `loss.png` beside it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # pyplot would change the caller's state
 
     lines = read_metrics(folder)
     panels = {
@@ -157,7 +154,8 @@ def plot_metrics(folder: Path) -> Path:
         "Targets: entropy (of its maximum) and share of prototypes used": ("target_entropy/", "prototypes_used/"),
         "Effective rank of the teacher's CLS (RankMe)": ("rankme",),
     }
-    figure, axes = plt.subplots(3, 2, figsize=(12, 12), layout="constrained")
+    figure = Figure(figsize=(12, 12), layout="constrained")
+    axes = figure.subplots(3, 2)
     logged = dict.fromkeys(name for line in lines for name in line)
     for axis, (title, wanted) in zip(axes.flat, panels.items()):
         for name in (n for w in wanted for n in logged if n == w or (w.endswith("/") and n.startswith(w))):
@@ -173,5 +171,4 @@ def plot_metrics(folder: Path) -> Path:
             axis.legend()
     path = folder / "loss.png"
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path

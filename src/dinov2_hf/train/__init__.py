@@ -3,7 +3,7 @@
 from .accelerator import build_accelerator
 from .build import build_objective
 from .callbacks import Callback, Results, StudentFeatures
-from .fit import Trainer, fit
+from .fit import Trainer
 from .step import TrainingStep
 
 __all__ = [
@@ -14,5 +14,4 @@ __all__ = [
     "TrainingStep",
     "build_accelerator",
     "build_objective",
-    "fit",
 ]

@@ -124,17 +124,26 @@ def _prepare_cpu() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep large blocks that were freed, for the rest of the process; elsewhere does nothing.
+    """Makes glibc keep large blocks that were freed; elsewhere does nothing.
 
     By default they go back to the system at once, and a step, which wants the same ones again, spends two fifths of its
     time on page faults (docs/performance.md).
     """
+    _set_malloc(mmap_max=0, trim_threshold=-1)
+
+
+def return_freed_memory() -> None:
+    """Makes glibc give large blocks that are freed back to the system again, as it does by default."""
+    _set_malloc(mmap_max=65536, trim_threshold=128 * 1024)
+
+
+def _set_malloc(mmap_max: int, trim_threshold: int) -> None:
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
+        mallopt(_M_MMAP_MAX, mmap_max)
+        mallopt(_M_TRIM_THRESHOLD, trim_threshold)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h

@@ -52,18 +52,6 @@ from .step import TrainingStep
 logger = logging.getLogger(__name__)
 
 
-def fit(
-    objective: Objective,
-    source: TrainingSource,
-    config: RunConfig,
-    accelerator: Accelerator,
-    callbacks: Sequence[Callback] = (),
-    resume: str = "auto",
-) -> Results:
-    """Trains an objective on a source to the end of the run, see `Trainer`."""
-    return Trainer(objective, source, config, accelerator, callbacks, resume).run()
-
-
 class Trainer:
     """A run: `Trainer(objective, source, config, accelerator).run()`.
 

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..features import FeatureExtractor, extract_features
+from ..data.sources import HeldImages
+from ..features import FeatureExtractor, gather_features
 from ..features.extract import Images
 from .pictures import Picture
 from .sheet import Sheet
@@ -26,22 +27,6 @@ class Neighbours:
     rows: list[int]
     """In the collection."""
     cosines: list[float]
-
-
-class Queries:
-    """Encoded images in memory, as `extract_features` takes them."""
-
-    fingerprint = None
-
-    def __init__(self, images: Sequence[tuple[bytes, str]]) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, index: int) -> tuple[bytes, str]:
-        """Bytes and name of image `index`."""
-        return self._images[index]
 
 
 def find_neighbours(
@@ -65,7 +50,7 @@ def find_neighbours(
     accelerator = Accelerator(cpu=backbone.device.type == "cpu")
 
     def features(images: Images, description: str, cache: Path | None) -> tuple[Tensor, Tensor]:
-        found = extract_features(
+        found = gather_features(
             backbone,
             images,
             backbone.transform,
@@ -77,7 +62,7 @@ def find_neighbours(
         )
         return found.parts["cls"][:, -1], found.index
 
-    own, _ = features(Queries(queries), "Features of the queries", None)
+    own, _ = features(HeldImages(queries, "the queries"), "Features of the queries", None)
     others, rows = features(collection, "Features of the collection", cache)
     if not len(rows):
         raise ValueError("no image of the collection can be decoded; give another")

@@ -73,14 +73,21 @@ class TrainingSource(Protocol):
         ...
 
 
+_MEMBERS = ("num_shards", "read", "replacement", "listing")
+
+
+def is_source(source: Any) -> bool:
+    """Whether an object has the members of a `TrainingSource`."""
+    return all(hasattr(source, name) for name in _MEMBERS)
+
+
 def check_source(source: Any) -> None:
     """Refuses an object that is not a `TrainingSource`.
 
     Raises:
         TypeError: naming what it lacks.
     """
-    members = ("num_shards", "read", "replacement", "listing")
-    if lacking := [name for name in members if not hasattr(source, name)]:
+    if lacking := [name for name in _MEMBERS if not hasattr(source, name)]:
         raise TypeError(
             f"{type(source).__name__} is not a source of images to train on: it lacks {', '.join(lacking)}; "
             "see dinov2_hf.data.sources.base.TrainingSource, or wrap it in MapSource or StreamSource"

@@ -20,7 +20,7 @@ from ..formats import TABLES
 from ..names import few, name_images, one_line
 from ..paths import name_of, state_of
 from .load import Loaded, load
-from .tars import is_place, read_member
+from .tars import is_place, name_of_member, read_member
 
 _PEEKED_ROWS = 16
 
@@ -64,6 +64,10 @@ class ImageColumn:
         """Bytes and name of row `index`, where rows can be read by number; `Missing` with the reason for no bytes."""
         return self.encoded(self.dataset[index][self.name], f"row {index}")
 
+    def name_at(self, index: int) -> str:
+        """Name of row `index`, as `read` gives it; files are not read for it."""
+        return self._located(self.dataset[index][self.name], f"row {index}")[1]
+
     def encoded(self, value: Any, position: str) -> tuple[bytes, str]:
         """Bytes and name of a value of the column; `Missing` with the reason where it has none.
 
@@ -71,29 +75,36 @@ class ImageColumn:
             value: as `datasets` gives it, undecoded.
             position: name of a value that has no path.
         """
-        if value is None:
-            return Missing("there is no value (null)"), position
-        if isinstance(value, str):
-            return self._read(value, position)
-        if not isinstance(value, dict):
-            return _given(value), position
-        if "offset" in value:
+        if isinstance(value, dict) and "offset" in value:
             return read_member(value, self.tars)
+        data, name, path = self._located(value, position)
+        return (read_bytes(path), name) if data is None else (data, name)
+
+    def _located(self, value: Any, position: str) -> tuple[bytes | None, str, str]:
+        """Bytes, name and path of a value; no bytes where they are at the path."""
+        if value is None:
+            return Missing("there is no value (null)"), position, ""
+        if isinstance(value, str):
+            return self._place_of(value, position)
+        if not isinstance(value, dict):
+            return _given(value), position, ""
+        if "offset" in value:
+            return None, name_of_member(value, self.tars), ""
         data, path = value.get("bytes"), value.get("path")
         if data is not None:
-            return _given(data), path or position
+            return _given(data), path or position, ""
         if path is None:
-            return Missing("the value has neither bytes nor a path"), position
-        return self._read(path, position)
+            return Missing("the value has neither bytes nor a path"), position, ""
+        return self._place_of(path, position)
 
-    def _read(self, path: str, position: str) -> tuple[bytes, str]:
+    def _place_of(self, path: str, position: str) -> tuple[bytes | None, str, str]:
         if not path:
-            return Missing("the path is empty"), position
+            return Missing("the path is empty"), position, ""
         if not is_url(path) and not os.path.isabs(path) and not path.startswith("\0"):  # nor a stored name
             if self.folder is None:
-                return Missing("a relative path, and its table does not say where it lies"), path
+                return Missing("a relative path, and its table does not say where it lies"), path, ""
             path = os.path.join(self.folder, path)
-        return read_bytes(path), name_of(path)
+        return None, name_of(path), path
 
 
 def _given(data: bytes) -> bytes:

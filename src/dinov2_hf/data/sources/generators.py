@@ -23,24 +23,19 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-import numpy as np
-from PIL import Image, ImageOps
-
 from ...config import SourceConfig, TrainingSourceConfig
 from ..broken import Broken
-from ..fetch import Missing
 from ..names import few, one_line, place_of
+from .given import KINDS, encode_image
 
 PREFIX = "generator:"
 """What the path of a registered source begins with."""
 _PARAMETERS = ("shard", "start")
-_YIELDS = "the bytes of an encoded image, a NumPy array, a PIL image or None, or one of these with a name as a tuple"
 _registered: dict[str, GeneratedImages] = {}
 Function = TypeVar("Function", bound=Callable[..., Iterable[Any]])
 
@@ -91,9 +86,9 @@ class GeneratedImages:
 def register_source(name: str, shards: int = 1) -> Callable[[Function], Function]:
     """Makes the decorated function a source, `data.train.path=generator:NAME`.
 
-    It yields, for each image, the bytes of an encoded image, a NumPy array (`[h, w]`, `[h, w, C]` or `[C, h, w]`, as
-    `.npy` files), a PIL image, None for an image that cannot be read (it is counted as broken), or any of these with a
-    name: `(image, "name")`. An error that the function raises ends the run.
+    It yields images as `given.encode_image` takes them: paths, bytes, arrays, PIL images, None for an image that cannot
+    be read (it is counted as broken), or one of these with a name: `(image, "name")`. An error that the function raises
+    ends the run.
 
     Args:
         name: of letters, digits, `_`, `.` and `-`.
@@ -225,25 +220,7 @@ class GeneratedShards:
             ) from error
 
     def _encode(self, item: Any, shard: int, row: int) -> tuple[bytes, str | None]:
-        image, name = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
-        if image is None:
-            return Missing("the generator yields None for it"), name
-        if isinstance(image, (bytes, bytearray, memoryview)):
-            return image if isinstance(image, bytes) and image else bytes(image) or Missing("it has 0 bytes"), name
-        if not isinstance(image, (np.ndarray, Image.Image)) or not isinstance(name, (str, type(None))):
-            raise ValueError(f"{self._name(shard)} yields {_type_of(item)} as image {row}; yield {_YIELDS}")
-        file = io.BytesIO()
         try:
-            if isinstance(image, np.ndarray):  # copied now: a generator may fill the same array again
-                np.save(file, image, allow_pickle=False)
-            else:
-                ImageOps.exif_transpose(image).save(file, "PNG", compress_level=0)
-        except (OSError, ValueError) as error:
-            return Missing(f"cannot be stored: {one_line(error)}"), name
-        return file.getvalue(), name
-
-
-def _type_of(item: Any) -> str:
-    if isinstance(item, tuple):
-        return f"a tuple of {few(type(part).__name__ for part in item) or 'nothing'}"
-    return f"an object of the type {type(item).__name__}"
+            return encode_image(item)
+        except TypeError as error:
+            raise ValueError(f"{self._name(shard)} yields {error} as image {row}; yield {KINDS}") from None

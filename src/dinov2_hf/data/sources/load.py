@@ -21,6 +21,7 @@ from ..names import one_line
 from ..paths import shown
 from .folders import counted, names_in
 from .generators import is_generated
+from .held import held_at, is_held
 from .local import LocalImages, LocalTables, open_local
 from .remote import build_from_hub
 from .tables import build_tables, fitted, open_stream, prepare
@@ -89,7 +90,9 @@ def load(config: SourceConfig, streaming: bool, name: str = "") -> Loaded:
         raise ValueError(f"{config.path} is a generator, which only data.train and data.mix read; give files here")
     path = os.path.expanduser(str(config.path))
     try:
-        if _is_saved(path):
+        if is_held(path):
+            loaded = _load_held(config, streaming)
+        elif _is_saved(path):
             loaded = _load_saved(path, config.split, streaming)
         else:
             loaded = _load_files(path, config, streaming)
@@ -117,6 +120,23 @@ def _say(line: str) -> None:
     """Logs a line once, on the main process."""
     if os.environ.get("RANK", "0") == "0":
         logger.info("%s", line)
+
+
+def _load_held(config: SourceConfig, streaming: bool) -> Loaded:
+    """What was handed in from Python."""
+    item = held_at(config)
+    if isinstance(item, IterableDataset):
+        if not streaming:
+            raise ValueError(
+                f"{config.path} is an IterableDataset, whose rows have no numbers; give a datasets.Dataset"
+            )
+        return Loaded(item, [], None, summary="streamed")
+    if not isinstance(item, Dataset):
+        raise ValueError(
+            f"{config.path} is an object of the type {type(item).__name__}, which has no columns; give a "
+            "datasets.Dataset"
+        )
+    return Loaded(item, [], None, fingerprint=item._fingerprint, summary=f"{len(item):,} rows")
 
 
 def _load_saved(path: str, split: str, streaming: bool) -> Loaded:

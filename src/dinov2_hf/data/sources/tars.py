@@ -100,9 +100,14 @@ def read_images(file: str, column: str | None = None, start: int = 0) -> Iterato
             row += 1
 
 
+def name_of_member(place: dict[str, Any], tars: Sequence[str]) -> str:
+    """Name of a member and its archive, by its place in `index_tars`."""
+    return f"{place['name']} of {tars[place['tar']]}"
+
+
 def read_member(place: dict[str, Any], tars: Sequence[str]) -> tuple[bytes, str]:
     """Bytes and name of a member, by its place in `index_tars`."""
-    file, name = tars[place["tar"]], f"{place['name']} of {tars[place['tar']]}"
+    file, name = tars[place["tar"]], name_of_member(place, tars)
     if place["offset"] < 0:
         return Missing(_LINKED), name
     try:

@@ -10,10 +10,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from datasets import Dataset, IterableDataset
+
 from ...config import DataConfig, SourceConfig
 from .base import IndexedImages, LanedSource, Sample, ShardedImages
 from .columns import ImageColumn, find_images
-from .generators import is_generated, open_generated
+from .generators import GeneratedImages, GeneratedShards, is_generated, open_generated
+from .held import HeldImages, held_at, is_held, is_sequence, passes_over
 from .lanes import Lane, advise, automatic_lanes
 from .load import load
 from .mixture import MixedSource
@@ -125,11 +128,12 @@ def open_training_source(config: DataConfig, seed: int) -> LanedSource:
     images, listings = {}, {}
     for name, source in configs.items():
         images[name], listings[name] = _open(source, name)
-    lanes = _lanes(config, {name: len(found) for name, found in images.items() if not isinstance(found, ImageColumn)})
+    streams = {name: len(found) for name, found in images.items() if not isinstance(found, (ImageColumn, HeldImages))}
+    lanes = _lanes(config, streams)
     sources: dict[str, LanedSource] = {}
     for number, (name, found) in enumerate(images.items()):
         place = (config.shuffle, lanes, number, {name: listings[name]})
-        if isinstance(found, ImageColumn):
+        if isinstance(found, (ImageColumn, HeldImages)):
             sources[name] = MapSource(found, seed, *place)
         else:
             sources[name] = StreamSource(found, seed, config.shuffle_buffer, *place)
@@ -138,14 +142,21 @@ def open_training_source(config: DataConfig, seed: int) -> LanedSource:
     return MixedSource(sources, [source.weight for source in configs.values()], seed)
 
 
-def _open(config: SourceConfig, name: str) -> tuple[ImageColumn | ShardedImages, dict[str, Any]]:
+def _open(config: SourceConfig, name: str) -> tuple[ImageColumn | HeldImages | ShardedImages, dict[str, Any]]:
     """The images of a source and what it is made of (`Loaded.listing`)."""
     if is_generated(config.path):
         shards = open_generated(config, name)
         return shards, shards.listing()
-    loaded = load(config, config.streaming, name)
+    item = held_at(config) if is_held(config.path) else None
+    if item is not None and not isinstance(item, (Dataset, IterableDataset)):
+        if is_sequence(item):
+            held = HeldImages(item, str(config.path))
+            return held, held.listing()
+        shards = GeneratedShards(GeneratedImages(name, passes_over(item)))
+        return shards, shards.listing()
+    loaded = load(config, config.streaming or isinstance(item, IterableDataset), name)
     images = find_images(loaded, config)
-    return Shards(images) if config.streaming else images, loaded.listing()
+    return Shards(images) if isinstance(loaded.dataset, IterableDataset) else images, loaded.listing()
 
 
 def reading_advice(source: LanedSource, batch_size: int, num_workers: int, num_processes: int) -> str | None:

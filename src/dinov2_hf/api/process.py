@@ -1,0 +1,72 @@
+"""The state of a process that training and evaluation change, and that a caller finds again as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+from ..train.accelerator import return_freed_memory
+
+
+def usable_device(name: str | torch.device | None) -> torch.device:
+    """Returns a device that was tried; None: the accelerator of the machine where there is one, else the CPU.
+
+    Raises:
+        ValueError: the device cannot be used.
+    """
+    try:
+        if name is None:
+            found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            return found or torch.device("cpu")
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def unchanged_process(device: str | torch.device | None = None) -> Iterator[bool]:
+    """Puts back what the block changes in the process; yields whether accelerate starts and ends in the block.
+
+    These are the state of accelerate, unless the caller made an `Accelerator` before; the generators of torch, its
+    number of threads, and how freed memory is kept.
+
+    Args:
+        device: on which an accelerator that is made in the block computes; None: as accelerate chooses.
+
+    Raises:
+        ValueError: the device cannot be used.
+    """
+    fresh = not PartialState._shared_state
+    environment = _environment_of(usable_device(device)) if device is not None else {}
+    before = {name: os.environ.get(name) for name in environment}
+    threads, cuda = torch.get_num_threads(), torch.cuda.is_available()
+    generators = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
+    os.environ |= environment
+    try:
+        yield fresh
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        torch.set_rng_state(generators[0])
+        if cuda:
+            torch.cuda.set_rng_state_all(generators[1])
+        torch.set_num_threads(threads)
+        if fresh:
+            return_freed_memory()
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _environment_of(device: torch.device) -> dict[str, str]:
+    """What accelerate reads to choose a device."""
+    if device.type == "cpu":
+        return {"ACCELERATE_USE_CPU": "true"}
+    return {"ACCELERATE_USE_CPU": "false", "ACCELERATE_TORCH_DEVICE": str(device)}
