@@ -74,7 +74,6 @@ def expected(image_folder, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_give_the_weights_of_the_folder_that_they_lie_in(kind, image_folder, tmp_path, expected):
-    # pictures and bytes are stored without loss, so that they decode to the pixels of their files
     found = weights_of(pretrain(KINDS[kind](image_folder), tmp_path / "run", keys=SHORT))
     if kind != "pictures":  # Pillow and simplejpeg round differently
         assert found.keys() == expected.keys()

@@ -5,13 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov2_hf.data.sources import HeldImages
 from dinov2_hf.visualize import Picture, draw_neighbours, find_neighbours, open_collection
-from dinov2_hf.visualize.neighbours import Queries, nearest
+from dinov2_hf.visualize.neighbours import nearest
 
 
 def test_neighbours_are_those_computed_by_hand():
     features = torch.tensor([[1.0, 0.0], [0.0, 5.0], [-1.0, 0.0], [3.0, 4.0], [40.0, 3.0]])
-    collection = Queries([(bytes([row]), f"row {row}") for row in range(12)])
+    collection = HeldImages([(bytes([row], "images"), f"row {row}") for row in range(12)])
     rows = torch.tensor([0, 2, 3, 7, 11])  # the others could not be decoded
     right, up = nearest(torch.tensor([[2.0, 0.0], [0.0, 0.1]]), features, rows, 3, [b"x", b"y"], collection)
     assert right.rows == [0, 11, 7]
@@ -21,7 +22,7 @@ def test_neighbours_are_those_computed_by_hand():
 
 
 def test_copies_of_the_query_are_left_out():
-    collection = Queries([(b"same", "a"), (b"other", "b"), (b"same", "c")])
+    collection = HeldImages([(b"same", "a"), (b"other", "b"), (b"same", "c")], "images")
     (found,) = nearest(torch.ones(1, 2), torch.ones(3, 2), torch.arange(3), 2, [b"same"], collection)
     assert found.rows == [1] and found.cosines == [pytest.approx(1.0)]
 
@@ -37,11 +38,11 @@ def test_an_image_is_nearest_to_itself_at_another_quality(backbone, photographs,
 
 def test_broken_images_of_the_collection_are_left_out(backbone, photographs, tmp_path):
     data = [path.read_bytes() for path in photographs]
-    collection = Queries([(b"broken", "x"), (data[0], "a"), (data[1], "b")])
+    collection = HeldImages([(b"broken", "x"), (data[0], "a"), (data[1], "b")], "images")
     (found,) = find_neighbours(backbone, [(data[0], "a")], collection, 5)
     assert found.rows == [2]
     with pytest.raises(ValueError, match="no image of the collection can be decoded"):
-        find_neighbours(backbone, [(data[0], "a")], Queries([(b"broken", "x")]), 5)
+        find_neighbours(backbone, [(data[0], "a")], HeldImages([(b"broken", "x")], "images"), 5)
 
 
 def test_features_are_read_from_the_cache_the_second_time(backbone, photographs, tmp_path):
