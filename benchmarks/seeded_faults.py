@@ -6,9 +6,10 @@
     python benchmarks/seeded_faults.py --source . --list                                 # where each fault lies
 
 For each fault only the files of tests that import the changed module are run, until the first test fails; where all
-pass, then those that import a module that imports it. The test that fails is then run without the fault: only a test
-that passes there has caught it. Results are added to the JSON file after each
-fault, and faults that it already holds are not run again, so an interrupted run continues.
+pass, then those that import a module that imports it, and then the others in the folder of tests of its part of the
+package, which may reach it through a registry. The test that fails is then run without the fault: only a test that
+passes there has caught it. Results are added to the JSON file after each fault, and faults that it already holds are not
+run again, so an interrupted run continues.
 """
 
 import argparse
@@ -197,10 +198,11 @@ def imports_of(tree: Path, file: Path) -> frozenset[tuple[Path, str]]:
     return frozenset(found)
 
 
-def tests_of(tree: Path, module: Path) -> tuple[list[str], list[str]]:
-    """The files of a tree's tests that import a module, and the others that import a module which imports it.
+def tests_of(tree: Path, module: Path) -> tuple[list[str], ...]:
+    """Files of a tree's tests in the order in which they are run for a module, each once.
 
-    An import counts that goes through an `__init__` of the package or a helper of the tests.
+    Those that import it, those that import a module which imports it, and those of its part of the package. An import
+    counts that goes through an `__init__` of the package or a helper of the tests.
     """
     tree, module = tree.resolve(), module.resolve()
 
@@ -224,7 +226,9 @@ def tests_of(tree: Path, module: Path) -> tuple[list[str], list[str]]:
     modules = [file for file in (tree / "src" / PACKAGE).rglob("*.py") if file.name != "__init__.py"]
     direct = users(tests, {module})
     further = users(tests, users(modules, {module})) - direct
-    return tuple(sorted(str(file.relative_to(tree)) for file in files) for files in (direct, further))
+    part = tree / "tests" / module.relative_to(tree / "src" / PACKAGE).parts[0]
+    others = {file for file in tests if part in file.parents} - direct - further
+    return tuple(sorted(str(file.relative_to(tree)) for file in files) for files in (direct, further, others))
 
 
 def run_tests(tree: Path, arguments: list[str]) -> str | None:
@@ -284,9 +288,9 @@ def main() -> None:
     if args.list:
         for number in numbers:
             file = find_module(args.source, FAULTS[number - 1])
-            direct, further = map(len, tests_of(args.source, file))
+            direct, further, others = map(len, tests_of(args.source, file))
             place = file.relative_to(args.source)
-            print(f"{number}. {FAULTS[number - 1].breaks}: {place}, {direct} and {further} files of tests")
+            print(f"{number}. {FAULTS[number - 1].breaks}: {place}, {direct}, {further} and {others} files of tests")
         return
     results = json.loads(args.results.read_text()) if args.results.exists() else {}
     with tempfile.TemporaryDirectory(prefix="seeded_faults-") as folder:

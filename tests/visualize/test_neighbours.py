@@ -12,7 +12,7 @@ from dinov2_hf.visualize.neighbours import nearest
 
 def test_neighbours_are_those_computed_by_hand():
     features = torch.tensor([[1.0, 0.0], [0.0, 5.0], [-1.0, 0.0], [3.0, 4.0], [40.0, 3.0]])
-    collection = HeldImages([(bytes([row], "images"), f"row {row}") for row in range(12)])
+    collection = HeldImages([(bytes([row]), f"row {row}") for row in range(12)], "images")
     rows = torch.tensor([0, 2, 3, 7, 11])  # the others could not be decoded
     right, up = nearest(torch.tensor([[2.0, 0.0], [0.0, 0.1]]), features, rows, 3, [b"x", b"y"], collection)
     assert right.rows == [0, 11, 7]
