@@ -12,10 +12,11 @@ EVALUATE = ["faiss-cpu>=1.12", "scikit-learn>=1.6", "scipy>=1.13"]
 CURATE = ["datatrove>=0.6", "faiss-cpu>=1.12", "scikit-learn>=1.6", "scipy>=1.13"]
 RAY = ["ray>=2.40"]
 PAGE = ["nicegui>=3.0"]
+COMPLETION = ["shtab>=1.7"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings-python>=2"]
 ONNX = ["onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.6"]
 TYPES = ["mypy>=2.4", "pandas-stubs>=3.1", "types-PyYAML>=6.0.12", "types-tqdm>=4.70"]
-EVERYTHING = [*EVALUATE, *CURATE, *RAY, *PAGE, *ONNX]
+EVERYTHING = [*EVALUATE, *CURATE, *RAY, *PAGE, *ONNX, *COMPLETION]
 
 setup(
     name="dinov2_hf",
@@ -60,6 +61,7 @@ setup(
         "ray": RAY,
         "page": PAGE,
         "onnx": ONNX,
+        "completion": COMPLETION,
         "docs": DOCS,
         "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.12", "selenium>=4.20", *TYPES, *DOCS, *EVERYTHING],
     },

@@ -23,7 +23,7 @@ from pathlib import Path
 from datasets import load_dataset
 from omegaconf import OmegaConf
 
-import dinov2_hf.cli.train  # noqa: F401  for the examples, which are run in forks of this process
+import dinov2_hf.api  # noqa: F401  for the examples, which are run in forks of this process
 from dinov2_hf import cli
 
 ROOT = Path(__file__).parents[1]

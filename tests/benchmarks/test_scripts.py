@@ -36,6 +36,7 @@ SCRIPTS = {
     "memory": ("--tiny", "| pruned last layer |"),
     "seeded_runs": ("--only swiglu --updates 2 --threads 1 --output OUTPUT", " s, 0 failed: "),
     "seeded_faults": ("--source . --list", "40. "),
+    "startup": ("--runs 1", "| `import dinov2_hf.config` | "),
     "step": ("--tiny --steps 1 --warmup 1 --profile", '"seconds_per_update": '),
 }
 """Arguments of the smallest run of each script, and a part of the last thing that it prints."""
@@ -49,7 +50,7 @@ def serve() -> None:
     import torch._dynamo  # noqa: F401  all that the scripts would import later
     import torch.utils.tensorboard  # noqa: F401
 
-    import dinov2_hf.cli.train  # noqa: F401
+    import dinov2_hf.api  # noqa: F401
     import dinov2_hf.curation.vectors  # noqa: F401
 
     for line in sys.stdin:

@@ -69,7 +69,7 @@ def test_quickstart_tells_where_everything_is_and_how_to_load_it(quickstart):
     folder, done = quickstart
     for text in (f"{folder}/export", "loss.png", "features.png", "AutoModel.from_pretrained", "pipeline("):
         assert text in done.stdout
-    assert re.search(r"k-NN accuracy of the moving average: [\d.]+ % at first, [\d.]+ % at the end", done.stdout)
+    assert re.search(r"k-NN accuracy of the teacher: [\d.]+ % at first, [\d.]+ % at the end", done.stdout)
     assert re.search(r"img/s", done.stderr)
 
 
@@ -185,7 +185,7 @@ def test_quickstart_is_distilled_into_two_students(quickstart, tmp_path):
         model = AutoModel.from_pretrained(tmp_path / name)
         assert model.config.hidden_size == width and f"{tmp_path}/{name}" in done.stdout
         assert (tmp_path / name / "heads.safetensors").is_file()
-    assert re.search(r"k-NN accuracy of the moving average: [\d.]+ % at first", done.stdout)
+    assert re.search(r"k-NN accuracy of the student: [\d.]+ % at first", done.stdout)
     assert re.search(r"k-NN accuracy of small: [\d.]+ % at first", done.stdout)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert any("loss/small.ibot" in line for line in lines) and any("small.knn_accuracy" in line for line in lines)

@@ -84,7 +84,7 @@ def test_matches_of_two_images(command, photographs):
 @pytest.mark.parametrize("count", [1, 3])
 def test_matches_of_other_than_two_images_are_refused(refusal, photographs, count):
     message = refusal("matches", "--images", *photographs[:count])
-    assert f"matches are those of two images, and --images gives {count}; name two files" in message
+    assert f"matches are those of two images, and --data gives {count}; name two files" in message
 
 
 def test_neighbours_of_a_set(command, photographs, tmp_path):
@@ -170,4 +170,4 @@ def test_a_size_that_the_patch_does_not_divide_is_refused(refusal, photographs):
 
 
 def test_a_device_that_is_not_there_is_refused(refusal, photographs):
-    assert "--device abacus cannot be used" in refusal("pca", "--images", photographs[0], "--device", "abacus")
+    assert "device=abacus cannot be used" in refusal("pca", "--images", photographs[0], "--device", "abacus")

@@ -23,10 +23,34 @@ def usable_device(name: str | torch.device | None) -> torch.device:
             found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
             return found or torch.device("cpu")
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
         return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def computing_on(name: str | torch.device | None) -> Iterator[torch.device]:
+    """Yields a device that was tried, which an `Accelerator` that is made in the block uses too.
+
+    Args:
+        name: None: that of `usable_device`; accelerate then chooses by its own settings. On several processes a kind of
+            device without an index: each process takes its own.
+
+    Raises:
+        ValueError: the device cannot be used.
+    """
+    device = usable_device(name)
+    environment = _environment_of(device) if name is not None else {}
+    before = {key: os.environ.pop(key, None) for key in environment}
+    os.environ.update({key: value for key, value in environment.items() if value is not None})
+    try:
+        yield device
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
 
 
 @contextmanager
@@ -43,19 +67,12 @@ def unchanged_process(device: str | torch.device | None = None) -> Iterator[bool
         ValueError: the device cannot be used.
     """
     fresh = not PartialState._shared_state
-    environment = _environment_of(usable_device(device)) if device is not None else {}
-    before = {name: os.environ.get(name) for name in environment}
     threads, cuda = torch.get_num_threads(), torch.cuda.is_available()
     generators = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
-    os.environ |= environment
     try:
-        yield fresh
+        with computing_on(device):
+            yield fresh
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         torch.set_rng_state(generators[0])
         if cuda:
             torch.cuda.set_rng_state_all(generators[1])
@@ -65,8 +82,12 @@ def unchanged_process(device: str | torch.device | None = None) -> Iterator[bool
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _environment_of(device: torch.device) -> dict[str, str]:
-    """What accelerate reads to choose a device."""
+def _environment_of(device: torch.device) -> dict[str, str | None]:
+    """What accelerate reads to choose a device; None: unset."""
     if device.type == "cpu":
-        return {"ACCELERATE_USE_CPU": "true"}
-    return {"ACCELERATE_USE_CPU": "false", "ACCELERATE_TORCH_DEVICE": str(device)}
+        return {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": None}
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return {"ACCELERATE_USE_CPU": "false", "ACCELERATE_TORCH_DEVICE": str(device)}
+    if device.index is not None:
+        raise ValueError(f"device={device} is one device for several processes; use {device.type}")
+    return {"ACCELERATE_USE_CPU": "false", "ACCELERATE_TORCH_DEVICE": None}

@@ -1,4 +1,4 @@
-"""`accelerate launch -m dinov2_hf.cli …`, for commands that several processes share."""
+"""`accelerate launch -m dinov2_hf.cli …`, the name of 0.5 for `accelerate launch -m dinov2_hf …`."""
 
 from . import main
 

@@ -1,14 +1,110 @@
-"""Values on the command line."""
+"""What commands share: the options of the grammar in docs/command_line.md, one function each, and what they mean."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .parser import Parser
 
 SOURCES = (
     "a run's output folder or one of its checkpoints, an export, a folder that transformers loads or its name on the "
     "Hub, an original .pth file, a file under timm's names, an ONNX file of ours"
 )
+_WIDTH = 112
+
+
+def add_model(
+    parser: Parser, help: str = SOURCES, *, word: bool = False, metavar: str = "MODEL", remedy: str = ""
+) -> None:
+    """Adds the model that the command reads: `--model`, or a word if it is the main input."""
+    parser.add_input("model", "--model", help, metavar=metavar, word=word, remedy=remedy)
+
+
+def add_images(
+    parser: Parser, help: str, *, word: bool = True, many: bool = False, remedy: str = "", old: str = ""
+) -> None:
+    """Adds the images that the command reads: `--data`, or words if they are the main input."""
+    parser.add_input("data", "--data", help, word=word, many=many, remedy=remedy, old=old)
+
+
+def add_output(parser: Parser, help: str, *, word: bool = False, default: Path | None = None, remedy: str = "") -> None:
+    """Adds the file or folder that the command writes: `--output`."""
+    parser.add_input("output", "--output", help, type=Path, word=word, default=default, remedy=remedy)
+
+
+def add_device(parser: Parser) -> None:
+    """Adds what the command computes on: `--device`; `api.process.computing_on` applies it."""
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, … (default: a GPU where there is one)"
+    )
+
+
+def add_keys(parser: Parser, example: str, sections: Callable[[argparse.Namespace], Any]) -> None:
+    """Adds the configuration: `--config`, the words `key=value`, and `--keys`, which prints what can be set.
+
+    Args:
+        example: such as `train.epochs=10`.
+        sections: returns the configuration that the arguments choose, with its defaults, see `config.sections_of`.
+    """
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file, or the name of a recipe; other keys keep their defaults"
+    )
+    parser.add_argument(
+        "--keys",
+        nargs="?",
+        const="",
+        metavar="SECTION",
+        help="print every key, or those of a section, with its default and its meaning, and end",
+    )
+    parser.add_keys(f"keys of the configuration, such as {example}")
+    parser.set_defaults(sections=sections)
+
+
+def overrides_of(args: argparse.Namespace, keys: Mapping[str, str]) -> list[str]:
+    """Returns the overrides of a configuration: those that options set, then the words `key=value`.
+
+    Args:
+        keys: the key that an option sets, by the name of the option in `args`, such as `{"data": "data.train.path"}`.
+
+    Raises:
+        ValueError: an option and a word set the same key.
+    """
+    found = []
+    for dest, key in keys.items():
+        value = getattr(args, dest)
+        if value is None:
+            continue
+        for override in args.overrides:
+            if override.startswith(f"{key}="):
+                raise ValueError(f"--{dest} {value} and {override} set the same key; remove one of them")
+        found.append(f"{key}={json.dumps(str(value), ensure_ascii=False)}")
+    return found + list(args.overrides)
+
+
+def describe_sections(config: Any, section: str = "") -> str:
+    """Returns every key of a configuration, or those of a section, with its default and what its docstring says.
+
+    Raises:
+        ValueError: there is no such section.
+    """
+    from ..config import describe_keys
+
+    known = list(describe_keys(config))
+    wanted = section.rstrip(".")
+    shown = [item for item in known if not wanted or item[0] == wanted or item[0].startswith(f"{wanted}.")]
+    if not shown:
+        sections = dict.fromkeys(key.partition(".")[0] for key, _, _ in known)
+        raise ValueError(f"--keys {section}: there is no such section; choose one of {', '.join(sections)}")
+    lines = [] if wanted else [(config.__doc__ or "").strip(), ""]
+    for key, default, text in shown:
+        lines += [f"{key}={default}", textwrap.indent(textwrap.fill(text, _WIDTH), "    ")]
+    return "\n".join(lines)
 
 
 def positive(text: str) -> int:

@@ -3,77 +3,91 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ..config import load_config
-from .arguments import SOURCES, without_bars
+from ..config import load_config, sections_of
+from ..config.evaluations import EvaluationConfig, evaluation_config
+from .arguments import (
+    SOURCES,
+    add_device,
+    add_images,
+    add_keys,
+    add_model,
+    add_output,
+    overrides_of,
+    without_bars,
+)
+from .parser import Commands
 
-if TYPE_CHECKING:
-    from ..evaluation import Evaluator
+KEYS = {"data": "train.path", "test": "test.path", "output": "output_dir", "cache": "cache_dir"}
 
 
-def add_evaluate(commands) -> None:
-    description = (
-        "Evaluate a backbone on labelled images, as the papers do. With several processes: accelerate "
-        "launch -m dinov2_hf.cli evaluate …"
-    )
+def add_evaluate(commands: Commands) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="k-NN, probes, retrieval, segmentation, depth, … of frozen features",
-        description=description,
+        help="measure frozen features: k-NN, probes, retrieval, segmentation, depth, …",
+        about="Evaluate a backbone on labelled images, as the papers do. With several processes: accelerate launch -m "
+        "dinov2_hf evaluate …",
+        example="dinov2-hf evaluate knn --model runs/mine --data /my/labelled/images --output runs/knn",
     )
-    parser.add_argument(
-        "evaluator", metavar="NAME", help="of the evaluator; `list` prints all, and NAME --keys the keys of one"
+    parser.add_input(
+        "evaluator",
+        "",
+        "name of the evaluator; list: print all of them",
+        metavar="NAME",
+        remedy="the name of an evaluator; dinov2-hf evaluate list prints all",
     )
-    parser.add_argument("--model", metavar="MODEL", help=SOURCES + "; or any vision transformer that AutoModel loads")
-    parser.add_argument("--data", metavar="PATH", help="images to learn from or compare with: train.path")
-    parser.add_argument("--test", metavar="PATH", help="images that are evaluated: test.path (default: --data)")
-    parser.add_argument("--config", metavar="FILE", help="YAML file; what it leaves out keeps its default")
-    parser.add_argument("--output", metavar="DIR", help="folder for results.json and results.md: output_dir")
+    add_model(parser, SOURCES + "; or any vision transformer that AutoModel loads")
+    add_images(parser, "images to learn from or compare with: the key train.path", word=False)
+    parser.add_argument("--test", metavar="PATH", help="images that are evaluated: the key test.path (default: --data)")
+    add_output(parser, "folder for results.json and results.md: the key output_dir")
+    add_device(parser)
+    add_keys(parser, "test.split=test", _sections)
     parser.add_argument("--cache", metavar="DIR", help="folder where features are kept for the next time: cache_dir")
     parser.add_argument("--card", type=Path, metavar="EXPORT", help="an export whose model card takes the results")
-    parser.add_argument(
-        "--keys", action="store_true", help="print the keys of the evaluator with their defaults, and end"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of the configuration, such as test.split=test"
-    )
     parser.set_defaults(run=evaluate)
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    from ..evaluation import evaluators, find_evaluator
+def _kind(args: argparse.Namespace) -> type[EvaluationConfig]:
+    """The configuration of the evaluator; imports evaluators only where it is not one of the package."""
+    kind = evaluation_config(args.evaluator)
+    if kind is None:
+        from ..evaluation import find_evaluator
 
+        kind = find_evaluator(args.evaluator).config
+    return kind
+
+
+def _sections(args: argparse.Namespace) -> Any:
+    return sections_of(args.config, args.overrides, _kind(args))
+
+
+def evaluate(args: argparse.Namespace) -> None:
     if args.evaluator == "list":
+        from ..evaluation import evaluators
+
         for name, each in evaluators().items():
             print(f"{name:20} {each.title}" + f" ({each.source})" * bool(each.source))
         return
-    evaluator = find_evaluator(args.evaluator)
-    if args.keys:
-        print(_describe(evaluator.config))
-        return
-    _run(args, evaluator)
-
-
-def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
-    from ..api import evaluate as evaluate_model
-    from ..hub import add_results, card_of
-
-    named = {"train.path": args.data, "test.path": args.test or args.data}
-    named |= {"output_dir": args.output, "cache_dir": args.cache}
-    keys = [f"{key}={value}" for key, value in named.items() if value is not None] + args.overrides
-    output = load_config(args.config, keys, evaluator.config).output_dir
+    overrides = overrides_of(args, KEYS)
+    if args.data and not args.test:
+        overrides = [f"test.path={json.dumps(args.data)}", *overrides]
+    output = load_config(args.config, overrides, _kind(args)).output_dir
     if args.model is None:
         raise ValueError("--model is missing; give a run, an export, a model on the Hub or a file")
     if args.card and not output:
         raise ValueError("--card takes its metrics from --output; give both")
+
+    from ..api import evaluate as evaluate_model
+    from ..hub import add_results, card_of
+
     if args.card:
         card_of(args.card)
     without_bars()
-    report = evaluate_model(args.model, evaluator.name, config=args.config, keys=keys)
+    report = evaluate_model(args.model, args.evaluator, config=args.config, keys=overrides, device=args.device)
     if os.environ.get("RANK", "0") != "0":
         return
     print(f"\n{report.table()}\n\n{report.seconds:.1f} s")
@@ -85,13 +99,3 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
     if args.card and output:
         add_results(args.card, [Path(output)])
         print(f"Model card: {args.card / 'README.md'}")
-
-
-def _describe(config: type) -> str:
-    """Every key with its default and what its docstring says."""
-    from ..config import describe_keys
-
-    lines = [(config.__doc__ or "").strip(), ""]
-    for key, default, text in describe_keys(config):
-        lines += [f"{key}={default}", textwrap.indent(textwrap.fill(text, 112), "    ")]
-    return "\n".join(lines)

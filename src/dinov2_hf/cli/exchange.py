@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from pathlib import Path
 
-from .arguments import SOURCES, positive, size_of, without_bars
+from .arguments import add_model, add_output, positive, size_of, without_bars
+from .parser import Commands
 
 
-def add_export(commands) -> None:
-    description = "Write a model in another format, or the model of a run. Nothing is written where it fails."
+def add_export(commands: Commands) -> None:
     parser = commands.add_parser(
-        "export", help="write a model for transformers, torch.hub, timm, ONNX", description=description
+        "export",
+        help="write a model for transformers, torch.hub, timm or ONNX",
+        about="Write a model in another format, or the model of a run. Writes nothing where it fails.",
+        example="dinov2-hf export runs/mine mine.safetensors --format timm",
     )
-    parser.add_argument("source", metavar="SOURCE", help=SOURCES)
-    parser.add_argument(
-        "output", metavar="OUTPUT", type=Path, help="folder (hf) or file to write; nothing may be there"
+    add_model(parser, word=True, remedy="a run, an export, a model on the Hub or a file")
+    add_output(
+        parser,
+        "folder (hf) or file to write; nothing may be there",
+        word=True,
+        remedy="the folder (hf) or the file to write",
     )
     parser.add_argument(
         "--format",
@@ -33,7 +38,7 @@ def add_export(commands) -> None:
     )
     parser.add_argument("--student", default="", metavar="NAME", help="a further student of a distillation")
     parser.add_argument(
-        "--num-attention-heads", type=positive, metavar="N", help="where a file does not tell (default: width / 64)"
+        "--num-attention-heads", type=positive, metavar="N", help="where a file does not say (default: width / 64)"
     )
     parser.add_argument(
         "--image-size",
@@ -44,10 +49,14 @@ def add_export(commands) -> None:
     parser.set_defaults(run=export)
 
 
-def add_inspect(commands) -> None:
-    description = "Tell what a file or folder holds, and which command reads it."
-    parser = commands.add_parser("inspect", help="tell what a file or folder holds", description=description)
-    parser.add_argument("path", metavar="PATH", help=SOURCES)
+def add_inspect(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="say what a file or folder holds",
+        about="Say what a file or folder holds, and which command reads it. Runs no code from it.",
+        example="dinov2-hf inspect runs/mine",
+    )
+    add_model(parser, word=True, metavar="PATH", remedy="a file, a folder or a model on the Hub")
     parser.set_defaults(run=inspect)
 
 
@@ -56,9 +65,9 @@ def export(args: argparse.Namespace) -> None:
 
     without_bars()
     done = export_source(
-        args.source, args.output, args.format, args.network, args.student, args.num_attention_heads, args.image_size
+        args.model, args.output, args.format, args.network, args.student, args.num_attention_heads, args.image_size
     )
-    print(f"{done.output}: {args.format}, from {args.source} ({done.kind})")
+    print(f"{done.output}: {args.format}, from {args.model} ({done.kind})")
     for remark in done.remarks:
         print(f"note: {remark}")
     print(f"Load it with:\n\n{textwrap.indent(done.usage, '    ')}")
@@ -68,4 +77,4 @@ def inspect(args: argparse.Namespace) -> None:
     from ..weights import inspect_path
 
     without_bars()
-    print(inspect_path(args.path))
+    print(inspect_path(args.model))

@@ -1,49 +1,99 @@
-"""The command line of a training run: arguments in, text out."""
+"""`dinov2-hf pretrain` and `dinov2-hf distill`, and the examples of the same names."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
+from typing import TYPE_CHECKING, Any
 
-from ..api import Run, Training
-from ..config import RUNS, load_config, masked, refuse_tokens_in_arguments
-from ..runs import RunFolder
+from ..config import RUNS, load_config, models_of, sections_of
+from .arguments import SOURCES, add_device, add_images, add_keys, add_model, add_output, overrides_of
+from .parser import Commands, Parser
+from .running import execute
+
+if TYPE_CHECKING:
+    from ..api import Run
+
+_LAUNCH = "With several processes: accelerate launch -m dinov2_hf {} …"
+
+
+def add_pretrain(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "pretrain",
+        help="train a backbone on your images, without labels",
+        about="Train a backbone on images without labels, and write a folder that stock transformers loads. The same "
+        f"command continues a run that was stopped. {_LAUNCH.format('pretrain')}",
+        example="dinov2-hf pretrain /my/images --output runs/mine model.preset=small train.epochs=10",
+    )
+    _add_arguments(parser, "dinov2")
+
+
+def add_distill(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "distill",
+        help="train small backbones to imitate a large one",
+        about="Train one or several small backbones to imitate a frozen teacher, on images without labels. The same "
+        f"command continues a run that was stopped. {_LAUNCH.format('distill')}",
+        example="dinov2-hf distill /my/images --model facebook/dinov2-large --output runs/small \\\n"
+        "    objective=distill_features crops.num_local=0",
+    )
+    _add_arguments(parser, "distill_prototypes")
 
 
 def train(description: str, objective: str) -> None:
-    """Parses the command line, trains, and says what the run left in `train.output_dir`.
+    """Runs an example of the command line `sys.argv`: trains, and says what the run left in `train.output_dir`.
 
     Args:
         description: for `--help`.
         objective: of a configuration that names none.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="YAML file; what it leaves out keeps its default")
+    parser = Parser(description=description)
+    _add_arguments(parser, objective)
+    execute(parser, sys.argv[1:])
+
+
+def _add_arguments(parser: Parser, objective: str) -> None:
+    """Adds what a training run takes; `objective` is that of a configuration that names none."""
+    distills = objective.startswith("distill")
+    add_images(parser, "images to train on: the key data.train.path")
+    if distills:
+        add_model(parser, f"the teacher: the key distill.teacher; {SOURCES}")
+    else:
+        add_model(parser, f"weights to start from: the key init.path; {SOURCES}")
+    add_output(parser, "folder of the run: the key train.output_dir")
+    add_device(parser)
+    add_keys(parser, "train.epochs=10 optim.base_lr=1e-3", _sections)
     parser.add_argument(
         "--resume",
         default="auto",
-        help="auto: continue from the newest checkpoint in train.output_dir if there is one (default); "
-        "never: refuse a folder that has one; or the path of a checkpoint",
+        metavar="auto|never|PATH",
+        help="auto: continue from the newest checkpoint in the folder of the run if there is one (default); never: "
+        "refuse a folder that has one; or the path of a checkpoint",
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    try:
-        refuse_tokens_in_arguments(sys.argv[1:])
-    except ValueError as error:
-        parser.error(str(error))
-    args = parser.parse_intermixed_args()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    logging.getLogger("dinov2_hf").setLevel(logging.INFO)
-    try:
-        config = load_config(args.config, args.overrides, RUNS[objective])
+    parser.set_defaults(run=_run, objective=objective, model_key="distill.teacher" if distills else "init.path")
+
+
+def _sections(args: argparse.Namespace) -> Any:
+    return sections_of(args.config, args.overrides, RUNS[args.objective])
+
+
+def overrides(args: argparse.Namespace) -> list[str]:
+    return overrides_of(args, {"data": "data.train.path", "model": args.model_key, "output": "train.output_dir"})
+
+
+def _run(args: argparse.Namespace) -> None:
+    config = load_config(args.config, overrides(args), RUNS[args.objective])
+
+    from ..api import Training
+    from ..api.process import computing_on
+
+    with computing_on(args.device):
         training = Training(config, args.resume)
-    except (ValueError, OSError) as error:  # what a user can fix
-        parser.error(masked(str(error)))
-    try:
-        done = training.run()
-    except (OSError, FloatingPointError, ValueError) as error:  # a full disk, a run that diverges, broken images
-        raise SystemExit(f"{parser.prog}: error: {masked(str(error))}") from None
+        try:
+            done = training.run()
+        except (OSError, FloatingPointError, ValueError) as error:  # a full disk, a run that diverges, broken images
+            args.parser.fail(str(error), status=1)
     if done.stopped:
         raise SystemExit(128 + signal.SIGTERM)  # as a shell reports it, so that a job script can tell it from the end
     if done.exports:
@@ -51,24 +101,29 @@ def train(description: str, objective: str) -> None:
 
 
 def describe(done: Run) -> str:
-    """Returns the accuracies of a run and where its files are, as text."""
+    """Returns the accuracies of a run, where its files are, and what to do next, as text."""
+    from ..runs import RunFolder
+
     lines, text = RunFolder(done.folder).read_metrics(), []
+    network = "the student" if dict(models_of(done.config)).get("distill.teacher") else "the teacher"
     for student in done.exports:
         metric = f"{student}.knn_accuracy" if student else "knn_accuracy"
         accuracies = [line[metric] for line in lines if metric in line]
         if accuracies:
             first, last = accuracies[0], accuracies[-1]
-            what = student or "the moving average"
-            text.append(f"\nk-NN accuracy of {what}: {first:.1f} % at first, {last:.1f} % at the end")
-    text.append(f"Curves and pictures:  {', '.join(map(str, done.pictures))}")
-    text.append(
-        f"Metrics:              {done.folder / 'metrics.jsonl'} (TensorBoard: tensorboard --logdir {done.folder})"
-    )
-    text += [f"Model:                {folder}" for folder in done.exports.values()]
-    first_export = done.exports[""]
+            text.append(f"\nk-NN accuracy of {student or network}: {first:.1f} % at first, {last:.1f} % at the end")
+    model = done.exports[""]
     text += [
+        f"Curves and pictures:  {', '.join(map(str, done.pictures))}",
+        f"Metrics:              {done.folder / 'metrics.jsonl'} (TensorBoard: tensorboard --logdir {done.folder})",
+        *(f"Model:                {folder}" for folder in done.exports.values()),
         "\nLoad it with nothing but transformers:\n",
-        f'    from transformers import AutoModel, pipeline\n    model = AutoModel.from_pretrained("{first_export}")',
-        f'    features = pipeline("image-feature-extraction", model="{first_export}")',
+        f'    from transformers import AutoModel, pipeline\n    model = AutoModel.from_pretrained("{model}")',
+        f'    features = pipeline("image-feature-extraction", model="{model}")',
+        "\nNext:\n",
+        f"    dinov2-hf evaluate knn --model {done.folder} --data LABELLED_IMAGES",
+        f"    dinov2-hf visualize pca IMAGE --model {done.folder}",
+        f"    dinov2-hf export {done.folder} FILE --format timm   # or original, onnx",
+        f"    dinov2-hf push {done.folder} NAMESPACE/NAME --dry-run",
     ]
     return "\n".join(text)

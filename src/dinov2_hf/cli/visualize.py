@@ -3,31 +3,64 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..files import Output, check_outputs, made_anything, made_picture
-from .arguments import SOURCES, positive, without_bars
+from .arguments import SOURCES, add_device, add_images, add_model, add_output, positive, without_bars
+from .parser import Commands, Parser
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from ..evaluation.dense_heads import DenseHead
+    from ..features import FeatureExtractor
+    from ..visualize import Picture
 
 _THUMBNAIL, _OVERLAY = 224, 518
 """Longer side in pixels of what is shown without patches."""
 
 
-def add_visualize(commands) -> None:
-    visualize = commands.add_parser("visualize", help="draw what a backbone sees, or serve a page that does")
-    actions = visualize.add_subparsers(dest="action", required=True, metavar="action")
+def add_visualize(commands: Commands) -> None:
+    visualize = commands.add_parser(
+        "visualize",
+        help="draw what a backbone sees, or serve a page that does",
+        about="Draw what a backbone sees as PNG files, or serve a page that does.",
+        example="dinov2-hf visualize pca a.jpg b.jpg c.jpg --model runs/mine\ndinov2-hf visualize page runs/mine",
+    )
+    actions = visualize.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     pca = _action(actions, "pca", draw_pca, "principal components of patch features as colours, without background")
     pca.add_argument("--keep-background", action="store_true", help="colour all patches")
     _action(actions, "attention", draw_attention, "what CLS looks at in the last block, head by head")
-    matches = _action(actions, "matches", draw_matches, "patches of two images that are each other's nearest")
-    matches.add_argument("--keep-background", action="store_true", help="match all patches, not those of objects alone")
-    matches.add_argument("--pairs", type=positive, default=20, help="at most (default: 20)")
-    matches.add_argument("--spacing", type=positive, default=2, help="patches from one pair to the next (default: 2)")
-    neighbours = _action(actions, "neighbours", draw_neighbours, "nearest images of a collection, with cosines")
-    neighbours.add_argument("--collection", required=True, metavar="PATH", help="where to look: a folder or a set")
+    matches = _action(
+        actions, "matches", draw_matches, "patches of two images that are each other's nearest", images="a.jpg b.jpg"
+    )
+    matches.add_argument("--keep-background", action="store_true", help="match all patches, not only those of objects")
+    matches.add_argument("--pairs", type=positive, default=20, metavar="N", help="at most (default: 20)")
+    matches.add_argument(
+        "--spacing", type=positive, default=2, metavar="N", help="patches from one pair to the next (default: 2)"
+    )
+    neighbours = _action(
+        actions,
+        "neighbours",
+        draw_neighbours,
+        "nearest images of a collection, with cosines",
+        further=" --collection /my/images",
+    )
+    neighbours.add_input(
+        "collection",
+        "--collection",
+        "where to look: a folder or a set",
+        metavar="PATH",
+        word=False,
+        remedy="the folder or the set to look in",
+    )
     neighbours.add_argument("--collection-split", default="train", metavar="NAME", help="of a set (default: train)")
-    neighbours.add_argument("-k", type=positive, default=6, help="neighbours (default: 6)")
-    neighbours.add_argument("--workers", type=int, default=0, help="processes that decode (default: 0)")
+    neighbours.add_argument("-k", type=positive, default=6, metavar="N", help="neighbours (default: 6)")
+    neighbours.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode (default: 0)")
     neighbours.add_argument(
         "--cache", type=Path, metavar="DIR", help="folder where features are kept for the next time"
     )
@@ -39,7 +72,13 @@ def add_visualize(commands) -> None:
         metavar="X,Y",
         help="where the patch is, in shares of the first image's width and height from its top left (default: 0.5,0.5)",
     )
-    overlay = _action(actions, "overlay", draw_overlay, "segmentations or depths over their images")
+    overlay = _action(
+        actions,
+        "overlay",
+        draw_overlay,
+        "segmentations or depths over their images",
+        further=" --head runs/segmentation/head.safetensors",
+    )
     source = overlay.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--maps", nargs="+", type=Path, metavar="FILE", help="one an image: .npy, or PNG of one channel"
@@ -49,16 +88,19 @@ def add_visualize(commands) -> None:
     )
     overlay.add_argument("--kind", choices=("labels", "depth"), default="labels", help="of --maps (default: labels)")
     overlay.add_argument("--classes", type=Path, metavar="FILE", help="names of the labels from 0 on, a line each")
-    overlay.add_argument("--ignored", type=int, default=255, help="label of pixels of no class (default: 255)")
+    overlay.add_argument(
+        "--ignored", type=int, default=255, metavar="N", help="label of pixels of no class (default: 255)"
+    )
     overlay.add_argument("--unit", default="m", help="of depths (default: m)")
 
     page = actions.add_parser(
         "page",
         help="serve a page for dropping images and clicking on patches",
-        description="Serve a page on this machine: drop images, see components and attention, click a patch. Ends "
-        "with Ctrl+C.",
+        about="Serve a page on this machine: drop images, see components and attention, click a patch. Ends with "
+        "Ctrl+C.",
+        example="dinov2-hf visualize page runs/mine --port 8080",
     )
-    _add_model(page)
+    _add_model(page, word=True)
     page.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
     page.add_argument("--port", type=positive, default=8080, help="to listen on (default: 8080)")
     page.add_argument("--show", action="store_true", help="open it in a browser")
@@ -89,13 +131,16 @@ def draw_matches(args: argparse.Namespace) -> None:
 
     backbone, pictures, _ = _open(args, features=False)
     if len(pictures) != 2:
-        raise ValueError(f"matches are those of two images, and --images gives {len(pictures)}; name two files")
-    features = [visualize.patch_features(backbone, picture) for picture in pictures]
-    masks = None if args.keep_background else tuple(visualize.find_foreground(features))
-    matches = visualize.match_patches(*features, masks, args.pairs, args.spacing)
+        raise ValueError(f"matches are those of two images, and --data gives {len(pictures)}; name two files")
+    first, second = [visualize.patch_features(backbone, picture) for picture in pictures]
+    masks = None
+    if not args.keep_background:
+        one, other = visualize.find_foreground([first, second])
+        masks = one, other
+    matches = visualize.match_patches(first, second, masks, args.pairs, args.spacing)
     title = f"{backbone.name}: {len(matches)} pairs of patches that are each other's nearest"
-    grids = tuple(tuple(part.shape[:2]) for part in features)
-    _done(visualize.draw_matches(tuple(pictures), grids, matches, args.output, title), 2)
+    grids = (first.shape[0], first.shape[1]), (second.shape[0], second.shape[1])
+    _done(visualize.draw_matches((pictures[0], pictures[1]), grids, matches, args.output, title), 2)
 
 
 def draw_neighbours(args: argparse.Namespace) -> None:
@@ -103,12 +148,12 @@ def draw_neighbours(args: argparse.Namespace) -> None:
 
     backbone = _backbone(args)
 
-    def open(data: bytes, name: str):
+    def open(data: bytes, name: str) -> tuple[bytes, Picture]:
         return data, visualize.open_picture(data, name, _THUMBNAIL, num_channels=channels, decoding=transform.decoding)
 
     transform = backbone.transform
     channels = len(transform.mean)
-    queries = visualize.read_images(args.images, open, args.split, args.count)
+    queries = visualize.read_images(args.data, open, args.split, args.count)
     collection = visualize.open_collection(args.collection, args.collection_split)
     asked = [(data, picture.name) for data, picture in queries]
     found = visualize.find_neighbours(backbone, asked, collection, args.k, args.workers, args.cache)
@@ -140,7 +185,7 @@ def draw_overlay(args: argparse.Namespace) -> None:
         depth, names = head.meta.kind != "segmentation", names or dict(enumerate(head.meta.classes))
         title = f"{backbone.name}: {'depth' if depth else 'segmentation'} by {args.head}"
     else:
-        pictures = visualize.open_pictures(args.images, args.image_size or _OVERLAY, split=args.split, count=args.count)
+        pictures = visualize.open_pictures(args.data, args.image_size or _OVERLAY, split=args.split, count=args.count)
         if len(args.maps) != len(pictures):
             raise ValueError(
                 f"--maps has {len(args.maps)} files for {len(pictures)} images; give one for each, in their order"
@@ -152,7 +197,9 @@ def draw_overlay(args: argparse.Namespace) -> None:
         _done(visualize.draw_labels(pictures, maps, args.output, names, args.ignored, title), len(pictures))
 
 
-def _predict(args: argparse.Namespace):
+def _predict(
+    args: argparse.Namespace,
+) -> tuple[FeatureExtractor, list[Picture], list[np.ndarray[Any, Any]], DenseHead]:
     """Backbone, pictures, the maps that a head makes of them, and the head."""
     from ..evaluation import load_dense_head, predict_map
 
@@ -166,15 +213,15 @@ def _predict(args: argparse.Namespace):
 def draw(args: argparse.Namespace) -> None:
     """Checks the paths of an action and runs it."""
     outputs = [Output("--output", args.output, made_picture)]
-    images = [("--images", path) for path in args.images]
+    images = [("--data", path) for path in args.data]
     models = [("--model", args.model)] if args.model else []
-    files: list[tuple[str, Path]] = []
+    files: list[tuple[str, str]] = []
     if args.action == "neighbours":
         images.append(("--collection", args.collection))
         outputs += [Output("--cache", args.cache, made_anything, folder=True)] if args.cache else []
     if args.action == "overlay":
-        files += [("--maps", path) for path in args.maps or ()]
-        files += [(key, path) for key, path in (("--head", args.head), ("--classes", args.classes)) if path]
+        files += [("--maps", str(path)) for path in args.maps or ()]
+        files += [(key, str(path)) for key, path in (("--head", args.head), ("--classes", args.classes)) if path]
     check_outputs(outputs, images, models, files)
     args.draw(args)
 
@@ -186,30 +233,42 @@ def serve(args: argparse.Namespace) -> None:
     serve_page(backbone, args.image_size, args.host, args.port, args.show)
 
 
-def _action(actions, name: str, run, description: str) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=description, description=description[0].upper() + description[1:] + ".")
+def _action(
+    actions: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    line: str,
+    images: str = "a.jpg",
+    further: str = "",
+) -> Parser:
+    """Adds an action that draws; `images` and `further` are words of its example."""
+    parser = actions.add_parser(
+        name,
+        help=line,
+        about=f"Draw {line}.",
+        example=f"dinov2-hf visualize {name} {images} --model runs/mine{further}",
+    )
+    add_images(
+        parser,
+        "files, folders of them, or sets that `datasets` reads",
+        many=True,
+        old="--images",
+        remedy="files, folders of images, or sets that `datasets` reads",
+    )
     _add_model(parser, required=name != "overlay")
-    parser.add_argument(
-        "--images",
-        required=True,
-        nargs="+",
-        metavar="PATH",
-        help="files, folders of them, or sets that `datasets` reads",
-    )
     parser.add_argument("--split", default="train", metavar="NAME", help="of a set (default: train)")
-    parser.add_argument("--count", type=positive, default=8, help="images out of each folder or set (default: 8)")
     parser.add_argument(
-        "--output", type=Path, default=Path(f"{name}.png"), metavar="FILE", help=f"PNG to write (default: {name}.png)"
+        "--count", type=positive, default=8, metavar="N", help="images out of each folder or set (default: 8)"
     )
+    add_output(parser, f"PNG file to write (default: {name}.png)", default=Path(f"{name}.png"))
     parser.set_defaults(run=draw, draw=run)
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument(
-        "--model", required=required, metavar="MODEL", help=SOURCES + "; or any vision transformer that AutoModel loads"
-    )
-    parser.add_argument("--device", metavar="NAME", help="such as cpu or cuda (default: a GPU where there is one)")
+def _add_model(parser: Parser, required: bool = True, word: bool = False) -> None:
+    remedy = "a run, an export, a model on the Hub or a file" if required else ""
+    add_model(parser, SOURCES + "; or any vision transformer that AutoModel loads", word=word, remedy=remedy)
+    add_device(parser)
     parser.add_argument(
         "--image-size",
         type=positive,
@@ -218,25 +277,22 @@ def _add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     )
 
 
-def _backbone(args: argparse.Namespace):
-    import torch
-
+def _backbone(args: argparse.Namespace) -> FeatureExtractor:
+    from ..api.process import computing_on
     from ..config.checks import multiple_of_patch
     from ..features import open_backbone
 
     without_bars()
-    try:
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from None
-    backbone = open_backbone(args.model, device)
+    with computing_on(args.device) as device:
+        backbone = open_backbone(args.model, device)
     if args.image_size is not None:
         multiple_of_patch("--image-size", args.image_size, backbone.stride)
     return backbone
 
 
-def _open(args: argparse.Namespace, features: bool = True):
+def _open(
+    args: argparse.Namespace, features: bool = True
+) -> tuple[FeatureExtractor, list[Picture], list[torch.Tensor]]:
     """Backbone, pictures, and the features of their patches."""
     from .. import visualize
 
@@ -245,7 +301,7 @@ def _open(args: argparse.Namespace, features: bool = True):
     transform = backbone.transform
     channels = len(transform.mean)
     pictures = visualize.open_pictures(
-        args.images, image_size, backbone.stride, channels, args.split, args.count, transform.decoding
+        args.data, image_size, backbone.stride, channels, args.split, args.count, transform.decoding
     )
     found = [visualize.patch_features(backbone, picture) for picture in pictures] if features else []
     return backbone, pictures, found

@@ -7,7 +7,7 @@ Everything a user can get wrong is refused here, before anything heavy is import
 from .data import ColorsConfig, CropsConfig, DataConfig, SourceConfig, TrainingSourceConfig
 from .describe import describe_keys
 from .keys import dotted_keys, value_at
-from .loading import load_config, load_saved_config, save_config
+from .loading import load_config, load_saved_config, save_config, sections_of
 from .model import FAMILIES, PRESETS, BackboneConfig, InitConfig, ModelConfig
 from .names import hub_name, name_of_source, public_name
 from .objectives import DINOv2RunConfig, FeatureDistillationConfig, PrototypeDistillationConfig
@@ -74,6 +74,7 @@ __all__ = [
     "register_run_config",
     "same_place",
     "save_config",
+    "sections_of",
     "value_at",
     "with_absolute_paths",
 ]

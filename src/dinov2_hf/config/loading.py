@@ -78,14 +78,7 @@ def load_config(path: Source | None = None, overrides: Sequence[str] = (), kind:
 
 def load_with_origins(path: Source | None, overrides: Sequence[str], kind: type[Any]) -> Loaded[Any]:
     """As `load_config`, with the layers that the values come from."""
-    layers = [] if path is None else [open_layer(path, getattr(kind, "recipes", "pretrain"))]
-    layers.append(keys_layer(overrides))
-    for layer in layers:
-        refuse_tokens(layer.values, layer.origin)
-    if issubclass(kind, RunConfig):
-        layers = translate(layers, kind.objective)
-        names = [str(layer.values["objective"]) for layer in layers if "objective" in layer.values]
-        kind = run_config_of(names[-1]) if names else RUNS[kind.objective]
+    layers, kind = _open_layers(path, overrides, kind)
     template = kind()
     for layer in layers:
         fill_sections(template, layer.values)
@@ -109,6 +102,34 @@ def load_with_origins(path: Source | None, overrides: Sequence[str], kind: type[
     _name_output(config, layers[0].file)
     _refuse_unsavable(config)
     return Loaded(config.check(), layers)
+
+
+def sections_of(path: Source | None, overrides: Sequence[str], kind: type[Any]) -> Any:
+    """Returns the sections with the defaults of a configuration that a file and overrides choose, for `describe_keys`.
+
+    The objective and the families of the backbones are those that are named; a table of sections has one called `NAME`.
+
+    Raises:
+        as `load_config` where a file or an override cannot be read.
+    """
+    layers, kind = _open_layers(path, overrides, kind)
+    template = kind()
+    for layer in layers:
+        fill_sections(template, layer.values, placeholders=True)
+    return template
+
+
+def _open_layers(path: Source | None, overrides: Sequence[str], kind: type[Any]) -> tuple[list[Layer], type[Any]]:
+    """Reads a file and overrides, and chooses the configuration of the objective that they name."""
+    layers = [] if path is None else [open_layer(path, getattr(kind, "recipes", "pretrain"))]
+    layers.append(keys_layer(overrides))
+    for layer in layers:
+        refuse_tokens(layer.values, layer.origin)
+    if issubclass(kind, RunConfig):
+        layers = translate(layers, kind.objective)
+        names = [str(layer.values["objective"]) for layer in layers if "objective" in layer.values]
+        kind = run_config_of(names[-1]) if names else RUNS[kind.objective]
+    return layers, kind
 
 
 def save_config(config: Any, path: str | PathLike[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -22,9 +22,10 @@ _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def native_precision() -> str:
     """`bf16` where the hardware multiplies bfloat16 matrices itself, else `fp32`."""
-    if torch.cuda.is_available():
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    if torch.cuda.is_available() and not on_cpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if torch.backends.mps.is_available():
+    if torch.backends.mps.is_available() and not on_cpu:
         return "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 

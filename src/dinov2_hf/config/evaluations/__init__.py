@@ -36,7 +36,14 @@ __all__ = [
     "RobustnessEvaluation",
     "SegmentationEvaluation",
     "VideoEvaluation",
+    "evaluation_config",
 ]
+
+
+def evaluation_config(name: str) -> type[EvaluationConfig] | None:
+    """Returns the configuration of an evaluator of this package, such as `KnnEvaluation` for `knn`; None of others."""
+    kind = globals().get(f"{name.title().replace('_', '')}Evaluation")
+    return kind if isinstance(kind, type) and issubclass(kind, EvaluationConfig) else None
 
 
 def __getattr__(name: str) -> Any:
