@@ -8,8 +8,8 @@
 For each fault only the files of tests that import the changed module are run, until the first test fails; where all
 pass, then those that import a module that imports it, and then the others in the folder of tests of its part of the
 package, which may reach it through a registry. The test that fails is then run without the fault: only a test that
-passes there has caught it. Results are added to the JSON file after each fault, and faults that it already holds are not
-run again, so an interrupted run continues.
+passes there has caught it. Results are added to the JSON file after each fault, and faults that it already holds are
+not run again, so an interrupted run continues.
 """
 
 import argparse
