@@ -127,7 +127,7 @@ def test_unusual_architecture_is_described(config):
 
 def test_overrides_for_continuing_give_the_same_architecture_and_heads():
     for path in sorted((ROOT / "configs" / "pretrain").glob("*.yaml")):
-        config = load_config(path, ["data.train.path=/x"])
+        config = load_config(path, ["data.train.path=/x", "init.path=/y"])
         _, text = render(config, RunFacts())
         command = re.search(r"^accelerate launch examples/pretrain.py (.+)$", text, re.MULTILINE)[1]
         again = load_config(None, command.split())
