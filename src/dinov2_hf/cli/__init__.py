@@ -9,12 +9,14 @@ from typing import Any
 
 from .. import __version__
 from .completion import add_completion
+from .config import add_config
 from .curate import add_curate
 from .data import add_data
 from .evaluate import add_evaluate
 from .exchange import add_export, add_inspect
 from .hub import add_push
 from .parser import Parser
+from .recipes import add_recipes
 from .running import execute
 from .train import add_distill, add_pretrain
 from .verify import add_verify
@@ -24,6 +26,7 @@ GROUPS = {
     "Train": (add_pretrain, add_distill, add_verify),
     "Images": (add_data, add_curate),
     "Models": (add_evaluate, add_visualize, add_inspect, add_export, add_push),
+    "Configurations": (add_recipes, add_config),
     "Setup": (add_completion,),
 }
 """The functions that add the commands, in the order of `dinov2-hf --help`."""
