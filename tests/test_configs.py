@@ -18,6 +18,7 @@ from dinov2_hf.cli.arguments import describe_sections, overrides_of
 from dinov2_hf.cli.running import parse
 from dinov2_hf.config import RUNS, load_config, value_at
 from dinov2_hf.config.curation import CurationConfig
+from dinov2_hf.config.recipes import find_recipe, list_recipes
 from dinov2_hf.evaluation import evaluators, find_evaluator
 from dinov2_hf.train.schedules import build_schedules
 
@@ -26,7 +27,6 @@ DISTILL = sorted((ROOT / "configs/distill").glob("*.yaml"))
 PRETRAIN = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 EVALUATE = sorted((ROOT / "configs/evaluate").glob("*.yaml"))
-CURATE = sorted((ROOT / "configs/curate").glob("*.yaml"))
 DISTRIBUTED = ROOT / "docs/distributed.md"
 
 
@@ -138,13 +138,9 @@ def test_every_pretraining_config_parses(path):
 
 
 @pytest.mark.parametrize("path", PRETRAIN, ids=names(PRETRAIN))
-def test_head_of_every_pretraining_config_names_its_command(path):
-    text = head(path)
+def test_head_of_every_pretraining_config_says_what_it_needs(path):
     for label in ("Command:", "Paper:", "Hardware:", "Time:", "Expected:"):
-        assert label in text, label
-    assert f"configs/pretrain/{path.name}" in text
-    for launch in re.findall(r"configs/accelerate/\S+", text):
-        assert (ROOT / launch).is_file(), launch
+        assert label in head(path), label
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -201,7 +197,7 @@ def test_second_stage_continues_its_first_stage(second, first):
     with pytest.raises(ValueError, match=f"init.path is left open in the recipe pretrain/{second}; set it: init.path="):
         load_config(second, ["data.train.path=/images"])
     command = f"init.path={load(first).train.output_dir}"
-    assert f"--config configs/pretrain/{second}.yaml {command} " in head(ROOT / f"configs/pretrain/{second}.yaml")
+    assert f"--config {second} {command} " in head(ROOT / f"configs/pretrain/{second}.yaml")
     second, first = load(second), load(first)
     for section in ("dino", "ibot", "koleo", "teacher", "colors"):
         assert getattr(second, section) == getattr(first, section), section
@@ -266,13 +262,8 @@ def test_accelerate_loads_every_launch_file(name, kind, machines, processes):
     assert (args.num_machines, args.num_processes, args.use_fsdp) == (machines, processes, kind == DistributedType.FSDP)
 
 
-def test_every_launch_file_is_tested_and_names_its_command():
+def test_every_launch_file_is_tested():
     assert names(ACCELERATE) == ["cpu", "ddp_8gpu", "fsdp2_8gpu", "fsdp2_multi_node", "one_gpu"]
-    for path in ACCELERATE:
-        text = head(path)
-        assert f"accelerate launch --config_file configs/accelerate/{path.name}" in text
-        for config in re.findall(r"configs/pretrain/\S+", text):
-            assert (ROOT / config).is_file(), config
 
 
 @pytest.mark.parametrize("name", ["fsdp2_8gpu", "fsdp2_multi_node"])
@@ -326,12 +317,11 @@ def test_documented_launches_keep_the_global_batch():
 
 
 @pytest.mark.parametrize("path", DISTILL, ids=names(DISTILL))
-def test_every_distillation_config_names_its_objective_and_its_command(path, caplog):
+def test_every_distillation_config_names_its_objective(path, caplog):
     config = load_config(path, ["data.train.path=/images", "distill.teacher=/teacher"])
     assert f"\nobjective: {config.objective}\n" in path.read_text() and config.objective.startswith("distill_")
     assert not caplog.records, "a configuration of 0.5"
     assert config.model.drop_path_rate == 0
-    assert f"--config configs/distill/{path.name}" in path.read_text().split("\n\n")[0]
     for word in ("Paper:", "Hardware:", "Time:", "Expected:"):
         assert word in path.read_text().split("\n\n")[0], word
 
@@ -352,22 +342,24 @@ def test_distilled_small_model_holds_the_published_values():
 # --- configs/evaluate, configs/curate --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", EVALUATE, ids=names(EVALUATE))
-def test_every_evaluation_config_parses_for_the_evaluator_of_its_command(path):
-    command = " ".join(re.findall(r"# +(?:Command:)? *(.*)", head(path)))
-    evaluator = re.search(r"dinov2-hf evaluate (\w+) ", command)[1]
-    assert f"--config {path.relative_to(ROOT)}" in command
-    load_config(path, kind=find_evaluator(evaluator).config)
-
-
 def test_every_evaluator_has_a_config():
     assert {re.search(r"dinov2-hf evaluate (\w+) ", head(path))[1] for path in EVALUATE} == set(evaluators())
 
 
-@pytest.mark.parametrize("path", CURATE, ids=names(CURATE))
-def test_every_curation_config_parses_and_names_its_command(path):
-    assert f"--config {path.relative_to(ROOT)}" in head(path)
-    load_config(path, ["pool.web.path=/pile", "embed.model=/model"], kind=CurationConfig)
+@pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
+def test_command_in_the_head_of_every_recipe_is_understood_without_a_clone(recipe):
+    """It reads the recipe, or is started by it."""
+    lines = re.sub(r"^# ?(Command:)?", "", head(recipe.path), flags=re.MULTILINE)
+    lines = re.sub(r" *\\\n *", " ", lines).splitlines()
+    found = [re.match(r" *(?:accelerate launch (.*?) ?-m dinov2_hf|dinov2-hf) (\w+ .*)", line) for line in lines]
+    launch, command = next(match for match in found if match).groups()
+    args = understood(command)
+    launchers = re.findall(r'--config_file "\$\(dinov2-hf recipes --path (\w+)\)"', launch or "")
+    assert all(find_recipe(f"accelerate/{name}") for name in launchers)
+    if recipe.kind == "accelerate":
+        assert launchers == [recipe.stem] and args.command == "pretrain"
+    else:
+        assert (args.command, args.config) == (recipe.kind, recipe.stem)
 
 
 COMMANDS = [
@@ -383,14 +375,19 @@ COMMANDS = [
     "page, command", COMMANDS, ids=[f"{page}-{number}" for number, (page, _) in enumerate(COMMANDS)]
 )
 def test_documented_command_is_understood(page, command):
-    """Every option and key of it exists."""
-    args = parse(build_program(), shlex.split(command.partition(" > ")[0], comments=True)[1:])
+    understood(command.removeprefix("dinov2-hf "))
+
+
+def understood(command):
+    """The arguments of a command, every option and key of which exists."""
+    args = parse(build_program(), shlex.split(command.partition(" > ")[0], comments=True))
     if getattr(args, "keys", None) is not None:
         assert describe_sections(args.sections(args), args.keys)
-        return
+        return args
     if args.command == "evaluate" and args.evaluator != "list":
         load_config(args.config, overrides_of(args, evaluate.KEYS), find_evaluator(args.evaluator).config)
     if args.command == "curate":
         load_config(args.config, overrides_of(args, curate.KEYS), CurationConfig)
     if args.command in ("pretrain", "distill"):
         load_config(args.config, train.overrides(args), RUNS[args.objective])
+    return args

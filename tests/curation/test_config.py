@@ -21,10 +21,9 @@ def load(*overrides, path=None):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/curate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_parses_and_names_its_command(path):
+def test_every_config_parses_and_says_what_it_needs(path):
     load(*(["embed.model=m"] if path.stem == "quickstart" else []), path=path)
     head = path.read_text().split("\n\n")[0]
-    assert f"dinov2-hf curate --config configs/curate/{path.name}" in head
     for word in ("Paper:", "Hardware:", "Time:", "Expected:"):
         assert word in head, word
 
