@@ -13,18 +13,20 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from ..config import RunConfig, dotted_keys, load_saved_config, paths_in, same_place, save_config, value_at
@@ -32,7 +34,7 @@ from ..files import CHECKPOINTS, CONFIG_FILE, STATE_FILE, first_line, sync
 from .manifest import Manifest, list_files, write_manifest
 from .metrics import current_name
 from .provenance import Provenance
-from .reader import CheckpointPlanner, CheckpointReader
+from .reader import CheckpointPlanner, CheckpointReader, tensors_in
 from .together import on_all, on_main, rank_and_world
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -60,15 +62,15 @@ class RunState:
     """Updates at the start in which the heads alone are trained."""
     counters: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Updates skipped because the gradient was not finite: in all, and in a row."""
-    scaler: dict | None = None
+    scaler: dict[str, Any] | None = None
     """State of the gradient scaler, in fp16."""
-    means: dict[str, list] = field(default_factory=dict)
+    means: dict[str, list[Any]] = field(default_factory=dict)
     """`MeanMetrics.state`: of updates after the last logged one."""
     broken: list[list[str]] = field(default_factory=list)
     """Kind, name and reason of everything broken that was met, in order."""
     reads: list[int] = field(default_factory=lambda: [0, 0])
     """Images read so far, and how many of them were broken."""
-    listing: dict[str, dict] | None = None
+    listing: dict[str, dict[str, Any]] | None = None
     """What each source of images was made of: `TrainingSource.listing`; None in checkpoints of dinov2_hf 0.5."""
 
 
@@ -81,7 +83,9 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int:
     """The number of updates in a checkpoint's name."""
-    return int(_NAME.fullmatch(checkpoint.name)[1])
+    named = _NAME.fullmatch(checkpoint.name)
+    assert named is not None, checkpoint
+    return int(named[1])
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -142,7 +146,9 @@ def read_state(checkpoint: Path) -> tuple[RunState, int]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value out of JSON has a type, such as `list[float]` or `dict | None`."""
+    """Whether a value out of JSON has a type, such as `list[float]` or `dict[str, Any] | None`."""
+    if hint is Any:
+        return True
     kind, inside = get_origin(hint) or hint, get_args(hint)
     if kind is UnionType:
         return any(_fits(value, one) for one in inside)
@@ -179,8 +185,8 @@ def save_checkpoint(
         model_state, optimizer_state = get_state_dict(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state}
         with _without_warnings():
-            dcp.save(state, checkpoint_id=partial, no_dist=not dist.is_initialized())
-        provenance = Provenance.of(model_state, accelerator)
+            save(state, checkpoint_id=partial, no_dist=not dist.is_initialized())
+        provenance = Provenance.of(cast(dict[str, Tensor], model_state), accelerator)
         shards = on_all(lambda: list_files(partial.glob(f"__{rank_and_world()[0]}_*")))
         files = {name: entry for shard in shards for name, entry in shard.items()}
         on_main(lambda: _finish(partial, final, run, config, provenance, files))
@@ -236,7 +242,7 @@ def load_checkpoint(
     run, _ = read_state(path)
     check_same_run(path, config, run.global_batch_size, global_batch_size)
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state}
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     _load(state, path, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return run
@@ -250,7 +256,7 @@ def _load(state: dict[str, Any], path: Path, no_dist: bool) -> None:
     """
     try:
         with _without_warnings():
-            dcp.load(state, storage_reader=CheckpointReader(path), planner=CheckpointPlanner(), no_dist=no_dist)
+            load(state, storage_reader=CheckpointReader(path), planner=CheckpointPlanner(), no_dist=no_dist)
     except CheckpointException as error:
         raise ValueError(
             f"the checkpoint {path} cannot be loaded: {first_line(_cause(error))}; take another one"
@@ -268,11 +274,11 @@ def read_model_tensors(path: Path, device: str = "cpu", place: str = "") -> dict
         ValueError: the metadata or tensors are damaged.
     """
     prefix = "model."
-    saved = CheckpointReader(path).read_metadata().state_dict_metadata
+    saved = tensors_in(CheckpointReader(path).read_metadata())
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device=device)
         for name, entry in saved.items()
-        if name.startswith(prefix + place) and hasattr(entry, "size")
+        if name.startswith(prefix + place)
     }
     if state and device != "meta":
         _load(state, path, no_dist=True)
@@ -301,7 +307,7 @@ def check_same_run(path: Path, config: RunConfig, saved_batch_size: int, global_
 
 
 @contextlib.contextmanager
-def _without_warnings():
+def _without_warnings() -> Iterator[None]:
     """A single process is what `no_dist` says; torch warns of it all the same."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)

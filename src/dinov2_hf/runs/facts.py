@@ -55,7 +55,7 @@ class RunFacts:
             facts.num_processes = facts.global_batch_size // per_process or None
             facts.hours = _hours(lines, facts.global_batch_size)
         prefix = f"{student}." if student else ""
-        logged = next((line for line in reversed(lines) if "loss" in line), {})
+        logged: dict[str, Any] = next((line for line in reversed(lines) if "loss" in line), {})
         facts.losses = terms_in(logged, student)
         facts.results = _results(lines, config, f"{prefix}knn_accuracy")
         facts.base_model = hub_name(config.init.path)
@@ -74,7 +74,7 @@ class RunFacts:
         return rows
 
 
-def _hours(lines: list[dict], global_batch_size: int) -> float | None:
+def _hours(lines: list[dict[str, Any]], global_batch_size: int) -> float | None:
     """From the rate between two lines and the images between them."""
     seconds, before = 0.0, 0
     for line in lines:
@@ -85,7 +85,7 @@ def _hours(lines: list[dict], global_batch_size: int) -> float | None:
     return seconds / 3600 or None
 
 
-def _results(lines: list[dict], config: RunConfig, metric: str) -> list[EvalResult]:
+def _results(lines: list[dict[str, Any]], config: RunConfig, metric: str) -> list[EvalResult]:
     accuracy = next((line[metric] for line in reversed(lines) if line.get(metric) is not None), None)
     if accuracy is None or not config.knn.enabled or not math.isfinite(accuracy):
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from ..config import RunConfig, load_saved_config, save_config
 from ..data.broken import FILE_NAME as BROKEN_FILE
@@ -20,7 +21,7 @@ class RunFolder:
         path: the folder; it need not be there.
     """
 
-    def __init__(self, path: str | PathLike) -> None:
+    def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
 
     @classmethod
@@ -77,7 +78,7 @@ class RunFolder:
         with beside(self.config_file) as temporary:
             save_config(config, temporary)
 
-    def read_metrics(self, until: int | None = None) -> list[dict[str, float]]:
+    def read_metrics(self, until: int | None = None) -> list[dict[str, Any]]:
         """Returns the lines of metrics, up to update `until`; none where the run wrote none."""
         return [line for line in read_metrics(self.path) if until is None or line["step"] <= until]
 

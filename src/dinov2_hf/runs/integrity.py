@@ -31,15 +31,16 @@ class _Outline:
     origin: Provenance | None = None
     files: Manifest | None = None
     """None in checkpoints of dinov2_hf 0.5."""
-    parts: list[str] | list[_StorageInfo] = field(default_factory=list)
-    """Names of files; without a manifest the places of tensors, which have a CRC-32 each."""
+    large: list[str] = field(default_factory=list)
+    """Names of the large files."""
+    places: list[_StorageInfo] = field(default_factory=list)
+    """Without a manifest the places of tensors, which have a CRC-32 each."""
 
     def find_flipped(self, checkpoint: Path, rank: int = 0, world: int = 1) -> str | None:
-        """Reads one of `world` shares of the parts; what is wrong with them."""
-        parts = self.parts[rank::world]
+        """Reads one of `world` shares of the large parts; what is wrong with them."""
         if self.files is not None:
-            return manifest.find_flipped(checkpoint, {name: self.files[name] for name in parts})
-        name = CheckpointReader(checkpoint).find_flipped(parts)
+            return manifest.find_flipped(checkpoint, {name: self.files[name] for name in self.large[rank::world]})
+        name = CheckpointReader(checkpoint).find_flipped(self.places[rank::world])
         return name and f"{name} differs from what was written"
 
 
@@ -66,8 +67,9 @@ class OpenCheckpoint:
     """A checkpoint whose small files are whole; its tensors are compared with their checksums by `require_contents`."""
 
     def __init__(self, path: Path, outline: _Outline) -> None:
+        assert outline.config is not None and outline.state is not None  # there, as nothing is damaged
         self.path, self.config, self.state = path, outline.config, outline.state
-        self.digest = outline.origin and outline.origin.weights
+        self.digest = outline.origin.weights if outline.origin else None
         """Of the weights, as the checkpoint records it; None in one of dinov2_hf 0.5 without provenance."""
         self._outline, self._compared = outline, False
 
@@ -222,7 +224,7 @@ def _read_outline(checkpoint: Path) -> _Outline:
     config = _read_config(checkpoint)
     read = CheckpointReader(checkpoint).read_metadata()
     if files is None:
-        return _Outline(None, config, state, None, parts=list(read.storage_data.values()))
+        return _Outline(None, config, state, None, places=list(read.storage_data.values()))
     named = {place.relative_path for place in read.storage_data.values()}
     if unlisted := sorted(named - files.keys()):
         raise ValueError(f"{unlisted[0]} is not in {manifest.NAME}")

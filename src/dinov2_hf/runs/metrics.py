@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,14 +36,14 @@ class MeanMetrics:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] += 1
 
-    def state(self, accelerator: Accelerator) -> dict[str, list]:
+    def state(self, accelerator: Accelerator) -> dict[str, list[Any]]:
         """By name, the number of updates since the last reading and the sum of each process. Collective."""
         if not self._sums:
             return {}
         sums = accelerator.gather(torch.stack(list(self._sums.values()))[None]).T.tolist()
         return {name: [self._counts[name], own] for name, own in zip(self._sums, sums)}
 
-    def load(self, state: Mapping[str, list], accelerator: Accelerator) -> None:
+    def load(self, state: Mapping[str, list[Any]], accelerator: Accelerator) -> None:
         """Continues from `state`: exactly on as many processes; on another number each takes the mean of the sums."""
         for name, (count, sums) in state.items():
             same = len(sums) == accelerator.num_processes
@@ -108,8 +109,11 @@ def is_of_update(line: Mapping[str, float | None]) -> bool:
     return "epoch" in line
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Returns the lines of `metrics.jsonl` in `folder`, without one that a kill cut short."""
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Returns the lines of `metrics.jsonl` in `folder`, without one that a kill cut short.
+
+    The values are numbers, or None where one was not finite.
+    """
     path = folder / METRICS_FILE
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import numpy
@@ -86,7 +87,7 @@ def environment_changes(checkpoint: Path, accelerator: Accelerator) -> list[str]
     return replace(then, code={}).differences(Provenance("", {}, environment_of(accelerator)))
 
 
-def listing_changes(before: Mapping[str, dict] | None, now: Mapping[str, dict]) -> list[str]:
+def listing_changes(before: Mapping[str, Mapping[str, Any]] | None, now: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What changed in the sources of images between two `TrainingSource.listing`s, a line each."""
     return [
         f"the files of {name} changed: {describe_listing(before.get(name))} when the checkpoint was written, "
@@ -96,7 +97,7 @@ def listing_changes(before: Mapping[str, dict] | None, now: Mapping[str, dict]) 
     ]
 
 
-def describe_listing(source: Mapping | None) -> str:
+def describe_listing(source: Mapping[str, Any] | None) -> str:
     """What a source of images is made of, in a few words."""
     if source is None:
         return "none"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import metadata
-from torch.distributed.checkpoint._nested_dict import set_element
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint._traverse import set_element
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.planner import ReadItem
 
 from ..files import first_line, lies_in
@@ -34,7 +34,7 @@ _ALLOWED = {
 class _Unpickler(pickle.Unpickler):
     """Makes what `torch.distributed.checkpoint` writes into its metadata, and nothing else."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         own = getattr(metadata, name, None) if module == metadata.__name__ else None
         is_own = isinstance(own, type) and own.__module__ == module
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
@@ -43,18 +43,18 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"asks for {module}.{name}, which is not part of a checkpoint")
 
 
-class CheckpointReader(dcp.FileSystemReader):
+class CheckpointReader(FileSystemReader):
     """Reads as the reader of torch does, but only names, shapes, types and places of tensors in files of the folder.
 
     `read_metadata` raises `ValueError` for metadata that is damaged, holds anything else or names a file elsewhere.
     """
 
-    def read_metadata(self, *args, **kwargs) -> metadata.Metadata:
+    def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         try:
             with path.open("rb") as file:
-                found = _Unpickler(file).load()
-            self._check(found)
+                loaded = _Unpickler(file).load()
+            found = self._check(loaded)
         except OSError as error:
             raise ValueError(f"{path.name} cannot be read: {error.strerror or error}") from None
         except Exception as error:  # what a damaged pickle raises can be anything
@@ -64,7 +64,7 @@ class CheckpointReader(dcp.FileSystemReader):
         found.storage_meta.load_id = self.load_id
         return found
 
-    def _check(self, found: Any) -> None:
+    def _check(self, found: Any) -> metadata.Metadata:
         """Raises ValueError unless every tensor lies within a file of the folder, and is no larger than it."""
         if not isinstance(found, metadata.Metadata) or not isinstance(found.storage_data, dict):
             raise ValueError("is the metadata of something else")
@@ -81,11 +81,12 @@ class CheckpointReader(dcp.FileSystemReader):
             if not 0 <= begin <= begin + length <= sizes[name]:
                 raise ValueError(f"needs {begin + length} bytes of {name}, which has {sizes[name]}")
         names = {index.fqn for index in found.storage_data}
-        tensors = [entry for entry in found.state_dict_metadata.values() if hasattr(entry, "size")]
+        tensors = tensors_in(found).values()
         if lacking := sorted(found.state_dict_metadata.keys() - names):
             raise ValueError(f"does not say where {lacking[0]} is")
         if sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in tensors) > sum(sizes.values()):
             raise ValueError("names tensors that are larger than the files")
+        return found
 
     def find_flipped(self, places: list[_StorageInfo]) -> str | None:
         """Which file differs from what was written, by the CRC-32 that `torch.save` adds to every tensor.
@@ -103,6 +104,12 @@ class CheckpointReader(dcp.FileSystemReader):
             if odd:
                 return place.relative_path
         return None
+
+
+def tensors_in(found: metadata.Metadata) -> dict[str, metadata.TensorStorageMetadata]:
+    """The entries of tensors, by name; the others are of settings."""
+    entries = found.state_dict_metadata.items()
+    return {name: entry for name, entry in entries if isinstance(entry, metadata.TensorStorageMetadata)}
 
 
 class _Slice(io.RawIOBase):
@@ -132,7 +139,7 @@ class _Slice(io.RawIOBase):
         return len(data)
 
 
-class CheckpointPlanner(dcp.DefaultLoadPlanner):
+class CheckpointPlanner(DefaultLoadPlanner):
     """Loads what is not a tensor (settings of the optimiser) without running code, and only in place of its like."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -21,7 +21,8 @@ def on_all(action: Callable[[], T]) -> list[T]:
     Raises:
         OSError: on the others, where one failed, with its message; that one raises what it got.
     """
-    result, error = None, None
+    result: T | None = None
+    error: Exception | None = None
     try:
         result = action()
     except Exception as caught:
@@ -32,7 +33,7 @@ def on_all(action: Callable[[], T]) -> list[T]:
     failures = [(rank, failure) for rank, (_, failure) in enumerate(outcomes) if failure]
     if failures:
         raise OSError("process {}: {}".format(*failures[0]))
-    return [outcome for outcome, _ in outcomes]
+    return [cast(T, outcome) for outcome, _ in outcomes]
 
 
 def on_main(action: Callable[[], T]) -> T:
@@ -42,13 +43,13 @@ def on_main(action: Callable[[], T]) -> T:
         OSError: on the others, where the main one failed, with its message; that one raises what it got.
     """
     main = rank_and_world()[0] == 0
-    return on_all(lambda: action() if main else None)[0]
+    return cast(T, on_all(lambda: action() if main else None)[0])
 
 
 def _gather(item: T) -> list[T]:
     world = rank_and_world()[1]
     if world == 1:
         return [item]
-    items: list = [None] * world
+    items: list[Any] = [None] * world
     dist.all_gather_object(items, item)
     return items

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PreTrainedConfig
 
-from ..backbones import Backbone, Dinov2Config, Dinov2Model
+from ..backbones import Backbone, Dinov2Model
 from ..config import RunConfig
 from ..data import EvalTransform, default_colors
 from ..runs import RunFolder
@@ -62,7 +62,7 @@ class Weights:
     """What messages call it: the key and the path, such as `init.path=/my/model`."""
     kind: str
     """What it is, in words."""
-    config: PretrainedConfig
+    config: PreTrainedConfig
     """Of the backbone; of a model of another family, as transformers reads it."""
     read: Callable[[str], Mapping[str, Tensor]] = field(repr=False)
     """Reads the tensors of `teacher` or `student`, as `network` returns them."""
@@ -217,14 +217,14 @@ class Weights:
         parts = [self.digest, self.asked, self.student, settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
-    def resized(self, config: Dinov2Config, tensors: Mapping[str, Tensor]) -> Weights:
+    def resized(self, config: PreTrainedConfig, tensors: Mapping[str, Tensor]) -> Weights:
         """The same with other tensors of its backbone, which fit `config`."""
         others = {name: value for name, value in self.network().items() if not name.startswith("backbone.")}
         both = {f"backbone.{name}": value for name, value in tensors.items()} | others
         return replace(self, config=config, read=lambda _: both, _networks={})
 
 
-def default_side(config: Dinov2Config) -> int:
+def default_side(config: PreTrainedConfig) -> int:
     """Crops in pixels that the released models are used with: 224, or the size of a model of smaller images."""
     if not hasattr(config, "grid_size"):  # any size is as good
         return 224
@@ -243,13 +243,13 @@ class Format:
     holds: Callable[[Place], bool]
     """Whether `read` takes what is at a place. The formats are asked in their order, and the first one reads it."""
     read: Callable[[Place], Weights]
-    write: Callable[[Path, Dinov2Model, Mapping[str, Any]], None] | None = None
-    """Writes a backbone and the configuration of its image processor to a path where nothing is."""
+    write: Callable[[Path, Any, dict[str, Any]], None] | None = None
+    """Writes a backbone of `families` and the configuration of its image processor to a path where nothing is."""
     suffix: str = ""
     """Of the file that it writes; empty: it writes a folder, which takes heads and a model card too."""
-    usage: Callable[[str, Dinov2Config], str] | None = None
-    """Python that loads what was written to a path."""
+    usage: Callable[[str, Any], str] | None = None
+    """Python that loads what was written to a path, by the config of the backbone."""
     families: tuple[str, ...] = ()
     """Families of backbones that it can be written from; none named: all."""
-    limits: Callable[[Dinov2Config], list[str]] | None = None
+    limits: Callable[[Any], list[str]] | None = None
     """What readers of the format do otherwise than the model, to be said when it is written."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from torch import nn
 
-from ..backbones import Backbone, Description, Dinov2Model, describe_backbone
+from ..backbones import Backbone, Description, PretrainedBackbone, describe_backbone
 from ..config import (
     BackboneConfig,
     DINOv2RunConfig,
@@ -35,7 +34,7 @@ Rows = dict[str, str | None]
 
 
 def model_card(
-    backbone: Backbone,
+    backbone: PretrainedBackbone,
     transform: EvalTransform,
     config: RunConfig,
     facts: RunFacts,
@@ -64,7 +63,7 @@ def model_card(
         eval_results=facts.results or None,
         **_license(facts.license),
     )
-    tables = {
+    tables: dict[str, Mapping[str, str | None]] = {
         "Architecture": _architecture(backbone, description, model.num_channels, transform),
         "Data": _data(config, facts),
         "Recipe": _recipe(config, model, facts),
@@ -73,7 +72,7 @@ def model_card(
         "Evaluation": facts.results_table(),
     }
     tables = {name: {row: text for row, text in rows.items() if text} for name, rows in tables.items()}
-    return ModelCard.from_template(
+    card: ModelCard = ModelCard.from_template(
         metadata,
         template_str=resources.files("dinov2_hf.model_cards").joinpath("template.md").read_text(),
         title=title,
@@ -87,10 +86,11 @@ def model_card(
         license=facts.license,
         bits=config.data.bits if model.num_channels == 3 else None,
     )
+    return card
 
 
 def converted_card(
-    backbone: Dinov2Model, preprocessor: Mapping[str, Any], has_heads: bool, origin: str, remarks: list[str]
+    backbone: PretrainedBackbone, preprocessor: Mapping[str, Any], has_heads: bool, origin: str, remarks: list[str]
 ) -> ModelCard:
     """The card of a model that is not out of a run.
 
@@ -103,7 +103,7 @@ def converted_card(
     data = ModelCardData(
         library_name="transformers", pipeline_tag="image-feature-extraction", tags=["dinov2", "dinov2_hf"]
     )
-    return ModelCard.from_template(
+    card: ModelCard = ModelCard.from_template(
         data,
         template_str=resources.files("dinov2_hf.model_cards").joinpath("converted.md").read_text(),
         architecture=backbone.config,
@@ -113,9 +113,10 @@ def converted_card(
         origin=origin,
         remarks=remarks,
     )
+    return card
 
 
-def _architecture(backbone: nn.Module, description: Description, num_channels: int, transform: EvalTransform) -> Rows:
+def _architecture(backbone: Backbone, description: Description, num_channels: int, transform: EvalTransform) -> Rows:
     return {
         "Parameters": f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.1f} M",
         **description.card,
@@ -170,7 +171,7 @@ def _hardware(facts: RunFacts) -> Rows:
     }
 
 
-def _license(name: str | None) -> dict[str, str]:
+def _license(name: str | None) -> dict[str, Any]:
     """The metadata of a licence: the Hub's word for it, or `other` with its name."""
     if not name:
         return {}
@@ -194,7 +195,7 @@ def _shape_overrides(config: RunConfig, model: BackboneConfig) -> list[str]:
     return overrides
 
 
-def _numbers(values) -> str:
+def _numbers(values: Iterable[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 

@@ -6,10 +6,12 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
 
-from ..backbones import Dinov2Model, family_of
+from ..backbones import PretrainedBackbone, family_of
 from ..config import RunConfig
 from ..data import EvalTransform, preprocessor_config
 from ..files import Output, beside, check_outputs, made_nothing
@@ -63,6 +65,7 @@ def export_source(
     if format not in written:
         raise ValueError(f"--format {format} is not one of {', '.join(written)}")
     target = written[format]
+    assert target.write is not None and target.usage is not None
     if not target.suffix and output.suffix in {known.suffix for known in written.values()} - {""}:
         raise ValueError(
             f"OUTPUT={output} looks like a file, and the format {format} is a folder; leave {output.suffix} out"
@@ -75,7 +78,7 @@ def export_source(
     require_num_attention_heads(weights)
     if image_size is not None:
         weights = _resized(weights, image_size)
-    backbone, remarks = weights.build(), list(weights.remarks)
+    backbone, remarks = cast(PretrainedBackbone, weights.build()), list(weights.remarks)
     family = family_of(backbone)
     if target.families and (family is None or family.name not in target.families):
         name = family.name if family else type(backbone).__name__
@@ -98,7 +101,7 @@ def export_source(
 
 def export_folder(
     folder: Path,
-    backbone: Dinov2Model,
+    backbone: PretrainedBackbone,
     heads: Mapping[str, nn.Module],
     transform: EvalTransform,
     config: RunConfig,
@@ -122,13 +125,15 @@ def export_folder(
     return folder
 
 
-def _card(weights: Weights, backbone: Dinov2Model, preprocessor: Mapping, path: str, remarks: list[str]):
+def _card(
+    weights: Weights, backbone: PretrainedBackbone, preprocessor: Mapping[str, Any], path: str, remarks: list[str]
+) -> ModelCard:
     """The model card: with the facts of the run where there is one."""
     heads = weights.heads()
-    if weights.run is None:
+    if weights.run is None or weights.run_config is None:
         name = path if weights.kind.startswith("model on the Hub") else Path(path).name  # no paths of this machine
         return converted_card(backbone, preprocessor, bool(heads), f"`{name}` ({weights.kind})", remarks)
-    known = {} if weights.asked == "teacher" else {"results": []}  # only averages are evaluated
+    known: dict[str, Any] = {} if weights.asked == "teacher" else {"results": []}  # only averages are evaluated
     facts = RunFacts.of_run(weights.run, weights.run_config, weights.student, until=weights.step, **known)
     return model_card(backbone, weights.transform, weights.run_config, facts, bool(heads), weights.student)
 

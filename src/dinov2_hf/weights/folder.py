@@ -13,13 +13,13 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from ..backbones import Dinov2Config, Dinov2Model, family_of_model_type, load_stock_backbone
+from ..backbones import Dinov2Model, PretrainedBackbone, family_of_model_type, load_stock_backbone
 from ..files import first_line
 from .base import Format, Place, Weights
 from .notes import Notes
-from .original import config_from_original, to_original, weights_of_file
+from .original import Converted, config_from_original, to_original, weights_of_file
 from .positions import rule_remarks
 from .tensors import summary, without_classifier
 
@@ -92,7 +92,7 @@ def _has_stock_class(config: PreTrainedConfig) -> bool:
     return config.model_type in CONFIG_MAPPING and CONFIG_MAPPING[config.model_type] is not type(config)
 
 
-def _class_of(path: str) -> type[PreTrainedModel]:
+def _class_of(path: str) -> type[Any]:
     """The class of the family whose `model_type` is in the `config.json` at a path; `Dinov2Model` where none is."""
     try:
         model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type", "")
@@ -120,7 +120,7 @@ def read_file(place: Place) -> Weights:
     state = {re.sub(_MODEL, "", name): value for name, value in place.file.backbone.items()}
     state, remarks = without_classifier(state, "classifier.")
 
-    def convert(notes: Notes):
+    def convert(notes: Notes) -> Converted:
         original = to_original(state)
         return state, lambda **settings: config_from_original(original, **settings)
 
@@ -134,7 +134,7 @@ def has_our_names(place: Place) -> bool:
     return "embeddings.patch_embeddings.projection.weight" in plain
 
 
-def write_folder(folder: Path, backbone: Dinov2Model, preprocessor: Mapping[str, Any]) -> None:
+def write_folder(folder: Path, backbone: PretrainedBackbone, preprocessor: Mapping[str, Any]) -> None:
     """Writes `model.safetensors` and `config.json` as the stock class names them, and `preprocessor_config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     backbone.save_pretrained(folder)
@@ -152,13 +152,13 @@ def write_heads(folder: Path, heads: Mapping[str, Mapping[str, Tensor]]) -> None
         save_file(tensors, folder / HEADS_FILE, metadata={"format": "pt"})
 
 
-def folder_usage(path: str, config: Dinov2Config) -> str:
+def folder_usage(path: str, config: PreTrainedConfig) -> str:
     """Python that loads an exported folder."""
     loader = "transformers.AutoModel" if _can_run_in_transformers(config) else "dinov2_hf.Dinov2Model"
     return f'model = {loader}.from_pretrained("{path}")'
 
 
-def folder_limits(config: Dinov2Config) -> list[str]:
+def folder_limits(config: PreTrainedConfig) -> list[str]:
     """What stock transformers does otherwise than the model."""
     if not _can_run_in_transformers(config):
         return ["transformers takes square images of position embeddings only; load the folder with dinov2_hf"]
@@ -167,7 +167,7 @@ def folder_limits(config: Dinov2Config) -> list[str]:
     return rule_remarks(config, "transformers", antialias=config.num_register_tokens > 0)
 
 
-def _can_run_in_transformers(config: Dinov2Config) -> bool:
+def _can_run_in_transformers(config: PreTrainedConfig) -> bool:
     """Whether the stock class, which takes every grid of position embeddings for a square, can run the model."""
     return not hasattr(config, "grid_size") or config.grid_size[0] == config.grid_size[1]
 

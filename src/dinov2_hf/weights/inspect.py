@@ -53,6 +53,7 @@ def inspect_path(path: str) -> str:
 
 def _describe_run(path: Path, weights: Weights) -> Rows:
     run, config, checkpoint, step = weights.run, weights.run_config, weights.checkpoint, weights.step
+    assert run is not None and config is not None and checkpoint is not None
     train = config.train
     rows = [("checkpoint", f"{checkpoint.name}, epoch {step / train.epoch_length:.4g} of {train.epochs:g}")]
     rows += [("updates", f"{step:,} of {train.num_steps:,}")]
@@ -151,7 +152,7 @@ def _dtype_of(backbone: Mapping[str, Tensor]) -> torch.dtype:
 
 def _use(path: str, weights: Weights) -> str:
     start = f"init.path={path} starts training from it"
-    if weights.run is None:
+    if weights.run is None or weights.run_config is None:
         return f"dinov2-hf export {path} OUTPUT writes it in another format; {start}"
     script = "distill.py" if find_objective(weights.run_config).teachers_of(weights.run_config) else "pretrain.py"
     config = weights.run.config_file

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from os import PathLike
 from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,10 @@ class OnnxBackbone(nn.Module):
 
 
 def write_onnx(
-    path: str | PathLike, model: Dinov2Model, preprocessor: dict | None = None, weights_beside: bool | None = None
+    path: str | PathLike[str],
+    model: Dinov2Model,
+    preprocessor: dict[str, Any] | None = None,
+    weights_beside: bool | None = None,
 ) -> None:
     """Writes an ONNX file in float32.
 
@@ -90,7 +94,8 @@ def write_onnx(
     _require("onnx")
     _require("onnxscript")
     if model.dtype != torch.float32 or model.device.type != "cpu":
-        model = copy.deepcopy(model).to("cpu", torch.float32)
+        copied: nn.Module = copy.deepcopy(model)
+        model = cast(Dinov2Model, copied.to("cpu", torch.float32))
     config, state = model.config, model.state_dict()
     height, width = (patch * count for patch, count in zip(config.patch_height_width, (3, 5)))
     example = torch.zeros(2, config.num_channels, height, width)
@@ -107,16 +112,18 @@ def write_onnx(
             dynamic_shapes={INPUT: {0: dynamic, 2: dynamic, 3: dynamic}},
             verbose=False,
         )
+    assert program is not None  # as with dynamo=True
     missing = state.keys() - program.model.graph.initializers.keys()
     assert missing == {_MASK}, f"the exporter renamed {sorted(missing)}"
-    for item in (program.model, program.model.graph, *program.model.graph.all_nodes()):
+    parts: tuple[Any, ...] = (program.model, program.model.graph, *program.model.graph.all_nodes())
+    for item in parts:
         item.metadata_props.clear()  # where in which source file an operation was made: paths of this machine
     notes = Notes(config, preprocessor, {_MASK: state[_MASK]})
     program.model.metadata_props.update(notes.pack())
     program.save(path, external_data=weights_beside)
 
 
-def read_onnx(path: str | PathLike, where: str) -> tuple[dict[str, Tensor], Notes]:
+def read_onnx(path: str | PathLike[str], where: str) -> tuple[dict[str, Tensor], Notes]:
     """The backbone's state dict in an ONNX file that `write_onnx` wrote, and its notes.
 
     Args:
@@ -186,6 +193,7 @@ def _for_export(model: Dinov2Model) -> Iterator[None]:
 def read_onnx_weights(place: Place) -> Weights:
     """Reads an ONNX file that `write_onnx` wrote."""
     backbone, notes = read_onnx(place.path, place.where)
+    assert notes.config is not None, place.where
     tensors = {f"backbone.{name}": value for name, value in backbone.items()}
     return Weights(
         place.where,

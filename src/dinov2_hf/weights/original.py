@@ -23,6 +23,9 @@ from .base import Format, Place, Weights
 from .notes import Notes
 from .tensors import NOTES, without_wrappers
 
+Converted = tuple[dict[str, Tensor], Callable[..., Dinov2Config]]
+"""Tensors of a backbone under the names of the interchange format, and what reads the config off their shapes."""
+
 _HEAD_WIDTH = 64
 """Channels of an attention head in all published models."""
 
@@ -124,7 +127,7 @@ def require_num_attention_heads(weights: Weights) -> None:
         )
 
 
-def config_from_original(state_dict: Mapping[str, Tensor], **overrides) -> Dinov2Config:
+def config_from_original(state_dict: Mapping[str, Tensor], **overrides: Any) -> Dinov2Config:
     """The architecture that an original state dict was saved from, read off its shapes.
 
     The number of heads leaves no trace in the shapes: it is `guess_num_attention_heads`, unless `num_attention_heads`
@@ -155,21 +158,24 @@ def config_from_original(state_dict: Mapping[str, Tensor], **overrides) -> Dinov
     return Dinov2Config(**{**settings, **overrides})
 
 
-def model_from_original(state_dict: Mapping[str, Tensor] | str | PathLike, **overrides) -> Dinov2Model:
+def model_from_original(state_dict: Mapping[str, Tensor] | str | PathLike[str], **overrides: Any) -> Dinov2Model:
     """A `Dinov2Model` with the weights of an original state dict or `.pth` file.
 
     Args:
         state_dict: tensors under original names, or the path of a file with them (loaded with `weights_only=True`).
         overrides: arguments of `Dinov2Config` that the shapes cannot tell, such as `num_attention_heads`.
     """
-    if not isinstance(state_dict, Mapping):
-        state_dict = torch.load(state_dict, map_location="cpu", weights_only=True)
-    model = Dinov2Model(config_from_original(state_dict, **overrides))
-    model.load_state_dict(from_original(state_dict))
+    tensors: Mapping[str, Tensor]
+    if isinstance(state_dict, Mapping):
+        tensors = state_dict
+    else:
+        tensors = torch.load(state_dict, map_location="cpu", weights_only=True)
+    model = Dinov2Model(config_from_original(tensors, **overrides))
+    model.load_state_dict(from_original(tensors))
     return model.eval()
 
 
-def write_original(path: str | PathLike, model: Dinov2Model, preprocessor: dict | None = None) -> None:
+def write_original(path: str | PathLike[str], model: Dinov2Model, preprocessor: dict[str, Any] | None = None) -> None:
     """Writes a `.pth` file of plain tensors that `load_state_dict` of the original code takes as it is.
 
     Raises:
@@ -193,7 +199,7 @@ def original_usage(path: str, config: Dinov2Config) -> str:
         "interpolate_antialias": (config.interpolate_antialias, registers > 0),
         "interpolate_offset": (config.interpolate_offset, 0.0 if registers else 0.1),
     }
-    letter = {"small": "s", "base": "b", "large": "l", "giant": "g"}.get(preset_of(config))
+    letter = {"small": "s", "base": "b", "large": "l", "giant": "g"}.get(preset_of(config) or "")
     if letter:
         name = f"dinov2_vit{letter}14{'_reg' if registers else ''}"
         given = "".join(f", {key}={value!r}" for key, (value, default) in settings.items() if value != default)
@@ -216,7 +222,7 @@ def original_usage(path: str, config: Dinov2Config) -> str:
 def weights_of_file(
     place: Place,
     kind: str,
-    convert: Callable[[Notes], tuple[dict[str, Tensor], Callable[..., Dinov2Config]]],
+    convert: Callable[[Notes], Converted],
     remarks: list[str],
     **settings: Any,
 ) -> Weights:
@@ -262,7 +268,7 @@ def weights_of_file(
 def read_original(place: Place) -> Weights:
     """Reads a file under the original names, or refuses a file of something else."""
 
-    def convert(notes: Notes):
+    def convert(notes: Notes) -> Converted:
         return from_original(place.file.backbone), lambda **settings: config_from_original(
             place.file.backbone, **settings
         )

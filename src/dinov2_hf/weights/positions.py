@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from ..backbones.dinov2.configuration import Dinov2Config
 from ..backbones.dinov2.embeddings import interpolate_positions
 
 
 def resize_position_embeddings(
-    state_dict: Mapping[str, Tensor], config: Dinov2Config, source: Dinov2Config | None = None
+    state_dict: Mapping[str, Tensor], config: PreTrainedConfig, source: PreTrainedConfig | None = None
 ) -> dict[str, Tensor]:
     """A backbone's state dict with its position embeddings resampled to the grid of `config`.
 
@@ -49,7 +49,7 @@ def resize_position_embeddings(
     return {**state_dict, name: torch.cat((positions[:, :1], patches), dim=1)}
 
 
-def rule_remarks(config: Dinov2Config, reader: str, antialias: bool) -> list[str]:
+def rule_remarks(config: PreTrainedConfig, reader: str, antialias: bool) -> list[str]:
     """What to say where a reader interpolates position embeddings, always to a size, by another rule than the model."""
     if (config.interpolate_antialias, config.interpolate_offset) == (antialias, 0.0):
         return []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..backbones import find_family
+from ..backbones import PretrainedBackbone, find_family
 from ..data import evaluation_transform, preprocessor_config
 from ..objectives import find_objective
 from ..runs import RunFolder
@@ -28,6 +29,7 @@ def read_run(place: Place) -> Weights:
         ValueError: a checkpoint that is damaged, or without that student.
     """
     checkpoint = checkpoint_at(Path(place.path))
+    assert checkpoint is not None, place.where
     opened = open_checkpoint(checkpoint)
     run, student = opened.config, place.student
     if student not in run.models:
@@ -39,7 +41,7 @@ def read_run(place: Place) -> Weights:
     family = find_family(section.family)
     with torch.device("meta"):  # the average drops nothing
         drop_path_rate = section.drop_path_rate if place.network == "student" else 0.0
-        config = family.build(section, run.crops.global_size, drop_path_rate).config
+        config = cast(PretrainedBackbone, family.build(section, run.crops.global_size, drop_path_rate)).config
     if getattr(family.backbone, "_supports_sdpa", False):  # not that of training
         config._attn_implementation = "sdpa"
     inside = find_objective(run).places_of(run)[student]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,7 +22,7 @@ from ..config import PRESETS
 from .architecture import check_expressible
 from .base import Format, Place, Weights
 from .notes import Notes
-from .original import config_from_original, from_original, to_original, weights_of_file
+from .original import Converted, config_from_original, from_original, to_original, weights_of_file
 from .positions import rule_remarks
 from .tensors import without_classifier, without_wrappers
 
@@ -67,7 +68,7 @@ def from_timm(state_dict: Mapping[str, Tensor], kept: Mapping[str, Tensor] | Non
     return from_original(state)
 
 
-def config_from_timm(state_dict: Mapping[str, Tensor], **overrides) -> Dinov2Config:
+def config_from_timm(state_dict: Mapping[str, Tensor], **overrides: Any) -> Dinov2Config:
     """The architecture that a timm state dict was saved from, read off its shapes as in `config_from_original`."""
     original = _to_original_names(state_dict)
     if "register_tokens" in original:  # the place of CLS
@@ -76,7 +77,7 @@ def config_from_timm(state_dict: Mapping[str, Tensor], **overrides) -> Dinov2Con
     return config_from_original(original, **{**rule, **overrides})
 
 
-def write_timm(path: str | PathLike, model: Dinov2Model, preprocessor: dict | None = None) -> None:
+def write_timm(path: str | PathLike[str], model: Dinov2Model, preprocessor: dict[str, Any] | None = None) -> None:
     """Writes a safetensors file that `timm.create_model(…, checkpoint_path=path)` loads.
 
     Raises:
@@ -95,7 +96,7 @@ def timm_usage(path: str, config: Dinov2Config) -> str:
         preset = "giant" if swiglu else "small"
     base = Dinov2Config.preset(preset)
     size = [rows * patch for rows, patch in zip(config.grid_size, config.patch_height_width)]
-    settings = {
+    settings: dict[str, tuple[Any, Any]] = {
         "img_size": (size[0] if size[0] == size[1] else tuple(size), 518),
         "patch_size": (config.patch_size, 14),
         "in_chans": (config.num_channels, 3),
@@ -142,7 +143,7 @@ def read_timm(place: Place) -> Weights:
     """Reads a file under timm's names."""
     state, remarks = without_classifier(place.file.backbone, "head.")
 
-    def convert(notes: Notes):
+    def convert(notes: Notes) -> Converted:
         if "embeddings.mask_token" not in notes.tensors:
             remarks.append("the mask token is zero: timm's models have none")
         return from_timm(state, notes.tensors), lambda **settings: config_from_timm(state, **settings)

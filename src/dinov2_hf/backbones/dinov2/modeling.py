@@ -161,6 +161,11 @@ class Dinov2PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    if TYPE_CHECKING:  # without types in transformers
+
+        def eval(self) -> Self: ...
+        def post_init(self) -> None: ...
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
@@ -203,7 +208,7 @@ class _Transformer(Dinov2PreTrainedModel):
         self.embeddings = Dinov2Embeddings(config)
         self.encoder = Dinov2Encoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
@@ -450,7 +455,7 @@ class Dinov2ForImageClassification(Dinov2PreTrainedModel):
         setattr(self, self.base_model_prefix, Dinov2Model(config))
         num_labels = config.num_labels or 0
         self.classifier = nn.Linear(2 * config.hidden_size, num_labels) if num_labels > 0 else nn.Identity()
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def forward(
         self,
