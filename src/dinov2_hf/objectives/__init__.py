@@ -9,6 +9,7 @@ from .base import (
     Scheduled,
     Teacher,
     Term,
+    backbone_of,
     find_objective,
     register_objective,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Teacher",
     "Term",
     "TermInput",
+    "backbone_of",
     "find_objective",
     "register_objective",
     "register_term",

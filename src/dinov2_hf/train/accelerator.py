@@ -6,15 +6,16 @@ import ctypes
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
-from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from ..backbones import Backbone
 from ..config import TrainConfig
-from ..objectives import DINOHead, Objective
+from ..objectives import DINOHead, Objective, backbone_of
 
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,11 +57,11 @@ def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     return _DTYPES[accelerator.mixed_precision]
 
 
-def describe_compute(accelerator: Accelerator, backbones: Sequence[nn.Module], compiled: bool) -> str:
+def describe_compute(accelerator: Accelerator, backbones: Sequence[Backbone], compiled: bool) -> str:
     """One line on what decides speed and rounding: device, precision, attention kernels, TF32, compilation."""
     device, cuda = accelerator.device.type, torch.backends.cuda
     kinds = {getattr(getattr(backbone, "config", None), "_attn_implementation", None) for backbone in backbones}
-    attention = ", ".join(sorted(kinds - {None})) or "none"
+    attention = ", ".join(sorted(kind for kind in kinds if kind is not None)) or "none"
     if device == "cuda":
         device = torch.cuda.get_device_name(accelerator.device)
         if attention == "sdpa":
@@ -103,7 +104,7 @@ def _configure_sharding(accelerator: Accelerator) -> None:
     )
 
 
-def shard_by_blocks(accelerator: Accelerator, model: Objective) -> None:
+def shard_by_blocks(accelerator: Accelerator, model: Objective[Any]) -> None:
     """Makes FSDP2 shard each block of the backbones and each head by itself, whatever their classes are."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin and plugin.transformer_cls_names_to_wrap:
@@ -111,7 +112,7 @@ def shard_by_blocks(accelerator: Accelerator, model: Objective) -> None:
             block
             for networks in model.networks.values()
             for network in networks
-            for block in network["backbone"].blocks.values()
+            for block in backbone_of(network).blocks.values()
         ]
         heads = [module for module in model.modules() if isinstance(module, DINOHead)]
         plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in (*blocks, *heads)})

@@ -44,7 +44,8 @@ class BrokenLog:
         self._start_interval()
 
     def _start_interval(self) -> None:
-        self._batches, self._new_reads, self._new = 0, [0, 0], []
+        self._batches, self._new_reads = 0, [0, 0]
+        self._new: list[tuple[int, int, Broken]] = []
 
     @property
     def items(self) -> list[Broken]:

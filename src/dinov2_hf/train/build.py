@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from .teachers import open_teacher
 logger = logging.getLogger(__name__)
 
 
-def build_objective(config: RunConfig) -> Objective:
+def build_objective(config: RunConfig) -> Objective[Any]:
     """Builds the objective with fresh weights, drawn from `train.seed`, and reads its frozen teachers.
 
     Raises:

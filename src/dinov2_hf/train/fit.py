@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +31,7 @@ from ..data import (
 )
 from ..data.paths import shown as shown_path
 from ..data.sources import TrainingSource
-from ..objectives import Objective
+from ..objectives import Objective, backbone_of
 from ..runs import RunFolder
 from ..runs.checkpoint import (
     RunState,
@@ -71,7 +72,7 @@ class Trainer:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Objective[Any],
         source: TrainingSource,
         config: RunConfig,
         accelerator: Accelerator,
@@ -104,13 +105,13 @@ class Trainer:
         checkpoint, self._damaged = self.run_folder.choose_checkpoint(resume)
         if accelerator.is_main_process:
             compiled = any(model.compile for model in config.models.values())
-            backbones = [networks.student["backbone"] for networks in objective.networks.values()]
+            backbones = [backbone_of(networks.student) for networks in objective.networks.values()]
             logger.info(describe_compute(accelerator, backbones, compiled))
         head_warmup_steps = 0
         if config.init.path and checkpoint is None and initialize(objective, config.init):
             head_warmup_steps = round(config.init.head_warmup_epochs * train.epoch_length)
         self.training_step = TrainingStep(objective, config, accelerator)
-        self.state = RunState(0, self.global_batch_size, head_warmup_steps, listing=self.source.listing())
+        self.state = RunState(0, self.global_batch_size, head_warmup_steps, listing=self._listing())
         if checkpoint is not None:
             self._load(checkpoint)
         scheduled = objective.schedules_of(config)
@@ -210,7 +211,7 @@ class Trainer:
         self.state.step += 1
         return scalars, values
 
-    def _train(self, loader: Iterator[SSLBatch], log: MetricLog, progress: tqdm) -> None:
+    def _train(self, loader: Iterator[SSLBatch], log: MetricLog, progress: tqdm[Any]) -> None:
         accelerator, state, train = self.accelerator, self.state, self.config.train
         total = train.num_steps
         shown: dict[str, str] = {}
@@ -231,13 +232,13 @@ class Trainer:
                 self.broken.check_shards(self.config.data.max_broken_shards, self.source.num_shards)
                 self.stopped = self._on_any_process(self._terminated.is_set()) and state.step < total
             if logged:
-                scalars = means.read(accelerator)
-                self._check_health(scalars)
+                line = means.read(accelerator)
+                self._check_health(line)
                 images = (state.step - since_step) * self.global_batch_size
-                scalars["images_per_second"] = images / (time.perf_counter() - since)
-                scalars["epoch"] = state.step / train.epoch_length
-                log.write(state.step, scalars | vars(values))
-                shown["loss"] = f"{scalars['loss']:.3f}"
+                line["images_per_second"] = images / (time.perf_counter() - since)
+                line["epoch"] = state.step / train.epoch_length
+                log.write(state.step, line | vars(values))
+                shown["loss"] = f"{line['loss']:.3f}"
                 progress.set_postfix(shown)
                 since, since_step = time.perf_counter(), state.step
             if self.stopped or state.step % self.checkpoint_steps == 0 or state.step == total:
@@ -252,16 +253,17 @@ class Trainer:
         """Whether `condition` holds on any process. Collective, and where there are several it waits for the device."""
         if self.accelerator.num_processes == 1:
             return condition
-        return self.accelerator.reduce(torch.tensor(float(condition), device=self.accelerator.device)).item() > 0
+        total = self.accelerator.reduce(torch.tensor(float(condition), device=self.accelerator.device))
+        return bool(total.item() > 0)
 
     def _act(self) -> None:
         """Calls the callbacks that act where they are due after this update, but at the start and the end."""
-        due = [callback for callback in self.callbacks if callback.act and self._is_due(callback)]
+        due = [callback.act for callback in self.callbacks if callback.act and self._is_due(callback)]
         if due and 0 < self.step < self.config.train.num_steps:
             results = self._results()
             if self.accelerator.is_main_process:
-                for callback in due:
-                    callback.act(self.step, results)
+                for act in due:
+                    act(self.step, results)
 
     def _results(self) -> Results:
         return {student: self._whole_average(student) for student in self.objective.networks}
@@ -272,7 +274,7 @@ class Trainer:
         if not isinstance(self.objective, FSDPModule):
             return average
         main = self.accelerator.is_main_process
-        whole = self.objective.build_networks(student, 0.0) if main else {}
+        whole = cast(dict[str, nn.Module], self.objective.build_networks(student, 0.0) if main else {})
         for name, network in average.items():
             target = whole[name].state_dict() if main else {}
             for key, shard in network.state_dict().items():
@@ -316,18 +318,18 @@ class Trainer:
 
     def _measure(self, log: MetricLog, shown: dict[str, str]) -> bool:
         """Measures and logs what is due after this update. Returns whether anything was. Collective."""
-        due = [callback for callback in self.callbacks if callback.measure and self._is_due(callback)]
+        due = [callback.measure for callback in self.callbacks if callback.measure and self._is_due(callback)]
         if not due:
             return False
         self.objective.eval()
-        results = {}
+        results: dict[str, float] = {}
         for student, networks in self.objective.networks.items():
-            backbone = networks.average["backbone"]
+            backbone = backbone_of(networks.average)
             layers = partial(self.objective.features, student=student)
             features = StudentFeatures(student, layers, backbone.width, backbone.stride, len(backbone.blocks))
             found: dict[str, float] = {}
-            for callback in due:
-                found |= callback.measure(features)
+            for measure in due:
+                found |= measure(features)
             results |= {f"{student}.{name}" if student else name: value for name, value in found.items()}
         if isinstance(self.objective, FSDPModule):
             self.objective.reshard()  # what is gathered for a forward stays so until the next backward
@@ -351,6 +353,9 @@ class Trainer:
             if self.stopped:
                 tqdm.write(f"stopped by SIGTERM after update {self.step}; saved {saved}, launch again to continue")
 
+    def _listing(self) -> dict[str, dict[str, Any]]:
+        return {name: dict(made) for name, made in self.source.listing().items()}
+
     def _refuse_old_run(self) -> None:
         if found := self.run_folder.find_checkpoints():
             raise ValueError(
@@ -364,7 +369,7 @@ class Trainer:
         step.counters = torch.tensor(self.state.counters, device=accelerator.device)
         if accelerator.scaler and self.state.scaler:
             accelerator.scaler.load_state_dict(self.state.scaler)
-        now = self.source.listing()
+        now = self._listing()
         if accelerator.is_main_process:
             logger.info("continuing from %s", path)
             if changes := environment_changes(path, accelerator):

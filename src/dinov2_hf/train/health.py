@@ -26,9 +26,9 @@ class CollapseWatch:
 
         Targets that are uniform from the start are no warning: so they are until the features tell images apart.
         """
-        scalars = {name: value for name, value in scalars.items() if value is not None and math.isfinite(value)}
+        finite = {name: value for name, value in scalars.items() if value is not None and math.isfinite(value)}
         found: dict[str, str] = {}
-        rank = scalars.get("rankme")
+        rank = finite.get("rankme")
         if rank is not None:
             self._best_rank = max(self._best_rank, rank)
             if rank < _FALL * self._best_rank:
@@ -37,7 +37,7 @@ class CollapseWatch:
                     "try a lower optim.base_lr, a higher teacher.momentum or a higher koleo.loss_weight, "
                     "and continue from a checkpoint before the fall"
                 )
-        for name, value in scalars.items():
+        for name, value in finite.items():
             kind, _, term = name.partition("/")
             if kind == "prototypes_used" and 0 < value < _ONE_SIDED:  # 0 is no sample at all
                 found[name] = (
@@ -53,5 +53,5 @@ class CollapseWatch:
                         "lower teacher.temp, and continue from a checkpoint before the rise"
                     )
         new = [message for name, message in found.items() if name not in self._warned]
-        self._warned = set(found) | (self._warned - scalars.keys())
+        self._warned = set(found) | (self._warned - finite.keys())
         return new

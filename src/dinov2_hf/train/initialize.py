@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..backbones import Backbone
+from ..backbones import PretrainedBackbone
 from ..config import InitConfig
 from ..objectives import DINOHead, Objective
 from ..weights import Weights, open_weights, resize_position_embeddings
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 _HEAD_KEYS = "num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"
 
 
-def initialize(objective: Objective, config: InitConfig) -> bool:
+def initialize(objective: Objective[Any], config: InitConfig) -> bool:
     """Loads the weights at `config.path` into the (first) student and its average; position embeddings are resized.
 
     A run gives the student its student and the teacher its teacher; all else gives both the same.
@@ -34,6 +35,7 @@ def initialize(objective: Objective, config: InitConfig) -> bool:
         ValueError: another architecture than the config asks for, naming what to set; a file that is damaged, or not
             of a DINOv2 model.
     """
+    assert config.path is not None
     source = open_weights(config.path, "init.path")
     missing: set[str] = set()
     student, average = objective.networks[""]
@@ -43,7 +45,7 @@ def initialize(objective: Objective, config: InitConfig) -> bool:
             state = tensors_of(tensors, f"{name}.")
             if name == "backbone":
                 keys = [f"model.{key}" for key in objective.config.model.shape_keys()]
-                _load_backbone(network, state, source, keys)
+                _load_backbone(cast(PretrainedBackbone, network), state, source, keys)
             elif state and config.heads:
                 section = name.removesuffix("_head")
                 sizes = [f"{section}.{key}" for key in _HEAD_KEYS] if isinstance(network, DINOHead) else []
@@ -63,7 +65,7 @@ def initialize(objective: Objective, config: InitConfig) -> bool:
     return bool(missing)
 
 
-def _load_backbone(network: Backbone, state: Mapping[str, Tensor], source: Weights, keys: list[str]) -> None:
+def _load_backbone(network: PretrainedBackbone, state: Mapping[str, Tensor], source: Weights, keys: list[str]) -> None:
     state = {name: tensor.float() for name, tensor in state.items()}
     if any(name.endswith("position_embeddings") for name in state):
         try:
@@ -80,7 +82,12 @@ def _load_backbone(network: Backbone, state: Mapping[str, Tensor], source: Weigh
 
 
 def _load(
-    network: nn.Module, state: Mapping[str, Tensor], name: str, where: str, keys: list[str], otherwise: str = ""
+    network: nn.Module | PretrainedBackbone,
+    state: Mapping[str, Tensor],
+    name: str,
+    where: str,
+    keys: list[str],
+    otherwise: str = "",
 ) -> None:
     """Loads `state`, and says which keys of the config to set where it does not fit."""
     wanted = network.state_dict()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from ..config import OptimConfig
+from ..objectives import backbone_of
 from ..objectives.heads import PrototypeLayer
 from .schedules import StepValues
 
@@ -26,14 +28,14 @@ class Multipliers:
     is_backbone: bool
 
 
-def build_param_groups(networks: nn.ModuleDict, optim: OptimConfig) -> list[dict]:
+def build_param_groups(networks: nn.ModuleDict, optim: OptimConfig) -> list[dict[str, Any]]:
     """Builds the optimiser groups of a student's trainable parameters, one for each set of equal multipliers.
 
     In the backbone the learning rate falls by `optim.layerwise_decay` with each block below the output, and the patch
     embedding has `optim.patch_embed_lr_mult` on top. Vectors (biases, gains of norms, LayerScale) are not decayed.
     """
     groups: dict[Multipliers, list[nn.Parameter]] = {}
-    backbone = networks["backbone"]
+    backbone = backbone_of(networks)
     last_layers = {
         id(parameter)
         for module in networks.modules()
@@ -68,7 +70,7 @@ def build_param_groups(networks: nn.ModuleDict, optim: OptimConfig) -> list[dict
     ]
 
 
-def apply_schedule(param_groups: Iterable[dict], values: StepValues) -> None:
+def apply_schedule(param_groups: Iterable[dict[str, Any]], values: StepValues) -> None:
     """Sets learning rate and weight decay of every group to the scheduled values of a step."""
     for group in param_groups:
         lr = values.last_layer_lr if group["is_last_layer"] else values.lr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from ..backbones import Backbone
 from ..config import RunConfig
 from ..data import SSLBatch
 from ..objectives import Objective
@@ -30,14 +32,15 @@ class TrainingStep:
     optimiser gets a flag. `counters` `[2]` holds the updates skipped so far, and in a row.
     """
 
-    def __init__(self, model: Objective, config: RunConfig, accelerator: Accelerator) -> None:
+    def __init__(self, model: Objective[Any], config: RunConfig, accelerator: Accelerator) -> None:
         optim = config.optim
         self.config = config
         self.accelerator = accelerator
         self.model = model
         _refuse_parameters_of_no_student(model)
         groups = [group for student, _ in model.networks.values() for group in build_param_groups(student, optim)]
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=tuple(optim.betas), fused=True)
+        beta1, beta2 = optim.betas
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), fused=True)
         self._wrapped: nn.Module
         self._optimizer: AcceleratedOptimizer
         shard_by_blocks(accelerator, model)
@@ -50,7 +53,8 @@ class TrainingStep:
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW itself, as it was before accelerate wrapped it."""
-        return self._optimizer.optimizer
+        optimizer: torch.optim.Optimizer = self._optimizer.optimizer
+        return optimizer
 
     def __call__(
         self, next_batch: Callable[[], SSLBatch], values: StepValues, step: int, diagnose: bool = False
@@ -99,7 +103,8 @@ class TrainingStep:
         }
         skip = (~torch.isfinite(torch.stack(list(norms.values()))).all()).float()
         if self.accelerator.scaler is None:  # in fp16 the gradient scaler does the same
-            self.optimizer.found_inf = skip
+            optimizer: Any = self.optimizer  # what its kernel reads is not declared
+            optimizer.found_inf = skip
         skip = skip.to(self.counters.device)
         self.counters = (self.counters + skip) * torch.stack((torch.ones_like(skip), skip))
         return {name: _finite(norm).to(self.counters.device) for name, norm in norms.items()}
@@ -112,7 +117,7 @@ class TrainingStep:
 
     def _norms_of_parts(self) -> dict[str, Tensor]:
         """Gradient norms before clipping: of the blocks and other parts of backbones, and of the parts of heads."""
-        parts = {}
+        parts: dict[str, nn.Module] = {}
         for name, network in self._networks():
             prefix = name.removesuffix("backbone")
             if prefix != name:
@@ -135,7 +140,7 @@ class TrainingStep:
 def _parts_of(backbone: nn.Module) -> dict[str, nn.Module]:
     """The blocks of a backbone in the place of the child that holds them, and its other children."""
     parts: dict[str, nn.Module] = {}
-    blocks = dict(backbone.blocks)
+    blocks = dict(cast(Backbone, backbone).blocks)
     held = set(map(id, blocks.values()))
     for name, child in backbone.named_children():
         if any(id(module) in held for module in child.modules()):
@@ -145,7 +150,7 @@ def _parts_of(backbone: nn.Module) -> dict[str, nn.Module]:
     return parts
 
 
-def _refuse_parameters_of_no_student(model: Objective) -> None:
+def _refuse_parameters_of_no_student(model: Objective[Any]) -> None:
     """Refuses trainable parameters that no optimiser would move.
 
     Raises:

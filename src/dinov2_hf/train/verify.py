@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -134,7 +135,7 @@ def _train(trainer: Trainer, until: int) -> str:
     loader = trainer.open_loader(until)
     while trainer.step < until:
         trainer.update(loader)
-    return digest_of(get_model_state_dict(trainer.objective))
+    return digest_of(cast(dict[str, Tensor], get_model_state_dict(trainer.objective)))
 
 
 def _expected_digest(checkpoint: Path) -> str:
@@ -152,7 +153,7 @@ def _expected_digest(checkpoint: Path) -> str:
 def _different_tensors(trainer: Trainer, checkpoint: Path) -> list[str]:
     """How many tensors differ, and the largest difference. Collective."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    found: dict[str, Tensor] = get_model_state_dict(trainer.objective, options=options)
+    found = cast(dict[str, Tensor], get_model_state_dict(trainer.objective, options=options))
 
     def compare() -> list[str]:
         expected = read_model_tensors(checkpoint)
@@ -161,7 +162,7 @@ def _different_tensors(trainer: Trainer, checkpoint: Path) -> list[str]:
             for name, tensor in expected.items()
             if name in found and tensor.shape == found[name].shape and not torch.equal(tensor, found[name])
         }
-        name = max(distances, key=distances.get, default=None)
+        name = max(distances, key=distances.__getitem__, default=None)
         largest = f"; the largest difference is {distances[name]:.3g}, in {name}" if name else ""
         return [f"{len(distances)} of {len(expected)} tensors differ{largest}"]
 

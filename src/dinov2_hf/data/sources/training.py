@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from ...config import DataConfig, SourceConfig
-from .base import IndexedImages, LanedSource, Sample, ShardedImages
+from .base import IndexedImages, LanedSource, Sample, ShardedImages, TrainingSource
 from .columns import ImageColumn, find_images
 from .generators import GeneratedImages, GeneratedShards, is_generated, open_generated
 from .held import HeldImages, held_at, is_held, is_sequence, passes_over
@@ -159,7 +159,7 @@ def _open(config: SourceConfig, name: str) -> tuple[ImageColumn | HeldImages | S
     return Shards(images) if isinstance(loaded.dataset, IterableDataset) else images, loaded.listing()
 
 
-def reading_advice(source: LanedSource, batch_size: int, num_workers: int, num_processes: int) -> str | None:
+def reading_advice(source: TrainingSource, batch_size: int, num_workers: int, num_processes: int) -> str | None:
     """What to say where several data workers read the same files, and how to change it; None where they do not.
 
     Args:
@@ -168,6 +168,8 @@ def reading_advice(source: LanedSource, batch_size: int, num_workers: int, num_p
         num_workers: data workers of a process.
         num_processes: processes of the run.
     """
+    if not isinstance(source, LanedSource):
+        return None
     parts = source.sources if isinstance(source, MixedSource) else [source]
     shards = [part.num_shards for part in parts if isinstance(part, StreamSource) and part.embedded]
     return advise(source.lanes, min(shards), batch_size, num_workers, num_processes) if shards else None
