@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 import tifffile
@@ -42,7 +43,8 @@ def read_npy(data: bytes) -> Stored:
     if version not in _HEADERS:
         raise ValueError(f"a .npy file of version {version[0]}.{version[1]} is not an array of numbers")
     shape, by_columns, dtype = _HEADERS[version](file)
-    offset, order = file.tell(), "F" if by_columns else "C"
+    offset = file.tell()
+    order: Literal["C", "F"] = "F" if by_columns else "C"
     return Stored(
         shape, dtype, lambda: np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape, order=order)
     )
@@ -133,7 +135,7 @@ class ArrayImage:
         check_size(self.width, self.height, decoding.max_pixels, num_channels)
         self.bits = 8 * max(dtype.itemsize, 1)
         self.largest: int | None = None
-        self._range = None
+        self._range: int | None = None
         if dtype.kind in "iu" and dtype != np.uint8:
             used = decoding.bits if dtype.itemsize == 2 and decoding.bits < 16 else None
             self._range = 2**used - 1 if used else int(np.iinfo(dtype).max)
@@ -172,6 +174,7 @@ class ArrayImage:
             raise BrokenImage(
                 f"values from {low} to {high}; negative ones have no brightness; shift them and save them as uint16"
             )
+        assert self._range is not None
         if high > self._range:
             raise BrokenImage(f"the value {high} has more bits than data.bits={self._range.bit_length()}")
         if values.dtype.itemsize == 2:

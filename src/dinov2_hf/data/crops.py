@@ -95,7 +95,7 @@ class MultiCrop:
         config = self.config
         plan = [(config.global_size, config.global_scale)] * 2
         plan += [(config.local_size, config.local_scale)] * config.num_local
-        boxes = [draw_box(rng, image.width, image.height, tuple(scale)) for _, scale in plan]
+        boxes = [draw_box(rng, image.width, image.height, (scale[0], scale[1])) for _, scale in plan]
         flips = rng.random(len(plan)) < config.flip_probability
 
         reduction = min(
@@ -103,7 +103,8 @@ class MultiCrop:
         )
         crops = []
         with decoded(image, reduction, self.decoding) as (pixels, scale):
-            for box, (size, _), flip in zip(boxes, plan, flips):
-                crop = as_crop(resample(pixels, tuple(side * scale for side in box), (size, size))).numpy()
+            for (left, top, right, bottom), (size, _), flip in zip(boxes, plan, flips):
+                box = left * scale, top * scale, right * scale, bottom * scale
+                crop = as_crop(resample(pixels, box, (size, size))).numpy()
                 crops.append(crop[:, :, ::-1] if flip else crop)
         return crops

@@ -82,7 +82,7 @@ def _download(url: str) -> bytes:
     return Missing(reason)
 
 
-def _reason(error: OSError | str) -> str:
+def _reason(error: BaseException | str) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {_TIMEOUT:g} s"
     if isinstance(error, OSError) and error.strerror:

@@ -68,7 +68,7 @@ class TrainingBatches(IterableDataset):
     def __len__(self) -> int:
         return self._stop - self._start
 
-    def __iter__(self) -> Iterator[SSLBatch]:
+    def __iter__(self) -> Iterator[SSLBatch | ValueError]:
         worker = get_worker_info()
         first, step = (self._start, 1) if worker is None else (self._start + worker.id, worker.num_workers)
         if worker is not None:
@@ -166,7 +166,7 @@ class _Loader(DataLoader):
     One thread that has not is enough for a job's SIGTERM to end the worker: see `_outlive_sigterm`.
     """
 
-    def __iter__(self) -> Iterator[SSLBatch]:
+    def __iter__(self) -> Iterator[SSLBatch]:  # type: ignore[override]  # a generator over what torch returns
         if not _CAN_WAIT:
             return _raise_errors(super().__iter__())
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

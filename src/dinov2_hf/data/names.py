@@ -14,9 +14,9 @@ _MOST = 10
 
 def few(names: Iterable[object], most: int = _MOST) -> str:
     """`names` separated by commas: the first `most` of them, and how many more there are."""
-    names = [str(name) for name in names]
-    more = len(names) - most
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more:,} more"
+    texts = [str(name) for name in names]
+    more = len(texts) - most
+    return ", ".join(texts) if more <= 0 else f"{', '.join(texts[:most])} and {more:,} more"
 
 
 def name_images(values: Iterable[object]) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -241,7 +242,7 @@ def _gaussian_taps(sigma: Factor) -> Sequence[Factor]:
     """The taps at distances 0 to 4, or up to the last that counts; with those on the other side they add up to 1."""
     exponents = [-0.5 * distance**2 for distance in range(_BLUR_RADIUS + 1)]
     if isinstance(sigma, Tensor):
-        taps = [torch.exp(exponent / sigma.square()) for exponent in exponents]
+        taps: list[Any] = [torch.exp(exponent / sigma.square()) for exponent in exponents]
     else:
         taps = [math.exp(exponent / sigma**2) for exponent in exponents]
         taps = [tap for tap in taps if tap > _NO_TAP]

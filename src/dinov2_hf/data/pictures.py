@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import simplejpeg
@@ -19,6 +20,10 @@ from torch import Tensor
 from .encoded import BrokenImage, Decoding
 from .opening import open_with_pillow, own_limit
 from .truncated import completed
+
+if TYPE_CHECKING:  # importing them changes the order in which Pillow tries its formats
+    from PIL.ImageFile import ImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
 
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode for a number of channels that pictures are converted to."""
@@ -64,7 +69,9 @@ class Picture:
         self.deep_colours = not self.deep and ";16" in rawmode and image.mode != "I"
         """Whether it has colours of 16 bits, of which Pillow keeps the upper byte."""
         self.bits = 16 if self.deep or self.deep_colours else 32 if image.mode in ("I", "F") else 8
-        stated = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if self.deep and image.format == "TIFF" else 16
+        stated = 16
+        if self.deep and image.format == "TIFF":
+            stated = cast("TiffImageFile", image).tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]
         # a file that states its range needs no setting
         self._used_bits = 16 if image.format == "PPM" else stated if stated < 16 else decoding.bits
         self._progressive = bool(image.info.get("progressive") or image.info.get("progression"))
@@ -131,7 +138,8 @@ class Picture:
         image = self._opened() if data is None else open_with_pillow(io.BytesIO(data), self._decoding.max_pixels)
         if factor > 1:
             # draft() takes the largest scale that the floor of the ratio of the sizes allows: this one
-            image.draft(mode, [max(side // factor, 1) for side in image.size])
+            width, height = (max(side // factor, 1) for side in image.size)
+            image.draft(mode, (width, height))
         if self.bits == 32:
             raise BrokenImage(f"pixels of mode {self.mode} have no known range; save them with 8 or 16 bits")
         if self.deep_colours and self._decoding.bits != 16:
@@ -167,15 +175,16 @@ class Picture:
             self._check_channels(pixels)
             return pixels
         rows = max(_BAND // width, 1)
-        pixels = None
+        whole: np.ndarray | None = None
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
             band = convert(image.crop((0, top, width, bottom)))
-            if pixels is None:
+            if whole is None:
                 self._check_channels(band)
-                pixels = np.empty((height, *band.shape[1:]), band.dtype)
-            pixels[top:bottom] = band
-        return pixels
+                whole = np.empty((height, *band.shape[1:]), band.dtype)
+            whole[top:bottom] = band
+        assert whole is not None
+        return whole
 
     def _check_channels(self, pixels: np.ndarray) -> None:
         found = 1 if pixels.ndim == 2 else pixels.shape[2]
@@ -185,7 +194,8 @@ class Picture:
 
 def _rawmode(image: Image.Image) -> str:
     """How the pixels are stored, in Pillow's words; empty where it does not say."""
-    parameters = image.tile[0][3] if image.tile else ""
+    tiles = cast("ImageFile", image).tile
+    parameters = tiles[0][3] if tiles else ""
     first = parameters[0] if isinstance(parameters, tuple) and parameters else parameters
     return first if isinstance(first, str) else ""
 

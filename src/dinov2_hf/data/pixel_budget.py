@@ -16,7 +16,7 @@ from contextlib import contextmanager
 try:
     import fcntl
 except ImportError:  # on Windows there is no limit
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 SMALL = 4_000_000
 """Pixels of an image that needs no slot."""

@@ -60,7 +60,7 @@ def draw_sheet(config: RunConfig, num_images: int, path: Path) -> list[Broken]:
     about.add_text("Software", SOFTWARE)
     with beside(path) as temporary:
         sheet.save(temporary, format="PNG", pnginfo=about)
-    return batch.broken
+    return [Broken(*values) for values in batch.broken]
 
 
 def _pixels(crops: Tensor, config: RunConfig) -> np.ndarray:

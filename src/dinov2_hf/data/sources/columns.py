@@ -220,7 +220,8 @@ def _peek(dataset: Dataset | IterableDataset) -> dict[str, list]:
     """
     if isinstance(dataset, Dataset):
         return dataset[:_PEEKED_ROWS]
-    empty, problems = {name: [] for name in dataset.features or ()}, []
+    empty: dict[str, list[Any]] = {name: [] for name in dataset.features or ()}
+    problems: list[str] = []
     for shard in range(dataset.num_shards):
         try:
             rows = next(iter(dataset.shard(dataset.num_shards, shard).iter(batch_size=_PEEKED_ROWS)), None)

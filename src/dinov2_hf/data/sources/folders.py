@@ -12,6 +12,7 @@ import posixpath
 import re
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ def _images(found: _Found, state: State, split_folders: bool | None, facts: dict
     else:
         splits = ["train"] * len(paths)
     names = [found.images[path] for path in paths]
+    main: Sequence[int]
     if tables:
         joined = join_metadata(tables, paths, names)
         found.notes += _notes_of(joined, tables)

@@ -139,7 +139,8 @@ class Lane:
         # of the block that follows
         self._epoch = self._position = 0
         # what was read of the sequence, from number `_first` on
-        self._first, self._held = 0, []
+        self._first = 0
+        self._held: list[Entry] = []
 
     def read(self, number: int, ahead: int = 0) -> Entry:
         """Entry `number + ahead` of the endless sequence.
@@ -168,6 +169,7 @@ class Lane:
         self._first, self._held = number - position + begin, self._entries(block)
 
     def _next_block(self) -> list[Entry]:
+        assert self._rows is not None
         block = list(islice(self._rows, self._block_size))
         if not block:
             self._epoch, self._position = self._epoch + 1, 0
@@ -183,7 +185,7 @@ class Lane:
                 len(block), (*self._key, SAMPLES, self._epoch, self._lane, self._position // self._block_size)
             )
         rows = [block[source] for source in order]
-        others = iter(())
+        others: Iterator[tuple[int, int, Any]] = iter(())
         if any(value is LOST for _, _, value in block):
             others = cycle(self._readable(block))
         entries = []
@@ -218,6 +220,7 @@ class Lane:
                 for row, value in self._shards.values(shard, skipped):
                     yield shard, row, value
                 length = self._shards.length(shard)
+            assert length is not None, shard  # known at its end
             passed += length
         if not passed:
             if len(self._members) == len(self._shards):

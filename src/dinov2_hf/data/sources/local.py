@@ -109,7 +109,7 @@ def read_list(path: str) -> Made:
     names = [line if is_url(line) else stored(os.path.join(folder, line)) for line in paths]
     schema = Features({"image": Image()}).arrow_schema
     table = pa.table([image_array(range(len(names)), names)], schema=schema)
-    facts = {
+    facts: dict[str, Any] = {
         "is_split": False,
         "tables": None,
         "splits": {"train": [0, len(names)]} if names else {},

@@ -92,7 +92,9 @@ def join_metadata(tables: Sequence[tuple[str, pa.Table]], images: Sequence[str],
         for image in _images_of(found, main):
             nearest[image] = max(nearest.get(image, 0), depth[number])
 
-    parts, rows, used = [], [], set()
+    parts: list[pa.Table] = []
+    rows: list[int] = []
+    used: set[int | None] = set()
     for number, ((_, table), found) in enumerate(zip(tables, columns, strict=True)):
         by_name = {column.name: column for column in found}
         mains = [_first(value) for value in by_name[main].rows] if main in by_name else [None] * len(table)
@@ -104,7 +106,7 @@ def join_metadata(tables: Sequence[tuple[str, pa.Table]], images: Sequence[str],
             used.update(image for value in values for image in (value if column.is_list else [value]))
             part[column.name] = image_array(values, stored, column.is_list)
         parts.append(pa.table(part))
-        rows += [mains[row] for row in kept]
+        rows += [first for row in kept if (first := mains[row]) is not None]
     used |= nearest.keys()
     unnamed = [number for number in range(len(images)) if number not in used]
     if singles:

@@ -11,7 +11,7 @@ _ROUNDS = 8
 _MASK = (1 << 64) - 1
 
 
-class Permutation(Sequence):
+class Permutation(Sequence[int]):
     """A random order of `range(length)`: item `position` in microseconds, without the ones before it.
 
     A keyed Feistel network (Black and Rogaway, 2002) on a grid just large enough for the numbers: each round shifts the
@@ -33,7 +33,7 @@ class Permutation(Sequence):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, position: int) -> int:
+    def __getitem__(self, position: int) -> int:  # type: ignore[override]  # no slices
         if not 0 <= position < self._length:
             raise IndexError(f"position {position} is not in an order of {self._length}")
         height, width = self._height, self._width

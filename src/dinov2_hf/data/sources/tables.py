@@ -109,7 +109,8 @@ def _names_images(line: bytes) -> bool:
 def _csv_options(files: list[str]) -> dict[str, Any]:
     """How files are read of which some are not UTF-8, or all have no header."""
     options: dict[str, Any] = {}
-    without, others = [], []
+    without: list[str] = []
+    others: list[str] = []
     for file in files:
         with open(file, "rb") as stream:
             first = next(line for line in stream if line.strip())

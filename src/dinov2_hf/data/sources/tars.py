@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 from datasets import (
@@ -34,6 +34,9 @@ from ..names import few
 from .folders import names_in
 from .listing import State
 from .listing_cache import Made, kept_listing
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DAMAGES = (tarfile.TarError, OSError, EOFError, zlib.error)
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
@@ -70,10 +73,10 @@ class _Header(tarfile.TarInfo):
     """Raises where the header of a member is damaged, which `tarfile` takes for the end of the archive."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(archive)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"{error} at byte {archive.offset:,}") from None
 
 
@@ -273,7 +276,7 @@ class _Tar:
 
     def __iter__(self) -> Iterator[Member]:
         while (entry := self._archive.next()) is not None:
-            self._archive.members.clear()
+            self._archive.members.clear()  # type: ignore[attr-defined]  # it keeps all of them
             self._entry = entry
             name = entry.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
             if entry.isdir() or name.rpartition("/")[2].startswith("._") or "__MACOSX" in name.split("/"):
@@ -286,7 +289,9 @@ class _Tar:
         if member.offset < 0:
             return Missing(_LINKED)
         if self._in_order:
-            return self._archive.extractfile(self._entry).read()
+            file = self._archive.extractfile(self._entry)
+            assert file is not None, member
+            return file.read()
         self._stream.seek(member.offset)
         data = self._stream.read(member.size)
         if len(data) < member.size:
