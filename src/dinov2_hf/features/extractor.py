@@ -16,15 +16,9 @@ from ..data.transform import EvalTransform
 
 # where a model came from, and what is set for training
 _NOT_OF_FEATURES: tuple[str, ...] = (
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "drop_path_rate",
-    "id2label",
-    "label2id",
-    "num_labels",
+    *("_name_or_path", "architectures", "dtype", "drop_path_rate", "id2label", "label2id", "num_labels"),
+    *("transformers_version", "layerscale_value", "initializer_range", "stage_names", "out_features"),
 )
-_NOT_OF_FEATURES += ("transformers_version", "layerscale_value", "initializer_range", "stage_names", "out_features")
 
 
 @dataclass
