@@ -175,6 +175,7 @@ def suffix_of(data: bytes) -> str:
     if data.startswith(b"\x93NUMPY"):
         return "npy"
     try:
-        return {"jpeg": "jpg", "mpo": "jpg"}.get(name := Pillow.open(io.BytesIO(data)).format.lower(), name)
+        name = (Pillow.open(io.BytesIO(data)).format or "bin").lower()
+        return {"jpeg": "jpg", "mpo": "jpg"}.get(name, name)
     except OSError:  # Pillow does not know it, our decoder does
         return "bin"

@@ -83,8 +83,8 @@ class Collection:
     @property
     def count(self) -> int | None:
         """Images, broken ones among them; None where a stream does not say."""
-        counts = [shard.count for shard in self.shards]
-        return None if None in counts else sum(counts)
+        counts = [shard.count for shard in self.shards if shard.count is not None]
+        return sum(counts) if len(counts) == len(self.shards) else None
 
 
 def open_collections(config: CurationConfig) -> dict[str, Collection]:
@@ -100,7 +100,8 @@ def open_collections(config: CurationConfig) -> dict[str, Collection]:
 
 
 def _open_collection(collection: str, sources: dict[str, SourceConfig], rows_per_shard: int) -> Collection:
-    shards, contents = [], []
+    shards: list[Shard] = []
+    contents: list[list[Any]] = []
     for name in sorted(sources):
         source = sources[name]
         where = collection if collection.endswith(f".{name}") else f"{collection}.{name}"

@@ -93,13 +93,13 @@ class EmbedStage(Stage):
         if self._pictures:
             changed = replacements(self._pictures, unit)
         reader = _Reader(shard, wanted, changed, transform)
-        positions, vectors = [np.empty(0, np.int64)], [np.empty((0, backbone.width), np.float32)]
+        places, features = [np.empty(0, np.int64)], [np.empty((0, backbone.width), np.float32)]
         for pixels, rows in DataLoader(reader, config.batch_size, num_workers=config.num_workers):
             with torch.no_grad():
                 cls, patches = backbone.features(transform.normalize(pixels.to(backbone.device)), 1)[-1]
-            vectors.append((cls if config.part == "cls" else patches.mean(dim=(2, 3))).float().cpu().numpy())
-            positions.append(rows.numpy())
-        positions, vectors = np.concatenate(positions), np.concatenate(vectors)
+            features.append((cls if config.part == "cls" else patches.mean(dim=(2, 3))).float().cpu().numpy())
+            places.append(rows.numpy())
+        positions, vectors = np.concatenate(places), np.concatenate(features)
         lengths = np.linalg.norm(vectors, axis=1)
         if not np.isfinite(lengths).all() or not lengths.all():
             name = self.config.model

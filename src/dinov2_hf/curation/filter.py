@@ -85,7 +85,7 @@ class FilterStage(Stage):
 
     def summary(self) -> dict:
         shards = range(len(self.context.pool))
-        reasons = Counter()
+        reasons: Counter[str] = Counter()
         for unit in shards:
             reasons.update(read_column(self.dropped(unit), "reason").tolist())
         broken = {"broken_shards": reasons.pop(_SHARD)} if _SHARD in reasons else {}

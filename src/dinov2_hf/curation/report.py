@@ -70,7 +70,7 @@ class ReportStage(Stage):
             RetrieveStage: self._retrieve,
             BalanceStage: self._balance,
         }
-        rows = [(stage.name, describe(stage.counts)) for stage in self.after]
+        rows = [(stage.name, describe(stage.counts or {})) for stage in self.after]
         cells = "".join(f"<tr><td>{name}</td><td>{html.escape(counts)}</td></tr>" for name, counts in rows)
         body = [f"<table>{cells}</table>"]
         for stage in self.after:
@@ -172,8 +172,8 @@ class ReportStage(Stage):
             clusters = np.concatenate([read_table(stage.assigned(None, unit))["cluster"] for unit in units])
             for name in stage.named("clusters"):
                 own = range(stage.seeds[name].steps()["embed"])
-                queries = [read_table(stage.assigned(name, unit))["cluster"] for unit in own]
-                counts = np.bincount(np.concatenate(queries))
+                assigned = [read_table(stage.assigned(name, unit))["cluster"] for unit in own]
+                counts = np.bincount(np.concatenate(assigned))
                 labels = {int(c): f"{int(counts[c])} queries" for c in np.argsort(-counts, kind="stable") if counts[c]}
                 text = (
                     "Images of the clusters that most queries fall in; those of more than "
@@ -184,9 +184,9 @@ class ReportStage(Stage):
     def _balance(self, stage: BalanceStage) -> Iterator[Section]:
         tables = [read_table(stage.clustered(unit)) for unit in range(len(self.context.pool))]
         ids, clusters = (np.concatenate([table[name] for table in tables]) for name in ("id", "cluster"))
-        taken = [read_table(stage.part(unit))["cluster"] for unit in range(len(self.context.pool))]
+        parts = [read_table(stage.part(unit))["cluster"] for unit in range(len(self.context.pool))]
         sizes = np.bincount(clusters)
-        taken = np.bincount(np.concatenate(taken), minlength=len(sizes))
+        taken = np.bincount(np.concatenate(parts), minlength=len(sizes))
         order = np.argsort(-sizes, kind="stable")
         order = order[sizes[order] > 0]
         chosen = np.unique(np.linspace(0, len(order) - 1, self.context.config.report.samples).astype(int))

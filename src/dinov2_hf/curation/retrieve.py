@@ -81,13 +81,13 @@ class RetrieveStage(Stage):
                 self.centroids, kmeans(pool, config.retrieve.num_clusters, config.retrieve.iterations, config.seed)
             )
         elif step == "assign":
-            pool, centroids = len(self.context.pool), np.load(self.centroids)
-            if unit < pool:
-                vectors, path = np.load(self._rows(unit)), self.assigned(None, unit)
+            num_units, centroids = len(self.context.pool), np.load(self.centroids)
+            if unit < num_units:
+                rows, path = np.load(self._rows(unit)), self.assigned(None, unit)
             else:
-                name, number = self._shards("clusters")[unit - pool]
-                vectors, path = vectors_of(self.seeds[name]).shard(number), self.assigned(name, number)
-            clusters, distances = assign(vectors, centroids)
+                name, number = self._shards("clusters")[unit - num_units]
+                rows, path = vectors_of(self.seeds[name]).shard(number), self.assigned(name, number)
+            clusters, distances = assign(rows, centroids)
             write_table(path, {"cluster": clusters, "distance": distances})
         else:
             self._select()

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..config import images_of, models_of, save_config
 from ..config.curation import CurationConfig
@@ -135,7 +136,8 @@ def _run(stages: list[Stage], config: CurationConfig, tell: Tell) -> None:
             continue
         begin = time.monotonic()
         run_stage(stage, config.executor)
-        tell(f"{stage.name}: {describe(stage.counts)} ({time.monotonic() - begin:.1f} s)")
+        counts: Any = stage.counts
+        tell(f"{stage.name}: {describe(counts)} ({time.monotonic() - begin:.1f} s)")
 
 
 def _embed_together(stages: list[Stage], context: Context, tell: Tell) -> None:

@@ -69,7 +69,8 @@ class RandomCrops(Dataset):
         flip = rng.random() < 0.5
         reduction = min(box[2] - box[0], box[3] - box[1]) / self._size
         with decoded(image, reduction, self._decoding) as (pixels, whole):
-            crop = as_crop(resample(pixels, tuple(side * whole for side in box), (self._size, self._size)))
+            left, top, right, bottom = (side * whole for side in box)
+            crop = as_crop(resample(pixels, (left, top, right, bottom), (self._size, self._size)))
         return crop.flip(2) if flip else crop.contiguous()
 
 

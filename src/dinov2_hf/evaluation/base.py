@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,7 @@ from ..data.transform import resize_for
 from ..features import FeatureExtractor, FeatureSet, gather_features
 from .datasets import LabeledImages
 
+Config = TypeVar("Config", bound=EvaluationConfig)
 Item = TypeVar("Item")
 AnySource = TypeVar("AnySource", bound=SourceConfig)
 
@@ -43,11 +44,14 @@ class Result:
 
 
 @dataclass
-class Evaluation:
-    """A backbone and the images to try it on. Evaluators are collective: all processes call them."""
+class Evaluation(Generic[Config]):
+    """A backbone and the images to try it on. Evaluators are collective: all processes call them.
+
+    The type argument is the configuration of the evaluator.
+    """
 
     backbone: FeatureExtractor
-    config: EvaluationConfig
+    config: Config
     accelerator: Accelerator
     output: Path | None = None
     """Folder for what an evaluator writes beside its results; None for nothing."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone, family_of
+from ..backbones import Backbone, PretrainedBackbone, family_of
 from ..data import EvalTransform, preprocessor_config
 from ..files import beside
 
@@ -31,7 +32,8 @@ class Classifier(nn.Module):
     def __init__(self, backbone: Backbone, num_classes: int, drop_path_rate: float, generator: torch.Generator) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone).float().requires_grad_(True)
-        for block in self.backbone.blocks.values():
+        blocks: Mapping[str, Any] = self.backbone.blocks
+        for block in blocks.values():
             if hasattr(block, "drop_path_rate"):
                 block.drop_path_rate = drop_path_rate
         self.classifier = nn.Linear(2 * backbone.width, num_classes)
@@ -80,7 +82,7 @@ def save_classifier(
     family = family_of(model.backbone)
     if family is None or family.classifier is None:
         return False
-    config = copy.deepcopy(model.backbone.config)
+    config = copy.deepcopy(cast(PretrainedBackbone, model.backbone).config)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = "multi_label_classification" if several else "single_label_classification"

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -96,7 +97,7 @@ class SegmentationHead(DenseHead):
         self.norm = nn.BatchNorm2d(len(meta.blocks) * meta.hidden_size)
         self.linear = nn.Conv2d(self.norm.num_features, meta.outputs, 1)
         nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(cast(Tensor, self.linear.bias))
         self._statistics: tuple[Tensor, Tensor] | None = None
 
     def observe(self, features: Sequence[BlockFeatures], counts: Tensor, accelerator: Accelerator) -> None:
@@ -105,7 +106,7 @@ class SegmentationHead(DenseHead):
         if len(inputs):
             variance, mean = torch.var_mean(inputs, dim=(0, 2, 3), correction=0)
         else:
-            mean = torch.zeros_like(self.norm.running_mean)
+            mean = torch.zeros_like(self._running()[0])
             variance = mean
         pixels = torch.full_like(mean, inputs[:, 0].numel())
         pixels, mean, variance = accelerator.gather(torch.stack((pixels, mean, variance)).unsqueeze(0)).unbind(1)
@@ -114,12 +115,20 @@ class SegmentationHead(DenseHead):
         spread = (pixels * (variance + (mean - whole) ** 2)).sum(dim=0) / total
         self._statistics = whole, spread
         weight = self.norm.momentum * (total > 1)  # a batch without an image teaches nothing
-        self.norm.running_mean.lerp_(whole, weight)
-        self.norm.running_var.lerp_(spread * total / (total - 1).clamp(min=1), weight)
+        running_mean, running_variance = self._running()
+        running_mean.lerp_(whole, weight)
+        running_variance.lerp_(spread * total / (total - 1).clamp(min=1), weight)
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        return mean, variance
 
     def forward(self, features: BlockFeatures) -> Tensor:
         norm = self.norm
-        mean, variance = self._statistics if self.training else (norm.running_mean, norm.running_var)
+        statistics = self._statistics if self.training else self._running()
+        assert statistics is not None, "observe comes first"
+        mean, variance = statistics
         # the features are frozen, so that no gradient goes through the statistics
         inputs = nn.functional.batch_norm(
             _concatenated(features), mean, variance, norm.weight, norm.bias, training=False, eps=norm.eps
@@ -191,7 +200,7 @@ class DptDepthHead(DepthHead):
         self.first = nn.Conv2d(channels, half, 3, padding=1)
         self.last = nn.Sequential(nn.Conv2d(half, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1))
         # in the range from the start: below 0 there would be no gradient
-        nn.init.constant_(self.last[-1].bias, 0.2 * meta.depth_range[1])
+        nn.init.constant_(cast(Tensor, self.last[-1].bias), 0.2 * meta.depth_range[1])
 
     def forward(self, features: BlockFeatures) -> Tensor:
         maps = []
@@ -218,6 +227,7 @@ class _Fusion(nn.Module):
         if lateral is not None:
             if below.shape != lateral.shape:  # an odd number of patches, halved and doubled
                 below = nn.functional.interpolate(below, lateral.shape[2:], mode="bilinear")
+            assert self.lateral is not None
             below = below + self.lateral(lateral)
         return self.project(_doubled(self.unit(below)))
 
@@ -240,7 +250,11 @@ def _concatenated(features: BlockFeatures) -> Tensor:
     return torch.cat([patches for _, patches in features], dim=1)
 
 
-_KINDS = {"segmentation": SegmentationHead, "linear_depth": LinearDepthHead, "dpt_depth": DptDepthHead}
+_KINDS: dict[str, Callable[[HeadMeta], DenseHead]] = {
+    "segmentation": SegmentationHead,
+    "linear_depth": LinearDepthHead,
+    "dpt_depth": DptDepthHead,
+}
 
 
 def build_head(meta: HeadMeta, seed: int = 0) -> DenseHead:

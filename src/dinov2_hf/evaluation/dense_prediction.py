@@ -18,7 +18,7 @@ from ..data.photometric import as_unit
 from ..features import FeatureExtractor
 from .base import Evaluation
 from .datasets import DenseImages
-from .dense_heads import DenseHead, Features, Inference
+from .dense_heads import BlockFeatures, DenseHead, Inference
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -42,7 +42,13 @@ def predict_map(
     """
     check_backbone(backbone, head)
     pixels = torch.as_tensor(np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels)
-    return head.decide(predict_scores(backbone, head, pixels, tuple(pixels.shape[1:]), batch_size))
+    return head.decide(predict_scores(backbone, head, pixels, size_of(pixels), batch_size))
+
+
+def size_of(pixels: Tensor) -> Size:
+    """Height and width of `[..., H, W]`."""
+    height, width = pixels.shape[-2:]
+    return height, width
 
 
 def check_backbone(backbone: FeatureExtractor, head: DenseHead) -> None:
@@ -59,7 +65,7 @@ def check_backbone(backbone: FeatureExtractor, head: DenseHead) -> None:
         )
 
 
-def block_features(backbone: FeatureExtractor, blocks: Sequence[int], images: Tensor) -> Features:
+def block_features(backbone: FeatureExtractor, blocks: Sequence[int], images: Tensor) -> BlockFeatures:
     """Features of normalised images `[B, C, H, W]` after the given blocks, which count from 1. Collective."""
     found = backbone.features(images, backbone.num_layers - min(blocks) + 1)
     return [found[block - backbone.num_layers - 1] for block in blocks]
@@ -68,12 +74,13 @@ def block_features(backbone: FeatureExtractor, blocks: Sequence[int], images: Te
 @torch.no_grad()
 def predict_scores(backbone: FeatureExtractor, head: DenseHead, pixels: Tensor, size: Size, batch_size: int) -> Tensor:
     """Averaged scores `[K, *size]` of an image `[C, H, W]`, to be decided on by the head."""
-    inference, total = head.meta.inference, None
+    inference = head.meta.inference
+    total: Tensor | None = None
     unit = as_unit(pixels.to(backbone.device)).unsqueeze(0)
     for scale in inference.scales:
         image = unit
-        resized = scaled_size(tuple(unit.shape[2:]), inference.resize_size, scale)
-        if resized != tuple(unit.shape[2:]):
+        resized = scaled_size(size_of(unit), inference.resize_size, scale)
+        if resized != size_of(unit):
             image = nn.functional.interpolate(unit, resized, mode="bicubic", antialias=True).clamp_(0, 1)
         image = backbone.transform.normalize(image)
         for mirrored in (False, True) if inference.flip else (False,):
@@ -81,6 +88,7 @@ def predict_scores(backbone: FeatureExtractor, head: DenseHead, pixels: Tensor, 
             scores = scores.flip(3) if mirrored else scores
             scores = head.average(nn.functional.interpolate(scores, size, mode="bilinear"))
             total = scores if total is None else total.add_(scores)
+    assert total is not None
     return total[0] / (len(inference.scales) * (1 + inference.flip))
 
 
@@ -88,7 +96,8 @@ def sliding_scores(backbone: FeatureExtractor, head: DenseHead, image: Tensor, b
     """Scores `[1, K, H, W]` of a normalised image `[1, C, H, W]`; where windows overlap, their mean."""
     height, width = image.shape[2:]
     places = windows((height, width), head.meta.inference)
-    total = counts = None
+    total: Tensor | None = None
+    counts = image.new_zeros(height, width)
     for start in range(0, len(places), batch_size):
         chunk = places[start : start + batch_size]
         parts = torch.cat([image[:, :, top:bottom, left:right] for top, left, bottom, right in chunk])
@@ -96,9 +105,10 @@ def sliding_scores(backbone: FeatureExtractor, head: DenseHead, image: Tensor, b
             if len(places) == 1:
                 return scores
             if total is None:
-                total, counts = scores.new_zeros(1, scores.shape[1], height, width), image.new_zeros(height, width)
+                total = scores.new_zeros(1, scores.shape[1], height, width)
             total[:, :, top:bottom, left:right] += scores
             counts[top:bottom, left:right] += 1
+    assert total is not None
     return total / counts
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from .augmented import Draw, Draws, Plan
 from .base import Evaluation
 from .datasets import DenseImages, common_grid
 from .dense_heads import DenseHead
-from .dense_prediction import Size, block_features, scaled_size
+from .dense_prediction import Size, block_features, scaled_size, size_of
 
 _TRIES = 10
 """Crops that are drawn before one of few classes is taken."""
@@ -94,11 +95,13 @@ class RandomMapCrops(Dataset):
         recipe = self._recipe
         if recipe.rotation and rng.random() < 0.5:
             pixels, values = turned(pixels, values, rng.uniform(-recipe.rotation, recipe.rotation), self._images.void)
-        size = tuple(pixels.shape[1:])
-        grid, fine, map_fine = common_grid(size, values.shape)
+        size, shared = size_of(pixels), common_grid(size_of(pixels), (values.shape[0], values.shape[1]))
+        assert shared is not None  # `DenseImages` refuses others
+        grid, fine, map_fine = shared
         # of one size for the whole image, so that pixels stay square
         resized = scaled_size(size, recipe.resize_size, rng.uniform(*recipe.scale_range))
-        shape = tuple(min(side, whole) for side, whole in zip(recipe.size, resized))
+        height, width = (min(side, whole) for side, whole in zip(recipe.size, resized))
+        shape = height, width
         # in whole pixels of the coarser of image and map, so that the two stay on each other
         box = [min(max(round(side * of / to), 1), of) for side, of, to in zip(shape, grid, resized)]
         for _ in range(_TRIES):
@@ -110,8 +113,8 @@ class RandomMapCrops(Dataset):
             part = values[rows][:, columns]
             if recipe.max_class_share >= 1 or _mixed(part, recipe.max_class_share):
                 break
-        edges = (left, top, left + box[1], top + box[0])
-        crop = as_crop(resample(pixels, tuple(edge * fine for edge in edges), shape))
+        edges = left * fine, top * fine, (left + box[1]) * fine, (top + box[0]) * fine
+        crop = as_crop(resample(pixels, edges, shape))
         return (crop.flip(2), part[:, ::-1]) if rng.random() < 0.5 else (crop, part)
 
     def _filled(self, pixels: Tensor | None, values: np.ndarray | None) -> tuple[Tensor, Tensor]:
@@ -143,7 +146,7 @@ def _turned(values: Tensor, degrees: float, mode: str) -> Tensor:
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # from where each pixel comes, on axes from -1 to 1 in both directions
     matrix = [[cosine, sine * height / width, 0.0], [-sine * width / height, cosine, 0.0]]
-    grid = nn.functional.affine_grid(torch.tensor([matrix]), (1, 1, height, width), align_corners=False)
+    grid = nn.functional.affine_grid(torch.tensor([matrix]), [1, 1, height, width], align_corners=False)
     return nn.functional.grid_sample(values[None], grid, mode=mode, align_corners=False)[0]
 
 
@@ -181,6 +184,7 @@ def map_updates(
         pixels, targets, colors, counts = (part.to(backbone.device, non_blocking=True) for part in batch)
         pixels = as_unit(pixels)
         if recipe.draw_colors:
+            assert recipe.apply_colors is not None
             pixels = recipe.apply_colors(pixels, colors)
         return backbone.transform.normalize(pixels), targets, counts
 
@@ -212,7 +216,9 @@ def train_head(
     optimizer = torch.optim.AdamW(head.parameters(), lr=0.0, weight_decay=config.weight_decay)
     updates, known = map_updates(evaluation, images, recipe), torch.zeros((), device=backbone.device)
     for update, chunks in enumerate(evaluation.progress(updates, f"Head on {images.kind}s", config.iterations)):
-        batch = [(block_features(backbone, head.meta.blocks, pixels), *rest) for pixels, *rest in chunks]
+        batch = [
+            (block_features(backbone, head.meta.blocks, pixels), targets, counts) for pixels, targets, counts in chunks
+        ]
         head.observe(
             [features for features, _, _ in batch], torch.cat([part[2] for part in batch]), evaluation.accelerator
         )
@@ -244,7 +250,7 @@ def warmed_up(update: int, rate: float, warmup: int, first: float) -> float:
 
 def _share_gradients(head: nn.Module, divisor: Tensor, accelerator: Accelerator) -> Tensor:
     """Sums gradients and divisors over the processes, divides the ones by the other, and gives the latter."""
-    gradients = [parameter.grad for parameter in head.parameters()]
+    gradients = [cast(Tensor, parameter.grad) for parameter in head.parameters()]
     flat = torch.cat([gradient.flatten() for gradient in gradients] + [divisor.view(1)])
     if accelerator.num_processes > 1:
         flat = accelerator.reduce(flat, reduction="sum")

@@ -18,7 +18,7 @@ from ..config.evaluations import DepthEvaluation, DepthTestConfig
 from .base import Evaluation, Result, given
 from .datasets import DepthMaps
 from .dense_heads import DenseHead, HeadMeta, Inference, build_head, save_dense_head
-from .dense_prediction import measure_maps
+from .dense_prediction import measure_maps, size_of
 from .dense_training import CropRecipe, train_head, warmed_up
 from .intervals import bootstrap
 from .metrics.depth import DEPTH_METRICS, crop_mask, depth_errors
@@ -72,8 +72,9 @@ def evaluate_depth(evaluation: Evaluation) -> Iterator[Result]:
     )
     patch = backbone.stride
     draw_colors = partial(draw_tint, channels=len(backbone.transform.mean), brightness=config.brightness)
+    height, width = (-(-side // patch) * patch for side in config.crop)
     recipe = CropRecipe(
-        tuple(-(-side // patch) * patch for side in config.crop),
+        (height, width),
         config.resize_size,
         rotation=config.rotation,
         draw_colors=draw_colors if config.photometric else None,
@@ -181,7 +182,7 @@ def _results(
 
     def measure(scores: Tensor, truth: Tensor) -> Tensor:
         depth = head.decide(scores)
-        valid = valid_pixels(truth, config) & crop_mask(tuple(truth.shape), source.eval_crop).to(truth.device)
+        valid = valid_pixels(truth, config) & crop_mask(size_of(truth), source.eval_crop).to(truth.device)
         if config.median_scaling:
             scaled = depth * truth[valid].nanmedian() / depth[valid].nanmedian()
             depth = scaled.clamp(config.min_depth, config.max_depth)

@@ -144,7 +144,8 @@ def describe(evaluation: Evaluation, images, description: str) -> tuple[np.ndarr
     """
     config: DescriptorConfig = evaluation.config
     parts = config.descriptor.split("_")
-    total, rows = None, None
+    total: Tensor | None = None
+    rows: np.ndarray = np.empty(0, dtype=int)
     for scale in config.scales:
         transform = _scaled(evaluation.transform, scale, evaluation.backbone.stride, config.whole)
         found = evaluation.features(images, parts=parts, transform=transform, description=description)
@@ -152,6 +153,7 @@ def describe(evaluation: Evaluation, images, description: str) -> tuple[np.ndarr
         total, rows = vectors if total is None else total + vectors, found.index.cpu().numpy()
     if not len(rows):
         raise ValueError(f"no image of the {description.lower()} can be decoded")
+    assert total is not None
     return rows, unit(total, dim=1)
 
 

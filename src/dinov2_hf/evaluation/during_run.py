@@ -55,10 +55,10 @@ def evaluations_of(config: RunConfig, accelerator: Accelerator) -> list[Callback
         same_classes(references, open_labeled(knn.query, sets, "knn.query"))  # before the run starts
         evaluate = find_evaluator("knn").evaluate
         found.append(_callback(evaluate, settings, knn.epochs, "knn_accuracy", config, accelerator, sets))
-    for name, settings in load_evaluations(config).items():
+    for name, chosen in load_evaluations(config).items():
         item = config.evaluations[name]
         evaluate = find_evaluator(item.protocol).evaluate
-        found.append(_callback(evaluate, settings, item.epochs, f"{name}.{{metric}}", config, accelerator, {}))
+        found.append(_callback(evaluate, chosen, item.epochs, f"{name}.{{metric}}", config, accelerator, {}))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 from ..config.evaluations import FineGrainedEvaluation
 from .base import Evaluation, Result
@@ -36,9 +37,8 @@ def evaluate_fine_grained(evaluation: Evaluation) -> Iterator[Result]:
         yield results[-1]
     mean = sum(result.value for result in results) / len(results)
     # the sets are independent of each other, so the squares of the distances to the ends add up
-    below, above = (
-        math.hypot(*(result.value - result.interval[end] for result in results)) / len(results) for end in (0, 1)
-    )
+    ends = [(result.value, cast(tuple[float, float], result.interval)) for result in results]
+    below, above = (math.hypot(*(value - interval[end] for value, interval in ends)) / len(results) for end in (0, 1))
     title = f"mean over {len(results)} set{'s' * (len(results) > 1)} (%)"
     yield Result(
         "mean", mean, title, (max(mean - below, 0.0), min(mean + above, 100.0)), dataset="all sets", kind="mean"

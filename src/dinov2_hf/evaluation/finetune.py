@@ -95,6 +95,7 @@ class _Run:
         self._labels = torch.from_numpy(train.labels).to(device)
         self._updates_per_epoch = max(round(len(train) / config.global_batch), 1)
         generator = torch.Generator().manual_seed(config.seed)
+        assert evaluation.backbone.module is not None
         self.model = Classifier(evaluation.backbone.module, len(train.names), config.drop_path_rate, generator)
         self.model.to(device)
         self._optimizer = torch.optim.AdamW(self.model.groups(config.layer_decay, config.weight_decay), lr=0.0)
@@ -204,7 +205,9 @@ class _Run:
         """What must be the same for a run to go on."""
         config = with_absolute_paths(self._evaluation.config)
         settings = {key: value for key, value in asdict(config).items() if key not in _MAY_DIFFER}
-        backbone = {"weights": self._evaluation.backbone.fingerprint(), "classes": self._train.names}
+        fingerprint = self._evaluation.backbone.fingerprint
+        assert fingerprint is not None
+        backbone = {"weights": fingerprint(), "classes": self._train.names}
         return settings | backbone | {"images": len(self._train)}
 
 

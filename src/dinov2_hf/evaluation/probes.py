@@ -6,13 +6,14 @@ Axes: `N` images, `C` classes, `L` blocks, `D` width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .base import Evaluation
-from .datasets import LabeledImages, same_classes
+from .datasets import Labeled, LabeledImages, same_classes
 from .intervals import bootstrap, wilson
 from .metrics import Accuracy, MeanAveragePrecision, MeanPerClassAccuracy, average_precision
 
@@ -55,7 +56,7 @@ def kind_of(metric: str, multi_label: bool, where: str) -> str:
     return metric
 
 
-def check_labels(train: LabeledImages, test: LabeledImages) -> None:
+def check_labels(train: Labeled, test: Labeled) -> None:
     """Refuses labels that a probe cannot learn from, or be judged by.
 
     Raises:
@@ -105,10 +106,10 @@ def in_words(kind: str) -> str:
     return kind.replace("_", " ")
 
 
-def _present(images: LabeledImages) -> np.ndarray:
+def _present(images: Labeled) -> np.ndarray:
     """Which of the classes have an image."""
     if images.multi_label:
-        return images.labels.any(axis=0)
+        return cast(np.ndarray, images.labels.any(axis=0))
     return np.bincount(images.labels, minlength=len(images.names)) > 0
 
 

@@ -233,7 +233,8 @@ class _Reader(Dataset):
         """Height and width that all frames of a video are brought to."""
         first = open_image(self._videos.frames.read(video, 0)[0], self._channels, self._decoding)
         scale = self._resize_size / min(first.height, first.width) / self._patch_size
-        return tuple(max(round(side * scale), 1) * self._patch_size for side in (first.height, first.width))
+        height, width = (max(round(side * scale), 1) * self._patch_size for side in (first.height, first.width))
+        return height, width
 
     def _pixels(self, video: int, frame: int, size: tuple[int, int]) -> Tensor:
         image = open_image(self._videos.frames.read(video, frame)[0], self._channels, self._decoding)
@@ -259,12 +260,14 @@ class _Track:
         """Predicts the mask of a frame from its features `[D, h, w]`; -1 for a frame that is left out."""
         if frame < 0 or not self._objects or (frame > 0 and self._propagation is None):
             return
+        assert self._truth is not None  # as it has objects
         if frame == 0:
             options = {name: getattr(self._config, name) for name in ("neighbors", "radius", "temperature")}
             masks = soft_masks(self._truth, self._objects, *features.shape[1:]).to(features.device)
             self._propagation = Propagation(features, masks, self._config.context_frames, **options)
             indices = self._truth
         else:
+            assert self._propagation is not None
             classes = decide(self._propagation.step(features), *self._truth.shape).cpu().numpy()
             indices = np.array([0, *self._objects])[classes]
         self._found[frame] = Image.fromarray(indices.astype(np.uint8))

@@ -61,17 +61,17 @@ def rank(queries: Tensor, database: Tensor, setups: dict[str, list[Truth]], top:
     found = {name: Ranking([], np.empty((len(queries), top)), np.empty((len(queries), top), bool)) for name in setups}
     number = 0
     for chunk in queries.split(max(_CHUNK // len(database), 1)):
-        cosines, order = (chunk @ database.T).sort(dim=1, descending=True, stable=True)
-        place = torch.empty_like(order).scatter_(
-            1, order, torch.arange(len(database), device=order.device).expand_as(order)
+        values, indices = (chunk @ database.T).sort(dim=1, descending=True, stable=True)
+        places = torch.empty_like(indices).scatter_(
+            1, indices, torch.arange(len(database), device=indices.device).expand_as(indices)
         )
-        cosines, order, place = cosines.cpu().numpy(), order.cpu().numpy(), place.cpu().numpy()
+        cosines, order, place = values.cpu().numpy(), indices.cpu().numpy(), places.cpu().numpy()
         for row in range(len(chunk)):
             for name, truths in setups.items():
                 truth, ranking = truths[number], found[name]
                 junk = np.sort(place[row, np.asarray(truth.junk, dtype=int)])
-                places = np.sort(place[row, np.asarray(truth.relevant, dtype=int)])
-                ranking.places.append(places - np.searchsorted(junk, places))
+                ranks = np.sort(place[row, np.asarray(truth.relevant, dtype=int)])
+                ranking.places.append(ranks - np.searchsorted(junk, ranks))
                 nearest = np.setdiff1d(np.arange(min(top + len(junk), len(database))), junk)[:top]
                 padding = (0, top - len(nearest))
                 ranking.confidences[number] = np.pad(cosines[row, nearest], padding, constant_values=-np.inf)
@@ -91,6 +91,8 @@ def evaluate_retrieval(evaluation: Evaluation) -> Iterator[Result]:
             image.
     """
     config: RetrievalEvaluation = evaluation.config
+    database: LabeledImages | PlainImages
+    queries: LabeledImages | PlainImages
     if config.ground_truth == "labels":
         database, queries = evaluation.labeled(config.train, "train"), evaluation.labeled(config.test, "test")
         setups = {"": truth_of_labels(queries, database)}

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def evaluate_robustness(evaluation: Evaluation) -> Iterator[Result]:
     clean = evaluation.features(test.images, description="Clean images")
     yield _accuracy(test.correct(classifier, clean), "accuracy", "accuracy (%), clean images")
 
-    errors = {}  # corruption to the mean over severities for each image, in percent
+    errors: dict[str, Any] = {}  # corruption to the mean over severities for each image, in percent
     table = []
     work = list(product(config.corruptions, config.severities))
     for name, severity in evaluation.progress(work, "Corruptions"):

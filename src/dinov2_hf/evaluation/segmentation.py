@@ -69,7 +69,7 @@ def evaluate_segmentation(evaluation: Evaluation) -> Iterator[Result]:
     recipe = CropRecipe(
         (side, side),
         config.resize_size,
-        tuple(config.scale_range),
+        (config.scale_range[0], config.scale_range[1]),
         max_class_share=config.max_class_share,
         draw_colors=draw_distortion if config.photometric else None,
         apply_colors=distort,
@@ -149,7 +149,7 @@ def _results(areas: np.ndarray, names: Sequence[str], config: SegmentationEvalua
     keys = [re.sub(r"\W+", "_", name.lower()).strip("_") for name in names]
     for label in np.flatnonzero(present):
         key = keys[label] if keys.count(keys[label]) == 1 else f"{keys[label]}_{label}"
-        yield Result(f"iou_{key}", float(iou[label]), f"IoU (%), {names[label]}", _interval(drawn_iou[:, label]))
+        yield Result(f"iou_{key}", float(iou[label]), f"IoU (%), {names[int(label)]}", _interval(drawn_iou[:, label]))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from safetensors import SafetensorError, safe_open
 
@@ -124,7 +125,7 @@ def _require_whole_model(contents: Contents) -> None:
     if index not in files:
         raise FileNotFoundError(f"{contents.folder} has no model.safetensors; export the model again")
     try:
-        shards = set(json.loads(files[index].read_text())["weight_map"].values())
+        shards = set(json.loads(cast(Path, files[index]).read_text())["weight_map"].values())
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{contents.folder / index} cannot be read: {error}; export the model again") from None
     if missing := sorted(shards - files.keys()):
@@ -133,7 +134,7 @@ def _require_whole_model(contents: Contents) -> None:
 
 def _problems(contents: Contents, name: str) -> list[str]:
     """Why a file must not leave; replaces what a tool left in it and nobody reads."""
-    path = contents.files[name]
+    path = cast(Path, contents.files[name])
     if name.endswith(".safetensors"):
         return _problems_of_tensors(name, path)
     if name.endswith(".onnx"):

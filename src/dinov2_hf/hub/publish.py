@@ -64,6 +64,7 @@ class Publisher:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _send(self, folders: dict[str, Path], message: str) -> None:
+        assert self._config.repo_id is not None
         for student, folder in folders.items():
             repo_id = f"{self._config.repo_id}-{student}" if student else self._config.repo_id
             try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, get_token
@@ -71,7 +71,7 @@ class PushResult:
         if self.dry_run:
             head = f"would go to {where}; nothing has been sent"
         else:
-            head = f"{'private' if self.private else 'public'} {where}, commit {self.commit[:8]}: {self.url}"
+            head = f"{'private' if self.private else 'public'} {where}, commit {(self.commit or '')[:8]}: {self.url}"
         return "\n".join([head, *lines])
 
 
@@ -137,7 +137,7 @@ def push_folder(
 def _plan(api: HfApi, contents: Contents, repo_id: str, revision: str, tag: str | None) -> PushResult:
     """What would go, after the repository's name has been written into the card."""
     source = contents.files.get("README.md")
-    if source is not None and PLACEHOLDER in (text := source.read_text(encoding="utf-8")):
+    if isinstance(source, Path) and PLACEHOLDER in (text := source.read_text(encoding="utf-8")):
         contents.files["README.md"] = text.replace(PLACEHOLDER, repo_id).encode()
         contents.adapted.append(f"README.md: {repo_id} in place of {PLACEHOLDER}")
     return PushResult(
@@ -173,13 +173,15 @@ def _push(
     def bring() -> PushResult:
         """Looks at what is there each time: of an attempt that seemed to fail, the commit may have been made."""
         there = {entry.path: entry for entry in api.list_repo_tree(repo_id, revision=revision, recursive=True)}
-        sent = [name for name, source in contents.files.items() if not _same(source, there.get(name))]
+        sent = [
+            name for name, source in contents.files.items() if not _same(source, cast(RepoFile | None, there.get(name)))
+        ]
         removed = [name for name in there if REPLACED.fullmatch(name) and name not in contents.files]
         head = api.model_info(repo_id, revision=revision).sha
         if taken and (sent or removed or head != taken):
             raise ValueError(f"the tag {tag} of {repo_id} names commit {taken[:8]} already; give another tag")
         if sent or removed:
-            operations = [CommitOperationAdd(name, _as_given(contents.files[name])) for name in sent]
+            operations: list[Any] = [CommitOperationAdd(name, _as_given(contents.files[name])) for name in sent]
             operations += [CommitOperationDelete(name) for name in removed]
             head = api.create_commit(repo_id, operations, commit_message=message, revision=revision).oid
         return replace(
@@ -285,7 +287,7 @@ def _errors_in_one_line(api: HfApi, repo_id: str) -> Iterator[None]:
         error = _explain(caught, urlsplit(api.endpoint).hostname or api.endpoint, repo_id)
         if error is None:
             raise
-        line = " ".join(masked(str(error).replace(api.token, "hf_***")).split())
+        line = " ".join(masked(str(error).replace(cast(str, api.token), "hf_***")).split())
         raise type(error)(line) from None
 
 

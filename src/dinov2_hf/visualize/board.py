@@ -36,7 +36,8 @@ class Entry:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return tuple(self.features.shape[:2])
+        rows, columns = self.features.shape[:2]
+        return rows, columns
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,12 +58,12 @@ def match_patches(
         spacing: rows or columns at least between the patches of two pairs in either image, so that the pairs are
             not all in one place.
     """
-    masks = masks or tuple(torch.ones(part.shape[:2], dtype=torch.bool) for part in (first, second))
-    places = [mask.nonzero() for mask in masks]
+    taken: Sequence[Tensor] = masks or [torch.ones(part.shape[:2], dtype=torch.bool) for part in (first, second)]
+    places = [mask.nonzero() for mask in taken]
     empty = Matches(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 2, dtype=torch.long), torch.zeros(0))
     if not all(map(len, places)):
         return empty
-    index, other, cosine = mutual_neighbours(first[masks[0]], second[masks[1]])
+    index, other, cosine = mutual_neighbours(first[taken[0]], second[taken[1]])
     order = cosine.argsort(descending=True, stable=True)
     pairs = torch.cat((places[0][index[order]], places[1][other[order]]), dim=1)  # [K, 4]
     kept: list[int] = []
@@ -94,7 +96,8 @@ def draw_matches(
     title = title or f"{len(matches)} pairs of patches that are each other's nearest"
     sheet = Sheet(1, 2, title, cell=4.2)
     axes = [sheet.image(0, column, picture.shown, picture.name) for column, picture in enumerate(pictures)]
-    sheet.figure.get_layout_engine().set(wspace=0.08)
+    layout: Any = sheet.figure.get_layout_engine()
+    layout.set(wspace=0.08)
     points = []
     for picture, grid, places in zip(pictures, grids, (matches.first, matches.second)):
         height, width = picture.pixels.shape[1:]

@@ -133,7 +133,7 @@ def _legend(sheet: Sheet, shares: Mapping[int, float], names: Mapping[int, str])
     if not shares:
         return
     colors = distinct_colors(max(shares) + 1) / 255
-    largest = sorted(shares, key=shares.get, reverse=True)
+    largest = sorted(shares, key=shares.__getitem__, reverse=True)
     handles = [
         Patch(
             color=colors[label], label=f"{shortened(names.get(label, f'label {label}'))}  {100 * shares[label]:.1f} %"

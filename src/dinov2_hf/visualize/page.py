@@ -199,6 +199,7 @@ class _Page:
             rows, columns = board.entries[0].grid
             self.chosen = (0, rows // 2, columns // 2)
         colors = await run.io_bound(board.colors, self.keep_background)
+        assert colors is not None
         with self.tools:
             self._build_tools()
         self.shown = []
@@ -243,8 +244,9 @@ class _Page:
         async def remove() -> None:
             async with self.lock:
                 self.board.remove(index)
-                image, *place = self.chosen
-                self.chosen = None if image == index else (image - (image > index), *place)
+                assert self.chosen is not None
+                image, row, column = self.chosen
+                self.chosen = None if image == index else (image - (image > index), row, column)
                 await self._rebuild()
 
         with ui.element("article").classes("panel card"):
@@ -282,7 +284,7 @@ class _Page:
             await self._choose(index, int(y * entry.grid[0]), int(x * entry.grid[1]))
 
         async def move(event) -> None:
-            if self.chosen[0] == index:
+            if self.chosen is not None and self.chosen[0] == index:
                 await self._choose(index, self.chosen[1] + event.args[0], self.chosen[2] + event.args[1])
 
         with ui.element("figure").classes("tile").style("margin: 0"):
@@ -313,7 +315,9 @@ class _Page:
         from nicegui import run
 
         chosen, board = self.chosen, self.board
+        assert chosen is not None
         similarity = await run.io_bound(board.similarity, *chosen)
+        assert similarity is not None
         if chosen != self.chosen or len(similarity.maps) != len(self.shown):  # another was clicked meanwhile
             return
         self.legend.show(similarity.low, similarity.high)
@@ -336,6 +340,7 @@ class _Page:
     def _build_matches(self, similarity: Similarity) -> None:
         from nicegui import ui
 
+        assert self.chosen is not None
         board, (image, row, column) = self.board, self.chosen
         with ui.element("div").classes("chosen"):
             with ui.element("div").classes("match self"):

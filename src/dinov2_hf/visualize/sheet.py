@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,8 @@ class Sheet:
         self.figure = Figure(
             figsize=(columns * cell + right, rows * (cell + 0.27) + 0.45), layout="constrained", dpi=DPI
         )
-        self.figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+        layout: Any = self.figure.get_layout_engine()
+        layout.set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
         self.axes = self.figure.subplots(rows, columns, squeeze=False)
         for axis in self.axes.flat:
             axis.axis("off")

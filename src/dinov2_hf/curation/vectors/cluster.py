@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -129,7 +130,11 @@ def hierarchical_kmeans(
         raise ValueError(f"sizes={list(sizes)} must fall from level to level, from {len(vectors)} vectors at most to 1")
     points, hierarchy = vectors, Hierarchy([], [])
     seeds = iter(np.random.SeedSequence(seed).generate_state(len(sizes) * (resampling_steps + 1)).tolist())
-    settings = {"spherical": False, "max_points_per_centroid": max_points_per_centroid, "progress": progress}
+    settings: dict[str, Any] = {
+        "spherical": False,
+        "max_points_per_centroid": max_points_per_centroid,
+        "progress": progress,
+    }
     for k in sizes:
         centroids = kmeans(points, k, iterations, next(seeds), **settings)
         clusters, distances = assign(points, centroids, progress=progress)
@@ -209,7 +214,7 @@ def _start(vectors: Vectors, k: int, rng: np.random.Generator) -> np.ndarray:
         for first_row, rows in blocks(pool, unit_length=False):
             part = slice(first_row, first_row + len(rows))
             distances[part] = np.minimum(distances[part], nearest.distances(rows, nearest(rows)))
-        size = min(k - len(chosen), max(1, len(chosen) // 4), np.count_nonzero(distances))
+        size = min(k - len(chosen), max(1, len(chosen) // 4), int(np.count_nonzero(distances)))
         if size == 0:
             return np.concatenate([chosen, np.repeat(chosen[:1], k - len(chosen), axis=0)])
         last = as_rows(

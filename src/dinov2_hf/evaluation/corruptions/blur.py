@@ -16,6 +16,7 @@ def gaussian_blur(image: np.ndarray, severity: int, rng: np.random.Generator) ->
 
 def defocus_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """A disk with a soft edge."""
+    radius: float
     radius, edge = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
     radius *= scale_of(image)
     reach = np.arange(-math.ceil(radius) - 2, math.ceil(radius) + 3)
@@ -26,6 +27,7 @@ def defocus_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> 
 
 def glass_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Blur, pixels that change places with near ones, one after the other, and blur once more."""
+    reach: float
     sigma, reach, times = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[severity - 1]
     sigma, reach = sigma * scale_of(image), reach * scale_of(image)
     height, width = image.shape[1:]

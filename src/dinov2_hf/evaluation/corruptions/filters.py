@@ -5,6 +5,8 @@ Axes: `C` channels, `H` x `W` pixels, `k` of a kernel; values are floats, an ima
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 
@@ -23,7 +25,7 @@ def sample(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
     return np.stack([_ndimage().map_coordinates(plane, (rows, columns), order=1, mode="mirror") for plane in image])
 
 
-def correlate(image: np.ndarray, kernel: np.ndarray, mode: str) -> np.ndarray:
+def correlate(image: np.ndarray, kernel: np.ndarray, mode: Literal["edge", "reflect"]) -> np.ndarray:
     """Weighted sum of the neighbours of every pixel of `[C, H, W]`; `kernel` `[k, k]` is odd, its middle the pixel.
 
     Args:

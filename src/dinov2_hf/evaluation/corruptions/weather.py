@@ -40,7 +40,8 @@ def fog(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarra
     """Clouds of light, and less contrast."""
     amount, decay = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))[severity - 1]
     brightest = image.max()
-    return (image + amount * clouds(rng, *image.shape[1:], decay)) * brightest / (brightest + amount)
+    height, width = image.shape[1:]
+    return (image + amount * clouds(rng, height, width, decay)) * brightest / (brightest + amount)
 
 
 def brightness(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
@@ -64,7 +65,7 @@ def _crystals(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     for angle in rng.uniform(0, 60) + np.arange(0, 360, 60):
         grown = motion_blur(seeds, 7 * scale, 5 * scale, angle)
         needles.append(grown / max(grown.max(), 1e-9))
-    needles = sample(np.max(needles, axis=0), *(np.indices((height, width)) + waves))  # bent a little
-    needles = (needles - needles.min()) / max(np.ptp(needles), 1e-9)
+    bent = sample(np.max(needles, axis=0), *(np.indices((height, width)) + waves))  # a little
+    bent = (bent - bent.min()) / max(np.ptp(bent), 1e-9)
     cover = clouds(rng, height, width, 1.5)
-    return np.clip(0.6 * cover + needles * (0.3 + cover), 0, 1)
+    return np.clip(0.6 * cover + bent * (0.3 + cover), 0, 1)

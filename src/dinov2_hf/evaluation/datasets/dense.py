@@ -92,8 +92,8 @@ class DenseImages(ABC):
         with decoded(open_image(data, num_channels, decoding), 1.0, decoding) as (pixels, _):
             pass  # the map is read when the budget is free again
         values = self.map(index)
-        if common_grid(tuple(pixels.shape[1:]), values.shape) is None:
-            (height, width), (rows, columns) = pixels.shape[1:], values.shape
+        (height, width), (rows, columns) = pixels.shape[1:], values.shape
+        if common_grid((height, width), (rows, columns)) is None:
             raise ValueError(
                 f"row {index} of {self.where} has an image of {height} x {width} pixels and a {self.kind} of "
                 f"{rows} x {columns}; resize the one to the other, or by a whole factor"
@@ -133,6 +133,7 @@ class DenseImages(ABC):
 
     def _decoded(self, index: int) -> np.ndarray:
         if self._maps is None:
+            assert self._arrays is not None
             value: Any = self._arrays[index][self._map_column]
             return np.asarray(value if value is not None else [])
         data, _ = self._maps.read(index)

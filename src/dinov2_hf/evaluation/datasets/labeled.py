@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from datasets import ClassLabel, Dataset, List, Value
 
@@ -9,6 +11,19 @@ from ...config import SourceConfig
 from ...data.names import few
 from ...data.paths import name_in
 from ...data.sources import find_images, load
+
+
+class Labeled(Protocol):
+    """A set with labels, of images or of clips: see `LabeledImages`."""
+
+    @property
+    def where(self) -> str: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def multi_label(self) -> bool: ...
 
 
 class LabeledImages:
@@ -89,7 +104,7 @@ def read_labels(dataset: Dataset, config: SourceConfig) -> tuple[np.ndarray, lis
     return labels, names, several
 
 
-def same_classes(first: LabeledImages, second: LabeledImages) -> None:
+def same_classes(first: Labeled, second: Labeled) -> None:
     """Refuses two sets that do not have the same classes in the same order.
 
     Raises:

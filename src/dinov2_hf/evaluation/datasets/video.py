@@ -146,8 +146,8 @@ class LabeledClips:
         if folder is not None:
             clips = [(clip, group.name) for group in _folders(folder) for clip in _folders(group)]
             self.frames: Frames = FolderFrames([_files(clip) for clip, _ in clips])
-            self.names, self.labels = np.unique([name for _, name in clips], return_inverse=True)
-            self.names = self.names.tolist()
+            names, self.labels = np.unique([name for _, name in clips], return_inverse=True)
+            self.names: list[str] = names.tolist()
         else:
             loaded = load(config, streaming=False)
             self.frames = _frames(loaded, config)
@@ -265,7 +265,7 @@ def _frames(loaded: Loaded, config: SourceConfig) -> Frames:
     column = config.image_column or next(iter(lists), None)
     if column in videos or (column is None and videos):
         raise ValueError(f"{config.path} holds encoded videos (column {column or videos[0]!r}); {_EXTRACT}")
-    if column in features and isinstance(features[column], _LISTS):
+    if column is not None and column in features and isinstance(features[column], _LISTS):
         return ListedFrames(loaded.dataset, column, loaded.folder)
     animated = AnimatedFrames(find_images(loaded, config))
     if max(map(animated.count, range(min(len(animated), _PEEKED)))) <= 1:

@@ -63,26 +63,26 @@ class GlobalAveragePrecision(evaluate.Metric):
         }
 
 
-def average_precision_of_places(places: Sequence[int], total: int) -> float:
+def average_precision_of_places(places: Sequence[int] | np.ndarray, total: int) -> float:
     """Area under the precision-recall curve by trapezoids, in [0, 1], as the Oxford and Holidays protocols have it.
 
     Args:
         places: of the relevant images in the ranking, from 0; those that are missing are not found.
         total: how many relevant images there are; at least 1.
     """
-    places = np.sort(np.asarray(places, dtype=float))
-    found = np.arange(len(places))
-    before = np.where(places > 0, found / np.maximum(places, 1), 1.0)
-    after = (found + 1) / (places + 1)
+    ranks = np.sort(np.asarray(places, dtype=float))
+    found = np.arange(len(ranks))
+    before = np.where(ranks > 0, found / np.maximum(ranks, 1), 1.0)
+    after = (found + 1) / (ranks + 1)
     return float((before + after).sum() / 2 / total)
 
 
-def precision_at(places: Sequence[int], k: int) -> float:
+def precision_at(places: Sequence[int] | np.ndarray, k: int) -> float:
     """Share of relevant images among the first `k`, or up to the last relevant one where that comes before."""
-    places = np.asarray(places)
-    if not len(places):
+    ranks = np.asarray(places)
+    if not len(ranks):
         return 0.0
-    return float((places < k).sum() / min(places.max() + 1, k))
+    return float((ranks < k).sum() / min(ranks.max() + 1, k))
 
 
 def global_average_precision(confidences: np.ndarray, correct: np.ndarray, total: int) -> float:
