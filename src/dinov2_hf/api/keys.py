@@ -10,10 +10,11 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 
 from ..config import load_config
+from ..config.loading import Checked
 
 Keys = Mapping[str, Any] | Iterable[str]
 """Values by dotted key, `{"train.epochs": 3}`, or texts `key=value`, as on the command line."""
-Kind = TypeVar("Kind")
+Kind = TypeVar("Kind", bound=Checked)
 
 
 def as_config(

@@ -61,7 +61,7 @@ class Run:
         rows: dict[float, dict[str, float]] = {}
         for line in self._files.read_metrics():
             rows.setdefault(line["step"], {}).update(line)
-        table = pd.DataFrame(list(rows.values()))
+        table: pd.DataFrame = pd.DataFrame(list(rows.values()))
         table = table.set_index("step").sort_index() if rows else table.rename_axis("step")
         return table
 

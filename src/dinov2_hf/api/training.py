@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..backbones import Backbone
+from ..backbones import Backbone, PretrainedBackbone
 from ..config import RUNS, RunConfig, images_of, models_of
 from ..data import EvalTransform, TrainingSource, evaluation_transform, open_training_source
 from ..data.sources import HELD, holding, is_held, is_source
@@ -107,7 +107,7 @@ def distill(
 
 
 def fit(
-    objective: Objective,
+    objective: Objective[Any],
     source: Any = None,
     config: RunConfig | None = None,
     accelerator: Accelerator | None = None,
@@ -135,7 +135,7 @@ def fit(
 
 
 def _train(
-    objective: Objective | None,
+    objective: Objective[Any] | None,
     data: Any,
     config: Config,
     keys: Keys,
@@ -180,7 +180,7 @@ class Training:
         config: RunConfig,
         resume: str = "auto",
         *,
-        objective: Objective | None = None,
+        objective: Objective[Any] | None = None,
         source: TrainingSource | None = None,
         callbacks: Sequence[Callback] = (),
         accelerator: Accelerator | None = None,
@@ -243,7 +243,13 @@ class Training:
         hardware = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
         facts = RunFacts.of_run(self.trainer.run_folder, self.config, student, hardware=hardware)
         return export_folder(
-            folder, cast(Backbone, networks["backbone"].eval()), heads, self.transform, self.config, facts, student
+            folder,
+            cast(PretrainedBackbone, networks["backbone"].eval()),
+            heads,
+            self.transform,
+            self.config,
+            facts,
+            student,
         )
 
     def _draw_features(self, backbone: Backbone, student: str) -> Path:

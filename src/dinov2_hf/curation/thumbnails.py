@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -84,7 +85,7 @@ def draw_histogram(
 
     values = np.concatenate(list(series.values()))
     low = min([*lines.values(), float(values.min(initial=1.0))])
-    bins = np.linspace(max(low - 0.03, -1.0), 1.0, 61)
+    bins: Any = np.linspace(max(low - 0.03, -1.0), 1.0, 61)
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axis = figure.subplots()
     for (name, own), color in zip(series.items(), (_BLUE, "#e08a1e", _GREEN, _GREY)):
