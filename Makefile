@@ -1,7 +1,7 @@
 # make quickstart   environment, pretraining on the bundled photographs, evaluation, export
 # make test         environment, the fast tests
 # make test-all     environment, all tests
-# make lint         environment, linters
+# make lint         environment, ruff and mypy
 # make docs         environment, the pages of docs/ with the reference of the Python API, in build/site
 # make clean        removes the environment and the runs
 
@@ -28,6 +28,7 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
