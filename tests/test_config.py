@@ -579,3 +579,14 @@ def test_configuration_of_an_own_objective_is_registered_and_checked(monkeypatch
     with pytest.raises(TypeError, match="objective 'own' must derive from RunConfig, not <class 'dict'>"):
         register_run_config("own")(dict)
     assert register_run_config("own")(Own) is Own
+
+
+def test_mapping_is_read_as_a_file_is(tmp_path):
+    values = {"data": {"train": {"path": "/images"}}, "optim": {"betas": [0.8, 0.9]}, "train": {"output_dir": tmp_path}}
+    config = load_config(values, ["optim.base_lr=1e-3"])
+    assert config.optim.betas == [0.8, 0.9] and config.optim.base_lr == 1e-3
+    assert config.train.output_dir == str(tmp_path)
+    with pytest.raises(ValueError, match="optim.base_lrr in the mapping is not a config key; did you mean"):
+        load_config({"optim": {"base_lrr": 1}}, [PATH])
+    with pytest.raises(ValueError, match="the mapping does not hold sections and keys: .*object"):
+        load_config({"optim": {"base_lr": object()}}, [PATH])
