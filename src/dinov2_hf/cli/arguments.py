@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
+import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,44 @@ def add_device(parser: Parser) -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, … (default: a GPU where there is one)"
     )
+
+
+def add_imports(parser: Parser) -> None:
+    """Adds `--import`; `import_parts` applies it before the command runs."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE|MODULE",
+        help="import a .py file or an installed module with parts of your own (docs/extend) first; may be repeated",
+    )
+
+
+def import_parts(names: Iterable[str]) -> None:
+    """Imports modules, and `.py` files under the name of the file, which register their parts.
+
+    Raises:
+        FileNotFoundError: no file there.
+        ValueError: no module of that name is installed, or another module has the name of the file.
+    """
+    for name in names:
+        path = Path(name).expanduser().resolve() if name.endswith(".py") else None
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"--import {name} does not exist; give a .py file or the name of a module")
+        if path is not None and str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))  # data workers that are spawned import it by its name
+        module = name if path is None else path.stem
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # the module is there and imports another that is not
+            raise ValueError(
+                f"--import {name}: there is no module {error.name}; install it, or give the path of a .py file"
+            ) from None
+        if path is not None and Path(found.__file__ or "").resolve() != path:
+            raise ValueError(f"--import {name}: another module is called {module} ({found.__file__}); rename the file")
 
 
 def add_keys(parser: Parser, example: str, sections: Callable[[argparse.Namespace], Any]) -> None:

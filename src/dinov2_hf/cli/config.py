@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .arguments import add_imports
 from .parser import Commands
 
 _COMMANDS = {"pretrain": "dinov2", "distill": "distill_prototypes"}
@@ -36,6 +37,7 @@ def add_config(commands: Commands) -> None:
         "or the recipe is for, else pretrain)",
     )
     parser.add_argument("--objective", metavar="NAME", help="objective of a run: the key objective")
+    add_imports(parser)
     parser.add_keys("keys of the configuration, such as train.epochs=10")
     parser.set_defaults(run=print_config, keys=None)
 

@@ -13,6 +13,7 @@ from .arguments import (
     SOURCES,
     add_device,
     add_images,
+    add_imports,
     add_keys,
     add_model,
     add_output,
@@ -42,6 +43,7 @@ def add_curate(commands: Commands) -> None:
     add_model(parser, f"model that embeds the images: the key embed.model; {SOURCES}")
     add_output(parser, "folder of the curation: the key output_dir")
     add_device(parser)
+    add_imports(parser)
     add_keys(parser, "seeds.birds.path=/my/birds dedup.threshold=0.6", _sections)
     parser.add_argument(
         "--stage",

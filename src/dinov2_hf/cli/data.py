@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import RunConfig, images_of, load_config, sections_of
 from ..files import Output, check_outputs, made_picture
-from .arguments import add_images, add_keys, add_output, overrides_of, positive
+from .arguments import add_images, add_imports, add_keys, add_output, overrides_of, positive
 from .parser import Commands, Parser
 
 
@@ -78,6 +78,7 @@ def _action(
     parser = actions.add_parser(name, help=line, about=about, example=example)
     add_images(parser, "images to read: the key data.train.path")
     add_keys(parser, "data.train.split=train", _sections)
+    add_imports(parser)
     parser.set_defaults(run=run)
     return parser
 

@@ -14,6 +14,7 @@ from .arguments import (
     SOURCES,
     add_device,
     add_images,
+    add_imports,
     add_keys,
     add_model,
     add_output,
@@ -45,6 +46,7 @@ def add_evaluate(commands: Commands) -> None:
     parser.add_argument("--test", metavar="PATH", help="images that are evaluated: the key test.path (default: --data)")
     add_output(parser, "folder for results.json and results.md: the key output_dir")
     add_device(parser)
+    add_imports(parser)
     add_keys(parser, "test.split=test", _sections)
     parser.add_argument("--cache", metavar="DIR", help="folder where features are kept for the next time: cache_dir")
     parser.add_argument("--card", type=Path, metavar="EXPORT", help="an export whose model card takes the results")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 
-from .arguments import add_model, add_output, positive, size_of, without_bars
+from .arguments import add_imports, add_model, add_output, positive, size_of, without_bars
 from .parser import Commands
 
 
@@ -46,6 +46,7 @@ def add_export(commands: Commands) -> None:
         metavar="N or HxW",
         help="resample the position embeddings to this size first (default: as they are)",
     )
+    add_imports(parser)
     parser.set_defaults(run=export)
 
 
@@ -57,6 +58,7 @@ def add_inspect(commands: Commands) -> None:
         example="dinov2-hf inspect runs/mine",
     )
     add_model(parser, word=True, metavar="PATH", remedy="a file, a folder or a model on the Hub")
+    add_imports(parser)
     parser.set_defaults(run=inspect)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ..config import refuse_tokens_in_arguments
-from .arguments import describe_sections
+from .arguments import describe_sections, import_parts
 from .parser import Parser
 
 
@@ -34,6 +34,7 @@ def execute(parser: Parser, arguments: Sequence[str]) -> None:
     args = parse(parser, arguments)
     command: Parser = args.parser
     try:
+        import_parts(getattr(args, "imports", ()))
         if getattr(args, "keys", None) is not None:
             print(describe_sections(args.sections(args), args.keys))
         else:

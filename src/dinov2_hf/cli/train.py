@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..config import RUNS, load_config, models_of, sections_of
-from .arguments import SOURCES, add_device, add_images, add_keys, add_model, add_output, overrides_of
+from .arguments import SOURCES, add_device, add_images, add_imports, add_keys, add_model, add_output, overrides_of
 from .parser import Commands, Parser
 from .running import execute
 
@@ -63,6 +63,7 @@ def _add_arguments(parser: Parser, objective: str) -> None:
         add_model(parser, f"weights to start from: the key init.path; {SOURCES}")
     add_output(parser, "folder of the run: the key train.output_dir")
     add_device(parser)
+    add_imports(parser)
     add_keys(parser, "train.epochs=10 optim.base_lr=1e-3", _sections)
     parser.add_argument(
         "--resume",

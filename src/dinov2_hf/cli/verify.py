@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import add_device, add_model, without_bars
+from .arguments import add_device, add_imports, add_model, without_bars
 from .parser import Commands
 
 
@@ -37,6 +37,7 @@ def add_verify(commands: Commands) -> None:
         "--to", dest="last", type=int, metavar="UPDATE", help="checkpoint to compare with (default: the next one)"
     )
     add_device(parser)
+    add_imports(parser)
     parser.set_defaults(run=verify)
 
 

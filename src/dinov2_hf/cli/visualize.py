@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import Output, check_outputs, made_anything, made_picture
-from .arguments import SOURCES, add_device, add_images, add_model, add_output, positive, without_bars
+from .arguments import SOURCES, add_device, add_images, add_imports, add_model, add_output, positive, without_bars
 from .parser import Commands, Parser
 
 if TYPE_CHECKING:
@@ -269,6 +269,7 @@ def _add_model(parser: Parser, required: bool = True, word: bool = False) -> Non
     remedy = "a run, an export, a model on the Hub or a file" if required else ""
     add_model(parser, SOURCES + "; or any vision transformer that AutoModel loads", word=word, remedy=remedy)
     add_device(parser)
+    add_imports(parser)
     parser.add_argument(
         "--image-size",
         type=positive,
