@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 
 from dinov2_hf import open_run, pretrain
@@ -27,6 +28,7 @@ def small_set(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_run(small_set, tmp_path_factory):
     """A run of two updates on it."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have left it
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
     pretrain(small_set, folder, config="quickstart", keys=[*SMALL, "knn.reference.path=null"])
     return open_run(folder)

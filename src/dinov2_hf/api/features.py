@@ -94,7 +94,8 @@ def extract_features(
             of it. Default: as the preprocessor says.
         batch_size: images per forward.
         num_workers: processes that decode; 0 to do it in this process.
-        device, precision: as of `load_backbone`.
+        device: as of `load_backbone`.
+        precision: as of `load_backbone`.
         cache: folder where features are kept for the next call with the same model and images.
 
     Raises:

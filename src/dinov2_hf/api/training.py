@@ -96,10 +96,18 @@ def distill(
         teacher: a run, an export, a file or a name on the Hub (`distill.teacher`).
         config: as of `pretrain`; its key `objective` chooses between `distill_prototypes`, the default, which needs the
             heads of the teacher, and `distill_features`, which takes any teacher.
-        data, output_dir, keys, resume, callbacks, accelerator: as of `pretrain`.
+        data: as of `pretrain`.
+        output_dir: as of `pretrain`.
+        keys: as of `pretrain`.
+        resume: as of `pretrain`.
+        callbacks: as of `pretrain`.
+        accelerator: as of `pretrain`.
 
     Raises:
-        as `pretrain`.
+        ValueError, FileNotFoundError: what a caller can fix, in one line.
+        OSError: a full disk.
+        FloatingPointError: the run diverges.
+        TypeError: `data` holds no images, or can be read once only.
     """
     given = [] if teacher is None else [f"distill.teacher={os.fspath(teacher)}"]
     keys = [*given, *as_overrides(keys)]
@@ -125,10 +133,15 @@ def fit(
         objective: with fresh weights.
         source: as `data` of `pretrain`.
         config: the checked configuration; default: that of the objective.
-        accelerator, callbacks, resume: as of `pretrain`.
+        accelerator: as of `pretrain`.
+        callbacks: as of `pretrain`.
+        resume: as of `pretrain`.
 
     Raises:
-        as `pretrain`.
+        ValueError, FileNotFoundError: what a caller can fix, in one line.
+        OSError: a full disk.
+        FloatingPointError: the run diverges.
+        TypeError: `source` holds no images, or can be read once only.
     """
     config = objective.config if config is None else config
     return _train(objective, source, config, (), config.objective, None, resume, callbacks, accelerator)

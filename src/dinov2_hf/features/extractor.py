@@ -56,7 +56,7 @@ class FeatureExtractor:
         module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
         @torch.no_grad()
-        def features(images: Tensor, layers: int) -> list[Features]:
+        def features(images: Tensor, layers: int = 1) -> list[Features]:
             found = module.features(images.to(device=device, dtype=dtype), layers)
             return [Features(cls_.float(), patches.float()) for cls_, patches in found]
 
