@@ -138,7 +138,7 @@ def test_what_cannot_be_verified_is_refused_in_one_line(run, capsys):
     sign(start)
     status, _, error = verify(capsys, run, "--to", "6")
     assert status == 2 and "written by 2 processes and there are 1 here" in error
-    assert "accelerate launch --num_processes 2 -m dinov2_hf.cli verify" in error
+    assert "accelerate launch --num_processes 2 -m dinov2_hf verify" in error
     for step in (2, 4):
         shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
     status, _, error = verify(capsys, run)

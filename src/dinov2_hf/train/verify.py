@@ -126,7 +126,7 @@ def _require_processes(checkpoint: Path, config: RunConfig, then: Provenance | N
     if processes != accelerator.num_processes:
         raise ValueError(
             f"{checkpoint} was written by {processes} processes and there are {accelerator.num_processes} here, which "
-            f"does not give the same bits; accelerate launch --num_processes {processes} -m dinov2_hf.cli verify …"
+            f"does not give the same bits; accelerate launch --num_processes {processes} -m dinov2_hf verify …"
         )
 
 
