@@ -61,6 +61,12 @@ KINDS = {
 }
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Half of the time of a tiny run."""
+    monkeypatch.setattr("dinov2_hf.api.training.plot_metrics", lambda folder: folder)
+
+
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
     return open_weights(str(run.folder)).network()
 
@@ -72,6 +78,7 @@ def expected(image_folder, tmp_path_factory):
     return weights_of(pretrain(None, folder, keys=[*SHORT, f"data.train.path={image_folder}"]))
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_give_the_weights_of_the_folder_that_they_lie_in(kind, image_folder, tmp_path, expected):
     found = weights_of(pretrain(KINDS[kind](image_folder), tmp_path / "run", keys=SHORT))
@@ -110,6 +117,7 @@ def as_stream():
     return Dataset.from_generator(rows, features=Features({"image": Image()})).to_iterable_dataset()
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("kind", STREAMS)
 def test_streams_are_read_in_passes(kind, tmp_path):
     run = pretrain(STREAMS[kind](), tmp_path / "run", keys=[*SHORT, "train.batch_size=16", "data.shuffle_buffer=8"])
@@ -118,6 +126,7 @@ def test_streams_are_read_in_passes(kind, tmp_path):
     assert "broken_images" not in table or table["broken_images"].max() == 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_run_on_images_in_memory_continues_with_them_and_is_refused_without(image_folder, tmp_path):
     files = files_in(image_folder)
     whole = pretrain(files, tmp_path / "whole", keys=TINY)
@@ -234,6 +243,7 @@ def test_objective_and_source_of_the_caller_are_trained(image_folder, tmp_path):
     assert run.metrics().index.max() == 2 and run.exports
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_teacher_is_distilled(trained, image_folder, tmp_path):
     keys = [*TINY_FEATURES, "train.epochs=1", "optim.warmup_epochs=0.5"]
     run = distill(trained.folder, image_folder, tmp_path / "run", keys=keys)
@@ -258,6 +268,7 @@ def test_what_holds_no_images_is_refused_in_one_line(data, error, message, tmp_p
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_broken_images_in_memory_are_counted_and_named(image_folder, tmp_path):
     images = [*files_in(image_folder)[:22], None, tmp_path / "missing.jpg"]
     run = pretrain(images, tmp_path / "run", keys=[*SHORT, "train.batch_size=16", "data.max_broken_share=0.5"])
