@@ -461,7 +461,8 @@ def test_objective_chooses_the_configuration_wherever_it_is_given(tmp_path):
     for kind, given in ((PrototypeDistillationConfig, PROTOTYPES), (FeatureDistillationConfig, FEATURES)):
         assert load_config(None, [PATH, *given[1:]], kind) == load_config(None, [PATH, *given])
     assert refusal("objective=dinov1") == (
-        "objective='dinov1' is not one of dinov2, distill_features, distill_prototypes"
+        "objective='dinov1' is not one of dinov2, distill_features, distill_prototypes; a part of your own is there "
+        "once its file is imported (--import FILE)"
     )
 
 

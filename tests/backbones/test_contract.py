@@ -59,6 +59,9 @@ class TinyConv(nn.Module):
     def tokens(self, groups):
         return tokens_of_maps(self, groups)
 
+    def save_pretrained(self, folder):
+        torch.save(self.state_dict(), folder / "weights.pth")
+
     def features(self, pixels: Tensor, layers: int = 1) -> list[Features]:
         maps, found = self.stem(pixels), []
         for stage in self.stages:
@@ -249,7 +252,8 @@ def test_registered_family_is_found_and_built(registry):
 
 
 @pytest.mark.parametrize(
-    "member", ["width", "stride", "takes_masks", "blocks", "depth_of", "is_patch_embedding", "tokens", "features"]
+    "member",
+    """width stride takes_masks blocks depth_of is_patch_embedding tokens features save_pretrained""".split(),
 )
 def test_registration_names_the_member_that_is_missing(registry, member):
     members = {name: value for name, value in vars(TinyConv).items() if name != member and not name.startswith("__")}

@@ -41,7 +41,7 @@ def test_parts_of_a_file_and_of_a_module_are_there_before_the_keys_are_read(fold
     keys = ["terms.first.weight=1", "terms.second.weight=2"]
     with pytest.raises(SystemExit):
         main(["pretrain", "/my/images", "--import", str(folder / "own_first.py"), *keys])
-    assert "terms.second: no term of that name is registered; registered: first" in capsys.readouterr().err
+    assert "terms.second: no term of that name is registered (there is first); " in capsys.readouterr().err
     parts = ["--import", str(folder / "own_first.py"), "--import", "own_second"]
     with pytest.raises(SystemExit) as ended:
         main(["pretrain", str(folder / "nothing"), *parts, *keys, f"train.output_dir={folder / 'run'}"])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import FAMILIES, BackboneConfig
+from ..config.checks import IMPORT_FIRST
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -226,6 +227,8 @@ def register_backbone(
     def register(builder: _Registered) -> _Registered:
         backbone = builder if inspect.isclass(builder) else _returned_by(builder)
         missing = _missing_of(backbone)
+        if not hasattr(backbone, "save_pretrained"):
+            missing.append("save_pretrained is missing (runs export with it): derive from transformers.PreTrainedModel")
         if not _takes(builder, _BUILDER):
             missing.append(f"{builder.__qualname__} must take ({_BUILDER})")
         if not (inspect.isclass(config) and is_dataclass(config) and issubclass(config, BackboneConfig)):
@@ -251,9 +254,7 @@ def find_family(name: str) -> Family:
         ValueError: there is none.
     """
     if name not in _FAMILIES:
-        raise ValueError(
-            f"model.family={name!r} is not one of {', '.join(_FAMILIES)}; import the module that registers it"
-        )
+        raise ValueError(f"model.family={name!r} is not one of {', '.join(_FAMILIES)}; {IMPORT_FIRST}")
     return _FAMILIES[name]
 
 

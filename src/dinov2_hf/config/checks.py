@@ -6,6 +6,9 @@ import math
 import re
 from collections.abc import Sequence
 
+IMPORT_FIRST = "a part of your own is there once its file is imported (--import FILE)"
+"""The remedy where a name is not registered."""
+
 
 def choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:

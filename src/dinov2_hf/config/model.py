@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
-from .checks import at_least, choice, positive, share
+from .checks import IMPORT_FIRST, at_least, choice, positive, share
 from .paths import path_to
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ class BackboneConfig:
         """
         family = values.get("family", "dinov2")
         if family not in FAMILIES:
-            raise ValueError(f"{name}.family={family!r} is not one of {', '.join(FAMILIES)}")
+            raise ValueError(f"{name}.family={family!r} is not one of {', '.join(FAMILIES)}; {IMPORT_FIRST}")
         return FAMILIES[family]()
 
     @property

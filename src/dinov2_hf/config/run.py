@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from .checks import named
+from .checks import IMPORT_FIRST, named
 from .data import ColorsConfig, CropsConfig, DataConfig
 from .model import BackboneConfig, InitConfig, ModelConfig
 from .training import HubConfig, KnnConfig, OptimConfig, RunEvaluationConfig, TrainConfig
@@ -92,5 +92,5 @@ def run_config_of(objective: str) -> type[RunConfig]:
         ValueError: no objective of that name is registered.
     """
     if objective not in RUNS:
-        raise ValueError(f"objective={objective!r} is not one of {', '.join(RUNS)}")
+        raise ValueError(f"objective={objective!r} is not one of {', '.join(RUNS)}; {IMPORT_FIRST}")
     return RUNS[objective]

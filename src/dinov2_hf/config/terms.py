@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .checks import at_least, choice, interval, positive, share
+from .checks import IMPORT_FIRST, at_least, choice, interval, positive, share
 
 
 @dataclass
@@ -132,7 +132,7 @@ class TermConfig:
         """
         if name not in TERMS:
             known = ", ".join(TERMS) or "none"
-            raise ValueError(f"terms.{name}: no term of that name is registered; registered: {known}")
+            raise ValueError(f"terms.{name}: no term of that name is registered (there is {known}); {IMPORT_FIRST}")
         return TERMS[name]()
 
     def check(self, key: str) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ..config.checks import IMPORT_FIRST
 from ..config.evaluations import EvaluationConfig
 from ..data.names import place_of
 from .base import Evaluation, Result
@@ -88,7 +89,7 @@ def find_evaluator(name: str, key: str = "") -> Evaluator:
     """
     if name not in _registered:
         given = f"{key}={name!r}" if key else repr(name)
-        raise ValueError(f"{given} is not an evaluator; choose one of {', '.join(evaluators())}")
+        raise ValueError(f"{given} is not an evaluator; choose one of {', '.join(evaluators())}; {IMPORT_FIRST}")
     return _registered[name]
 
 

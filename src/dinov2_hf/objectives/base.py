@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone, Features, find_family, recompute_blocks
 from ..config import RUNS, RunConfig
+from ..config.checks import IMPORT_FIRST
 from ..data import SSLBatch
 from .teachers import FrozenTeacher
 
@@ -292,5 +293,5 @@ def find_objective(config: RunConfig) -> type[Objective[Any]]:
         ValueError: none of that name is registered.
     """
     if config.objective not in OBJECTIVES:
-        raise ValueError(f"objective={config.objective!r} is not one of {', '.join(OBJECTIVES)}")
+        raise ValueError(f"objective={config.objective!r} is not one of {', '.join(OBJECTIVES)}; {IMPORT_FIRST}")
     return OBJECTIVES[config.objective]

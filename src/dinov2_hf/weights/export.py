@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..backbones import PretrainedBackbone, family_of
 from ..config import RunConfig
+from ..config.checks import IMPORT_FIRST
 from ..data import EvalTransform, preprocessor_config
 from ..files import Output, beside, check_outputs, made_nothing
 from ..runs.facts import RunFacts
@@ -63,7 +64,7 @@ def export_source(
     """
     written = {name: known for name, known in FORMATS.items() if known.write}
     if format not in written:
-        raise ValueError(f"--format {format} is not one of {', '.join(written)}")
+        raise ValueError(f"--format {format} is not one of {', '.join(written)}; {IMPORT_FIRST}")
     target = written[format]
     assert target.write is not None and target.usage is not None
     if not target.suffix and output.suffix in {known.suffix for known in written.values()} - {""}:
