@@ -177,7 +177,7 @@ def _is_first_to_say(line: str) -> bool:
         return True
     said = re.sub(r"^process \d+: ", "", line)  # what others repeat of the process that failed
     try:
-        report = {"message": line, "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))}}
+        report = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
         Path(path).write_text(json.dumps({"message": report}))
         marker = Path(path).parents[1] / f"said-{hashlib.sha256(said.encode()).hexdigest()}"
         with open(marker, "x"):
