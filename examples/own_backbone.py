@@ -2,7 +2,7 @@
 
     python examples/own_backbone.py model.width=96 train.epochs=2
 
-A network without masks trains without iBOT. docs/extend/backbone.md has the contract of a backbone. Half a minute on
+A network without masks trains without iBOT. docs/extend/backbone.md has the contract of a backbone. About a minute on
 two CPU cores.
 """
 

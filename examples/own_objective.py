@@ -3,7 +3,7 @@
     python examples/own_objective.py train.epochs=2
 
 The loop, checkpoints, metrics and exports are those of every run. docs/extend/objective.md has the contract of an
-objective. Half a minute on two CPU cores.
+objective. About a minute on two CPU cores.
 """
 
 import argparse
