@@ -26,6 +26,10 @@ from ..tiny import TINY, TINY_FEATURES
 SHORT = [*TINY, "train.epochs=1", "optim.warmup_epochs=0.5", "teacher.warmup_temp_epochs=0.5"]
 
 
+def params(kinds, slow):
+    return [pytest.param(kind, marks=[pytest.mark.slow] if kind in slow else []) for kind in kinds]
+
+
 def files_in(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.jpg"))
 
@@ -79,7 +83,7 @@ def expected(image_folder, tmp_path_factory):
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", params(KINDS, slow=("bytes", "pictures")))
 def test_images_give_the_weights_of_the_folder_that_they_lie_in(kind, image_folder, tmp_path, expected):
     found = weights_of(pretrain(KINDS[kind](image_folder), tmp_path / "run", keys=SHORT))
     if kind != "pictures":  # Pillow and simplejpeg round differently
@@ -118,7 +122,7 @@ def as_stream():
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("kind", params(STREAMS, slow=("an iterable",)))
 def test_streams_are_read_in_passes(kind, tmp_path):
     run = pretrain(STREAMS[kind](), tmp_path / "run", keys=[*SHORT, "train.batch_size=16", "data.shuffle_buffer=8"])
     table = run.metrics()  # two updates of 16 images are more than a pass over 24

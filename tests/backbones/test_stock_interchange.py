@@ -68,7 +68,7 @@ def shake(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("registers", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_stock_class_gives_our_features_in_a_process_without_us(tmp_path, registers):
     """S, B, L and g widths, two layers each, at four input sizes; and the pipeline, through the image processor."""
     rng = np.random.default_rng(0)

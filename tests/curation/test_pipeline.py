@@ -122,6 +122,7 @@ def test_a_second_run_does_nothing(whole, run):
     assert changed <= {"curation.yaml"}
 
 
+@pytest.mark.slow
 def test_four_tasks_give_the_result_of_one(whole, run):
     _, folder = run("executor.tasks=4", "executor.workers=1")
     assert result_of(folder) == result_of(whole)
@@ -174,6 +175,7 @@ def keep_or_die(image):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_shards_alone(overrides, tmp_path):
     (tmp_path / "killer.py").write_text(KILLER)
     (tmp_path / "armed").touch()

@@ -239,6 +239,7 @@ def test_two_processes_agree_on_the_checkpoint_before_a_damaged_one(server, fsdp
     assert names_in(folder) == ["damaged-00000006", "damaged-00000006-2", "step-00000004", "step-00000006"]
 
 
+@pytest.mark.slow
 def test_stretch_of_a_run_of_two_processes_is_verified_by_two(launch, fsdp2, written, tiny_overrides):
     run = written(2, tiny_overrides).parents[1]
     before = content(run)

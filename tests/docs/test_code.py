@@ -87,7 +87,15 @@ def python_blocks(page):
     return [block for block in blocks_of(page) if block.language == "python"]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.stem)
+TRAINING = ("evaluator", "objective", "source")
+"""Pages that train runs of their own, beside those of which one is in the fast run."""
+
+
+def page_param(page):
+    return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in TRAINING else [])
+
+
+@pytest.mark.parametrize("page", [page_param(page) for page in PAGES if python_blocks(page)])
 def test_code_of_the_page_runs(read, page, tmp_path):
     read(page)
     for path in tmp_path.glob("test_*.py"):
