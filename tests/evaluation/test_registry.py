@@ -14,6 +14,7 @@ from dinov2_hf.evaluation import (
     evaluate_knn,
     evaluators,
     find_evaluator,
+    load_evaluations,
     register_evaluator,
     registry,
     run_evaluator,
@@ -114,3 +115,15 @@ def test_configurations_are_found_by_their_old_names_with_a_warning():
     with pytest.warns(DeprecationWarning, match="KnnProtocol is called KnnEvaluation now"):
         assert evaluations.KnnProtocol is KnnEvaluation
     assert not hasattr(evaluations, "MeanProtocol")
+
+
+def test_an_evaluator_whose_extra_is_missing_is_refused_before_any_work(capsys, tiny_config):
+    register_evaluator("mean_norm", config=MeanNormEvaluation, title="mean norm", needs=("json", "no_such_module"))(
+        evaluate_mean_norm
+    )
+    message = 'the evaluator mean_norm needs no_such_module: pip install "dinov2_hf\\[evaluate\\]"'
+    with pytest.raises(ImportError, match=message):
+        load_evaluations(tiny_config("evaluations.norm.protocol=mean_norm", "evaluations.norm.config=unread.yaml"))
+    with pytest.raises(SystemExit):
+        main(["evaluate", "mean_norm", "--model", "nowhere", "--data", "nothing"])
+    assert "needs no_such_module" in capsys.readouterr().err

@@ -60,6 +60,7 @@ def evaluate(
         ImportError: the evaluator needs an extra that is not installed.
     """
     found = find_evaluator(evaluator)
+    found.check_installed()
     given = {"train": data, "test": data if test is None else test}
     with unchanged_process(device) as fresh, holding(given) as paths:
         named = [f"{name}.path={path}" for name, path in paths.items()]

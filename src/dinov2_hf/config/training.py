@@ -150,7 +150,7 @@ class RunEvaluationConfig:
     """An evaluation of the teacher during the run, as `dinov2-hf evaluate` does it."""
 
     protocol: str = "linear"
-    """Name of the protocol: `dinov2-hf evaluate --help` lists them."""
+    """Name of the evaluator; `dinov2-hf evaluate list` shows all."""
     config: str | None = field(default=None, metadata=path_to("file"))
     """YAML file of the evaluation, or the name of a recipe."""
     epochs: float = 10

@@ -23,10 +23,12 @@ def load_evaluations(config: RunConfig) -> dict[str, EvaluationConfig]:
 
     Raises:
         ValueError, FileNotFoundError: an unknown evaluator, a file that cannot be read.
+        ImportError: an evaluator needs an extra that is not installed.
     """
     found = {}
     for name, item in config.evaluations.items():
         evaluator = find_evaluator(item.protocol, f"evaluations.{name}.protocol")
+        evaluator.check_installed()
         found[name] = load_config(item.config, kind=evaluator.config)
     return found
 

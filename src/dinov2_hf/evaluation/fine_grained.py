@@ -19,6 +19,7 @@ from .registry import register_evaluator
     config=FineGrainedEvaluation,
     title="logistic regression on several sets",
     source="DINOv2 7.2, table 8",
+    needs=("sklearn",),
 )
 def evaluate_fine_grained(evaluation: Evaluation) -> Iterator[Result]:
     """The figure of each set, then their mean. Collective.

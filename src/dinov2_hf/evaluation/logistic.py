@@ -88,7 +88,13 @@ class LogisticClassifier:
         self.weight[:, columns], self.bias[columns] = torch.from_numpy(weight.T), torch.from_numpy(bias)
 
 
-@register_evaluator("logistic", config=LogisticEvaluation, title="logistic regression", source="DINOv2 7.2")
+@register_evaluator(
+    "logistic",
+    config=LogisticEvaluation,
+    title="logistic regression",
+    source="DINOv2 7.2",
+    needs=("sklearn",),
+)
 def evaluate_logistic(evaluation: Evaluation) -> Iterator[Result]:
     """The figure of logistic regression on CLS. Collective.
 

@@ -118,7 +118,11 @@ def soft_masks(mask: np.ndarray, objects: Sequence[int], height: int, width: int
 
 
 @register_evaluator(
-    "propagation", config=PropagationEvaluation, title="masks propagated through videos (J&F)", source="DINO 4.2.2"
+    "propagation",
+    config=PropagationEvaluation,
+    title="masks propagated through videos (J&F)",
+    source="DINO 4.2.2",
+    needs=("scipy",),
 )
 def evaluate_propagation(evaluation: Evaluation) -> Iterator[Result]:
     """J&F, J and F over the objects of all videos. Collective: call on all ranks.

@@ -21,6 +21,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TypeVar
 
 from ..config.checks import IMPORT_FIRST
@@ -50,6 +51,18 @@ class Evaluator:
     """Whether it changes the weights of the backbone, which then have to come in float32."""
     task: str = "image-classification"
     """The Hub's word for what it does, for model cards."""
+    needs: tuple[str, ...] = ()
+    """Modules of the extra `evaluate` that it imports."""
+
+    def check_installed(self) -> None:
+        """Refuses to start what would end after its features are computed.
+
+        Raises:
+            ImportError: a module that it needs is not installed; names the extra.
+        """
+        if missing := [name for name in self.needs if find_spec(name) is None]:
+            names = ", ".join(missing)
+            raise ImportError(f'the evaluator {self.name} needs {names}: pip install "dinov2_hf[evaluate]"')
 
 
 def register_evaluator(
@@ -60,6 +73,7 @@ def register_evaluator(
     source: str = "",
     trains: bool = False,
     task: str = "image-classification",
+    needs: tuple[str, ...] = (),
 ) -> Callable[[Function], Function]:
     """Makes the decorated function an evaluator; arguments as of `Evaluator`.
 
@@ -70,7 +84,7 @@ def register_evaluator(
 
     def register(function: Function) -> Function:
         _check(name, config, title, function)
-        _registered[name] = Evaluator(name, config, function, title, source, trains, task)
+        _registered[name] = Evaluator(name, config, function, title, source, trains, task, needs)
         return function
 
     return register

@@ -62,6 +62,7 @@ class CorruptedTransform:
     config=RobustnessEvaluation,
     title="corrupted images and shifted sets",
     source="ImageNet-C, DINOv2 7.1",
+    needs=("scipy", "sklearn"),
 )
 def evaluate_robustness(evaluation: Evaluation) -> Iterator[Result]:
     """Accuracy on clean, corrupted and shifted images, and the mean corruption error. Collective.

@@ -144,7 +144,7 @@ def _recipe(config: RunConfig, model: BackboneConfig, facts: RunFacts) -> Rows:
     total, done = train.num_steps, facts.updates
     batch = facts.global_batch_size
     lr = f"{optim.base_lr * (batch / 1024) ** 0.5:.3g}" if batch else None
-    momentum = find_objective(config).schedules_of(config)["teacher_momentum"]
+    momentum = find_objective(config).schedules_of(config).get("teacher_momentum")
     return {
         "Started from": public_name(config.init.path) if config.init.path else None,
         "Updates": f"{done:,} of {total:,}" if done is not None and done < total else f"{total:,}",
@@ -152,7 +152,7 @@ def _recipe(config: RunConfig, model: BackboneConfig, facts: RunFacts) -> Rows:
         "Crops": f"2 of {crops.global_size} pixels"
         + (f" and {crops.num_local} of {crops.local_size} pixels" if crops.num_local else ""),
         **find_objective(config).recipe(config),
-        "Teacher momentum": f"{momentum.base:g} to {momentum.final:g}",
+        "Teacher momentum": f"{momentum.base:g} to {momentum.final:g}" if momentum else None,
         "Peak learning rate": f"{lr} (base {optim.base_lr:g})" if lr else f"base {optim.base_lr:g}",
         "Warm-up": f"{round(optim.warmup_epochs * train.epoch_length):,} updates",
         "Weight decay": f"{optim.weight_decay:g} to {optim.weight_decay_end:g}",
