@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import dinov2_hf
+
 PACKAGE = Path(__file__).parents[1] / "src" / "dinov2_hf"
 
 BELOW = {
@@ -79,3 +81,18 @@ def test_config_imports_nothing_heavy():
     heavy = {"torch", "accelerate", "transformers", "datasets", "numpy"}
     for path in (PACKAGE / "config").rglob("*.py"):
         assert not external_imports_of(path) & heavy, path.name
+
+
+def test_every_public_name_is_found_and_known_to_type_checkers():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    typed = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        for alias in node.names
+    }
+    assert {name: part for part, names in dinov2_hf._PLACES.items() for name in names} == typed
+    assert set(dinov2_hf.__all__) == {*typed, "__version__"}
+    for name in dinov2_hf.__all__:
+        assert getattr(dinov2_hf, name) is not None
