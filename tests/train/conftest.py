@@ -9,6 +9,7 @@ from .running import train
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     """accelerate keeps its settings for the whole process; the next run may want others."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -62,7 +62,7 @@ def evaluate(
     found = find_evaluator(evaluator)
     found.check_installed()
     given = {"train": data, "test": data if test is None else test}
-    with unchanged_process(device) as fresh, holding(given) as paths:
+    with unchanged_process(device), holding(given) as paths:
         named = [f"{name}.path={path}" for name, path in paths.items()]
         named += [] if output_dir is None else [f"output_dir={os.fspath(output_dir)}"]
         settings = as_config(config, [*named, *as_overrides(keys)], found.config)
@@ -81,8 +81,6 @@ def evaluate(
         if output and accelerator.is_main_process:
             report.save(output)
         accelerator.wait_for_everyone()
-        if fresh:
-            accelerator.end_training()
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,11 +55,12 @@ def computing_on(name: str | torch.device | None) -> Iterator[torch.device]:
 
 
 @contextmanager
-def unchanged_process(device: str | torch.device | None = None) -> Iterator[bool]:
-    """Puts back what the block changes in the process; yields whether accelerate starts and ends in the block.
+def unchanged_process(device: str | torch.device | None = None) -> Iterator[None]:
+    """Puts back what the block changes in the process.
 
     These are the state of accelerate, unless the caller made an `Accelerator` before; the generators of torch, its
-    number of threads, and how freed memory is kept.
+    number of threads, and how freed memory is kept. The connection to other processes of a launch stays until the
+    process ends, as a second one cannot be made reliably.
 
     Args:
         device: on which an accelerator that is made in the block computes; None: as accelerate chooses.
@@ -71,7 +73,7 @@ def unchanged_process(device: str | torch.device | None = None) -> Iterator[bool
     generators = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
     try:
         with computing_on(device):
-            yield fresh
+            yield
     finally:
         torch.set_rng_state(generators[0])
         if cuda:
@@ -80,6 +82,15 @@ def unchanged_process(device: str | torch.device | None = None) -> Iterator[bool
         if fresh:
             return_freed_memory()
             AcceleratorState._reset_state(reset_partial_state=True)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                atexit.unregister(_disconnect)
+                atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    """Ends the connection to the other processes, if it is still there."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _environment_of(device: torch.device) -> dict[str, str | None]:

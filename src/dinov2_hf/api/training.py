@@ -160,7 +160,7 @@ def _train(
 ) -> Run:
     """Trains `objective`, or the one that the configuration names."""
     source = data if data is not None and is_source(data) else None
-    with unchanged_process() as fresh, holding({_HELD: data if source is None else None}) as paths:
+    with unchanged_process(), holding({_HELD: data if source is None else None}) as paths:
         named = [f"data.train.path={path}" for path in paths.values()]
         named += [] if source is None else [f"data.train.path={HELD}{_HELD}"]
         named += [] if output_dir is None else [f"train.output_dir={os.fspath(output_dir)}"]
@@ -168,7 +168,7 @@ def _train(
         training = Training(
             checked, resume, objective=objective, source=source, callbacks=callbacks, accelerator=accelerator
         )
-        return training.run(end=fresh and accelerator is None)
+        return training.run(end=False)
 
 
 class Training:

@@ -113,7 +113,7 @@ def overrides_of(args: argparse.Namespace, keys: Mapping[str, str]) -> list[str]
         keys: the key that an option sets, by the name of the option in `args`, such as `{"data": "data.train.path"}`.
 
     Raises:
-        ValueError: an option and a word set the same key.
+        ValueError: an option and a word set the same key; `key=null`, which unsets it, is taken.
     """
     found = []
     for dest, key in keys.items():
@@ -121,7 +121,7 @@ def overrides_of(args: argparse.Namespace, keys: Mapping[str, str]) -> list[str]
         if value is None:
             continue
         for override in args.overrides:
-            if override.startswith(f"{key}="):
+            if override.startswith(f"{key}=") and override != f"{key}=null":
                 raise ValueError(f"--{dest} {value} and {override} set the same key; remove one of them")
         found.append(f"{key}={json.dumps(str(value), ensure_ascii=False)}")
     return found + list(args.overrides)

@@ -21,6 +21,8 @@ Role = Literal["images", "model", "file", "output"]
 Config = TypeVar("Config")
 
 _ROLE = "path"
+_PREFIXED = re.compile(r"[a-z]{2,}:[\w.-]+")
+"""Form of a name of something that is not a file: `generator:NAME`, `memory:NAME`."""
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """Forms of a name on the Hub or of a recipe, which is not a path where nothing lies there."""
 
@@ -59,9 +61,10 @@ def map_paths(config: Any, change: Callable[[str, Role, str], str | None]) -> No
 
 
 def is_relative(value: str) -> bool:
-    """Whether a value is relative to a folder: not so for absolute paths, `~`, URLs, `generator:NAME` and
-    `memory:NAME`."""
-    return not (os.path.isabs(value) or value.startswith(("~", "generator:", "memory:")) or "://" in value)
+    """Whether a value is relative to a folder; not so absolute paths, `~`, URLs and names such as `generator:NAME`."""
+    if os.path.isabs(value) or value.startswith("~") or "://" in value:
+        return False
+    return _PREFIXED.fullmatch(value) is None or os.path.exists(value)
 
 
 def leads_nowhere(value: str, path: str) -> bool:
