@@ -279,3 +279,11 @@ def test_broken_images_in_memory_are_counted_and_named(image_folder, tmp_path):
     text = (run.folder / "broken.txt").read_text()
     assert "image 22 of memory:train\tNone stands for it" in text and "missing.jpg" in text
     assert run.metrics()["broken_images"].max() > 0
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_folder_may_have_any_name(image_folder, tmp_path):
+    folder = tmp_path / "[a]: {b} #c, 'd'"
+    folder.symlink_to(image_folder)
+    run = pretrain(folder, tmp_path / "null # run", keys=SHORT)
+    assert run.folder == tmp_path / "null # run" and run.config.data.train.path == str(folder)

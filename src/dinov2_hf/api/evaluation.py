@@ -63,8 +63,8 @@ def evaluate(
     found.check_installed()
     given = {"train": data, "test": data if test is None else test}
     with unchanged_process(device), holding(given) as paths:
-        named = [f"{name}.path={path}" for name, path in paths.items()]
-        named += [] if output_dir is None else [f"output_dir={os.fspath(output_dir)}"]
+        named = as_overrides({f"{name}.path": path for name, path in paths.items()})
+        named += [] if output_dir is None else as_overrides({"output_dir": output_dir})
         settings = as_config(config, [*named, *as_overrides(keys)], found.config)
         _refuse_same(settings, data, test)
         _check_paths(model, settings, found, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -109,7 +108,7 @@ def distill(
         FloatingPointError: the run diverges.
         TypeError: `data` holds no images, or can be read once only.
     """
-    given = [] if teacher is None else [f"distill.teacher={os.fspath(teacher)}"]
+    given = [] if teacher is None else as_overrides({"distill.teacher": teacher})
     keys = [*given, *as_overrides(keys)]
     return _train(None, data, config, keys, "distill_prototypes", output_dir, resume, callbacks, accelerator)
 
@@ -161,9 +160,9 @@ def _train(
     """Trains `objective`, or the one that the configuration names."""
     source = data if data is not None and is_source(data) else None
     with unchanged_process(), holding({_HELD: data if source is None else None}) as paths:
-        named = [f"data.train.path={path}" for path in paths.values()]
-        named += [] if source is None else [f"data.train.path={HELD}{_HELD}"]
-        named += [] if output_dir is None else [f"train.output_dir={os.fspath(output_dir)}"]
+        path = paths.get(_HELD) if source is None else f"{HELD}{_HELD}"
+        given = {"data.train.path": path, "train.output_dir": output_dir}
+        named = as_overrides({key: value for key, value in given.items() if value is not None})
         checked = as_config(config, [*named, *as_overrides(keys)], RUNS[default])
         training = Training(
             checked, resume, objective=objective, source=source, callbacks=callbacks, accelerator=accelerator

@@ -92,10 +92,7 @@ class HeldImages:
         Raises:
             ValueError: the item is not an image.
         """
-        try:
-            data, name = encode_image(self._items[index])
-        except TypeError as error:
-            raise ValueError(f"image {index} of {self._name} is {error}; give {KINDS}") from None
+        data, name = _encode(self._items[index], index, self._name)
         return data, name or f"image {index} of {self._name}"
 
     def name_at(self, index: int) -> str:
@@ -137,13 +134,14 @@ def encoded_images(items: Iterable[Any], name: str) -> HeldImages:
     Raises:
         ValueError: an item is not an image.
     """
-    found = []
-    for index, item in enumerate(items):
-        try:
-            found.append(encode_image(item))
-        except TypeError as error:
-            raise ValueError(f"image {index} of {name} is {error}; give {KINDS}") from None
-    return HeldImages(found, name)
+    return HeldImages([_encode(item, index, name) for index, item in enumerate(items)], name)
+
+
+def _encode(item: Any, index: int, where: str) -> tuple[bytes, str | None]:
+    try:
+        return encode_image(item)
+    except TypeError as error:
+        raise ValueError(f"image {index} of {where} is {error}; give {KINDS}") from None
 
 
 def _check(name: str, item: Any) -> None:
