@@ -2,20 +2,21 @@
 
 import pytest
 import torch
+from torch import nn
 
 from dinov2_hf.backbones.dinov2 import modeling
 from dinov2_hf.backbones.dinov2.packing import Group, Packing
 from dinov2_hf.backbones.dinov2.stochastic_depth import add_residual_of_kept, draw_kept
 
 
-def masked(tokens, branch, packing, scale, kept):
+def masked(tokens, branch, packing, layer_scale, kept):
     """Runs the branch on every sample and multiplies what is dropped by 0."""
     factors = []
     for group, indices in zip(packing.groups, kept):
         factor = torch.zeros(group.batch)
         factor[indices] = group.batch / len(indices)
         factors.append(factor.repeat_interleave(group.length))
-    return tokens + branch(tokens, packing) * scale * torch.cat(factors).unsqueeze(1)
+    return tokens + layer_scale(branch(tokens, packing)) * torch.cat(factors).unsqueeze(1)
 
 
 def test_efficient_equals_masked_given_the_same_kept_samples(tiny, monkeypatch):
@@ -48,7 +49,7 @@ def test_branch_sees_the_kept_samples_alone():
         seen.append((part, part_packing))
         return torch.ones_like(part)
 
-    result = add_residual_of_kept(tokens, branch, packing, torch.ones(1), kept)
+    result = add_residual_of_kept(tokens, branch, packing, nn.Identity(), kept)
     assert [len(indices) for indices in kept] == [6, 2]
     assert seen[0][1].groups == (Group(6, 3), Group(2, 2))
     change = (result - tokens).flatten()
@@ -66,7 +67,7 @@ def test_expectation_is_that_of_the_full_branch():
     tokens = torch.zeros(8, 1)
     total = sum(
         add_residual_of_kept(
-            tokens, lambda x, _: torch.ones_like(x), packing, torch.ones(1), draw_kept(packing, 0.5, tokens.device)
+            tokens, lambda x, _: torch.ones_like(x), packing, nn.Identity(), draw_kept(packing, 0.5, tokens.device)
         )
         for _ in range(2000)
     )

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ..backbones.dinov2.configuration import Dinov2Config
 from ..backbones.dinov2.modeling import Dinov2Model
-from ..backbones.dinov2.packing import Packing
 from ..files import first_line
 from .base import Format, Place, Weights
 from .notes import Notes
@@ -53,10 +52,8 @@ class OnnxBackbone(nn.Module):
         prefix = embeddings.cls_token + positions[:, :1]
         if embeddings.register_tokens is not None:
             prefix = torch.cat((prefix, embeddings.register_tokens), dim=1)
-        tokens, packing = Packing.pack([torch.cat((prefix.expand(batch, -1, -1), patches), dim=1)])
-        for layer in self.encoder.layer:
-            tokens = layer(tokens, packing)
-        tokens = packing.unpack(self.layernorm(tokens))[0]
+        encoded = self.encoder(torch.cat((prefix.expand(batch, -1, -1), patches), dim=1))
+        tokens = self.layernorm(encoded.last_hidden_state)
         return tokens, tokens[:, 0]
 
     def _positions(self, positions: Tensor, rows: int, columns: int) -> Tensor:

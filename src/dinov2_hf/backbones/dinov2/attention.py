@@ -1,4 +1,4 @@
-"""Multi-head self-attention over packed groups of tokens, on any of transformers' attention implementations.
+"""Multi-head self-attention over sequences of tokens or packed groups of them, on any of transformers' attention implementations.
 
 Axes: `M` packed tokens, `B` sequences of `T` tokens, `H` heads of `d` channels, `D = H d`.
 """
@@ -16,6 +16,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from .configuration import Dinov2Config
 from .packing import Packing
+from .plain import is_plain
 
 
 def eager_attention_forward(
@@ -93,16 +94,16 @@ class SelfAttentionProjections(nn.Module):
         self.value = nn.Linear(width, width, bias=config.qkv_bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`[M, D]` to queries, keys and values side by side, `[M, 3D]`: one matrix product for the three.
+        """`[..., D]` to queries, keys and values side by side, `[..., 3D]`: one matrix product for the three.
 
-        Where one of them has been replaced (adapters, quantisation), each is called by itself.
+        Where one of them is more than its weights (adapters, quantisation, hooks, offloading), each is called.
         """
         layers = (self.query, self.key, self.value)
-        if any(type(layer) is not nn.Linear for layer in layers):
+        biases = [layer.bias for layer in layers if getattr(layer, "bias", None) is not None]
+        if len(biases) not in (0, 3) or not all(is_plain(layer, nn.Linear) for layer in layers):
             return torch.cat([layer(tokens) for layer in layers], dim=-1)
         weight = torch.cat([layer.weight for layer in layers])
-        bias = None if self.query.bias is None else torch.cat([layer.bias for layer in layers])
-        return nn.functional.linear(tokens, weight, bias)
+        return nn.functional.linear(tokens, weight, torch.cat(biases) if biases else None)
 
 
 class SelfAttentionOutput(nn.Module):
@@ -112,9 +113,13 @@ class SelfAttentionOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
+    def forward(self, mixed: Tensor) -> Tensor:
+        output: Tensor = self.dense(mixed)
+        return output
+
 
 class Dinov2Attention(nn.Module):
-    """Self-attention of packed tokens `[M, D]`: projections on all of them, attention inside each sequence."""
+    """Self-attention of tokens `[B, T, D]`, or packed `[M, D]`: each token attends within its sequence."""
 
     is_causal = False  # read by transformers' attention functions
 
@@ -126,23 +131,24 @@ class Dinov2Attention(nn.Module):
         self.attention = SelfAttentionProjections(config)
         self.output = SelfAttentionOutput(config)
 
-    def forward(self, tokens: Tensor, packing: Packing, attentions: list[Tensor] | None = None) -> Tensor:
-        """Attends within each sequence of `packing`: `[M, D]` to `[M, D]`, see `mix`."""
-        attended: Tensor = self.output.dense(self.mix(tokens, packing, attentions))
+    def forward(self, tokens: Tensor, packing: Packing | None = None, attentions: list[Tensor] | None = None) -> Tensor:
+        """Attention with its output projection: tokens to tokens of the same shape, see `mix`."""
+        attended: Tensor = self.output(self.mix(tokens, packing, attentions))
         return attended
 
-    def mix(self, tokens: Tensor, packing: Packing, attentions: list[Tensor] | None = None) -> Tensor:
+    def mix(self, tokens: Tensor, packing: Packing | None = None, attentions: list[Tensor] | None = None) -> Tensor:
         """Attention before the output projection.
 
         Args:
-            tokens: packed `[M, D]`.
-            attentions: a list that takes each group's probabilities `[B, H, T, T]`; the implementation is then
-                `eager`, because no other keeps them.
+            tokens: `[B, T, D]`, or packed `[M, D]` with their `packing`.
+            attentions: a list to which the probabilities `[B, H, T, T]` of each group are added; the implementation
+                is then `eager`, because no other keeps them.
         """
         implementation = "eager" if attentions is not None else self.config._attn_implementation
         attend = eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
+        projected = self.attention(tokens).unflatten(-1, (3, self.num_heads, -1))
         outputs = []
-        for group in packing.unpack(self.attention(tokens).unflatten(-1, (3, self.num_heads, -1))):
+        for group in [projected] if packing is None else packing.unpack(projected):
             query, key, value = group.permute(2, 0, 3, 1, 4)  # each [B, H, T, d]
             output, probabilities = attend(
                 self,
@@ -156,4 +162,4 @@ class Dinov2Attention(nn.Module):
             outputs.append(output.flatten(2))
             if attentions is not None:
                 attentions.append(probabilities)
-        return Packing.pack(outputs)[0]
+        return outputs[0] if packing is None else Packing.pack(outputs)[0]

@@ -20,26 +20,25 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+)
 
 from ..base import CropGroup, Features, Tokens, check_layers
 from ..index import check_indices
-from .attention import Dinov2Attention
+from .attention import Dinov2Attention, SelfAttentionOutput
 from .configuration import Dinov2Config
 from .embeddings import Dinov2Embeddings
+from .layer_scale import LayerScale
 from .packing import Packing
+from .plain import is_plain
 from .stochastic_depth import add_residual, add_residual_of_kept, draw_kept, rows_of_kept
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-class LayerScale(nn.Module):
-    """Learned factor per channel of a residual branch (Touvron et al., CaiT)."""
-
-    def __init__(self, config: Dinov2Config) -> None:
-        super().__init__()
-        self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), float(config.layerscale_value)))
 
 
 class Mlp(nn.Module):
@@ -74,7 +73,7 @@ class SwiGLU(nn.Module):
 
 
 class Dinov2Layer(GradientCheckpointingLayer):
-    """A pre-norm transformer layer on packed tokens `[M, D]`."""
+    """A pre-norm transformer layer on tokens `[B, T, D]`, or packed `[M, D]`."""
 
     def __init__(self, config: Dinov2Config, drop_path_rate: float) -> None:
         super().__init__()
@@ -89,36 +88,58 @@ class Dinov2Layer(GradientCheckpointingLayer):
     def forward(
         self,
         tokens: Tensor,
-        packing: Packing,
+        packing: Packing | None = None,
         attentions: list[Tensor] | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """All tokens after the layer, or those at `positions` `[S]` alone: `[S, D]`, at the cost of those.
+        """Tokens after the layer.
 
-        Every token has to be there for the others to attend to; what follows attention is done for the ones wanted.
+        Args:
+            tokens: `[B, T, D]`, or packed `[M, D]` with their `packing`.
+            packing: the sequences of packed tokens.
+            attentions: a list to which the attention probabilities are added, see `Dinov2Attention.mix`.
+            positions: `[S]`, rows of packed tokens. The result is then `[S, D]`: all tokens are attended to, but what
+                follows attention is computed for these only.
         """
         if positions is not None:
-            return self._forward_at(tokens, packing, positions)
+            assert packing is not None
+            if self._is_plain:
+                return self._forward_at(tokens, packing, positions)
+            return self.forward(tokens, packing).index_select(0, positions)
+        if packing is None and self._drops:
+            packed, packing = Packing.pack([tokens])
+            return packing.unpack(self.forward(packed, packing, attentions))[0]
 
-        def attend(tokens: Tensor, packing: Packing) -> Tensor:
+        def attend(tokens: Tensor, packing: Packing | None) -> Tensor:
             residual: Tensor = self.attention(self.norm1(tokens), packing, attentions)
             return residual
 
-        def feed_forward(tokens: Tensor, packing: Packing) -> Tensor:
+        def feed_forward(tokens: Tensor, packing: Packing | None) -> Tensor:
             residual: Tensor = self.mlp(self.norm2(tokens))
             return residual
 
-        for branch, scale in ((attend, self.layer_scale1.lambda1), (feed_forward, self.layer_scale2.lambda1)):
+        for branch, layer_scale in ((attend, self.layer_scale1), (feed_forward, self.layer_scale2)):
             if self._drops:
+                assert packing is not None
                 kept = draw_kept(packing, self.drop_path_rate, tokens.device)
-                tokens = add_residual_of_kept(tokens, branch, packing, scale, kept)
+                tokens = add_residual_of_kept(tokens, branch, packing, layer_scale, kept)
             else:
-                tokens = add_residual(tokens, branch, packing, scale)
+                tokens = add_residual(tokens, branch, packing, layer_scale)
         return tokens
 
     @property
     def _drops(self) -> bool:
         return self.training and self.drop_path_rate > 0
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether `_forward_at`, which does not call these modules, computes what they compute."""
+        return (
+            is_plain(self.attention, Dinov2Attention)
+            and is_plain(self.attention.output, SelfAttentionOutput)
+            and is_plain(self.layer_scale1, LayerScale)
+            and is_plain(self.layer_scale2, LayerScale)
+        )
 
     def _forward_at(self, tokens: Tensor, packing: Packing, positions: Tensor) -> Tensor:
         scale1: Tensor = self.layer_scale1.lambda1
@@ -145,6 +166,25 @@ class Dinov2Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Dinov2Layer(config, rate) for rate in config.drop_path_rates)
 
+    def forward(
+        self, tokens: Tensor, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> BaseModelOutput:
+        """Tokens `[B, T, D]` after the last layer; where asked for, hidden states (input first) and attentions.
+
+        Each hidden state is the tensor that the next layer reads, so gradients reach it.
+        """
+        attentions: list[Tensor] | None = [] if output_attentions else None
+        hidden_states = (tokens,)
+        for layer in self.layer:
+            tokens = layer(tokens, None, attentions)
+            if output_hidden_states:
+                hidden_states += (tokens,)
+        return BaseModelOutput(
+            last_hidden_state=tokens,
+            hidden_states=hidden_states if output_hidden_states else None,
+            attentions=None if attentions is None else tuple(attentions),
+        )
+
 
 class Dinov2PreTrainedModel(PreTrainedModel):
     """Initialisation and what transformers has to know about these models."""
@@ -160,6 +200,7 @@ class Dinov2PreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _input_embed_layer = "patch_embeddings"
 
     if TYPE_CHECKING:  # without types in transformers
 
@@ -210,30 +251,22 @@ class _Transformer(Dinov2PreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embeddings
-
-    def _run(
+    def _encode(
         self,
         pixel_values: Tensor,
         bool_masked_pos: Tensor | None,
         output_hidden_states: bool | None,
         output_attentions: bool | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-        """Tokens before the final norm `[B, T, D]`, hidden states (embeddings first) and attentions where asked for."""
+    ) -> BaseModelOutput:
+        """What the encoder returns, before the final norm; None takes the setting of the config."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        tokens, packing = Packing.pack([self.embeddings(pixel_values, bool_masked_pos)])
-        attentions: list[Tensor] | None = [] if output_attentions else None
-        states = [tokens]
-        for layer in self.encoder.layer:
-            tokens = layer(tokens, packing, attentions)
-            if output_hidden_states:
-                states.append(tokens)
-        hidden_states = tuple(packing.unpack(state)[0] for state in states) if output_hidden_states else None
-        return packing.unpack(tokens)[0], hidden_states, None if attentions is None else tuple(attentions)
+        encoded: BaseModelOutput = self.encoder(
+            self.embeddings(pixel_values, bool_masked_pos), output_hidden_states, output_attentions
+        )
+        return encoded
 
     def _feature_map(self, tokens: Tensor, pixel_values: Tensor) -> Tensor:
         """Patch tokens of `[B, T, D]` as a map `[B, D, h, w]`."""
@@ -295,11 +328,11 @@ class Dinov2Model(_Transformer):
             `pooler_output` `[B, D]` (CLS); where asked for, `hidden_states` (embeddings, then each layer, not normed)
             and `attentions` `[B, heads, T, T]` per layer.
         """
-        tokens, hidden_states, attentions = self._run(
-            pixel_values, bool_masked_pos, output_hidden_states, output_attentions
+        encoded = self._encode(pixel_values, bool_masked_pos, output_hidden_states, output_attentions)
+        tokens = self.layernorm(encoded.last_hidden_state)
+        output = BaseModelOutputWithPooling(
+            tokens, tokens[:, 0], hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
-        tokens = self.layernorm(tokens)
-        output = BaseModelOutputWithPooling(tokens, tokens[:, 0], hidden_states=hidden_states, attentions=attentions)
         return output if self._returns_dict(return_dict) else output.to_tuple()
 
     def forward_packed(
@@ -395,12 +428,12 @@ class Dinov2Model(_Transformer):
         """
         depth = len(self.encoder.layer)
         wanted = range(depth - layers, depth) if isinstance(layers, int) else sorted(index % depth for index in layers)
-        tokens, packing = Packing.pack([self.embeddings(pixel_values)])
+        tokens = self.embeddings(pixel_values)
         outputs = []
         for index, layer in enumerate(self.encoder.layer[: max(wanted) + 1]):
-            tokens = layer(tokens, packing)
+            tokens = layer(tokens)
             if index in wanted:
-                features = packing.unpack(self.layernorm(tokens) if norm else tokens)[0]
+                features = self.layernorm(tokens) if norm else tokens
                 outputs.append((self._feature_map(features, pixel_values), features[:, 0]))
         return outputs
 
@@ -424,7 +457,8 @@ class Dinov2Backbone(BackboneMixin, _Transformer):
         **kwargs: Any,
     ) -> BackboneOutput | tuple[Any, ...]:
         """Maps `[B, D, h, w]` (or tokens `[B, T, D]` if `config.reshape_hidden_states` is off) of the chosen stages."""
-        _, hidden_states, attentions = self._run(pixel_values, None, True, output_attentions)
+        encoded = self._encode(pixel_values, None, True, output_attentions)
+        hidden_states = encoded.hidden_states
         assert hidden_states is not None
         feature_maps = []
         for stage, tokens in zip(self.stage_names, hidden_states):
@@ -438,7 +472,7 @@ class Dinov2Backbone(BackboneMixin, _Transformer):
         output = BackboneOutput(
             feature_maps=tuple(feature_maps),  # type: ignore[arg-type]  # annotated as a tuple of one
             hidden_states=hidden_states if output_hidden_states else None,
-            attentions=attentions,
+            attentions=encoded.attentions,
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()

@@ -1,7 +1,7 @@
 """Stochastic depth that computes only the samples it keeps (DINOv2 paper, section 5, "Efficient stochastic depth").
 
 A residual branch with rate `p` runs on a random `max(int(B (1 - p)), 1)` of the `B` sequences of each group; its output
-is scaled by `B / kept` so that the expectation stays what it was. At a rate of 0.4 this saves 40 % of the layer.
+is scaled by `B / kept` so that the expectation is unchanged. At a rate of 0.4 this saves 40 % of the layer.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .layer_scale import add_scaled
 from .packing import Group, Packing
 
-Branch = Callable[[Tensor, Packing], Tensor]
+Branch = Callable[[Tensor, Packing | None], Tensor]
 
 
 def draw_kept(packing: Packing, rate: float, device: torch.device) -> list[Tensor]:
@@ -23,10 +24,9 @@ def draw_kept(packing: Packing, rate: float, device: torch.device) -> list[Tenso
     ]
 
 
-def add_residual(tokens: Tensor, branch: Branch, packing: Packing, scale: Tensor) -> Tensor:
-    """`tokens + scale * branch(tokens)` for packed `tokens` `[M, D]` and LayerScale `scale` `[D]`."""
-    residual = branch(tokens, packing)
-    return torch.addcmul(tokens, residual.to(tokens.dtype), scale.to(tokens.dtype))
+def add_residual(tokens: Tensor, branch: Branch, packing: Packing | None, layer_scale: nn.Module) -> Tensor:
+    """`tokens + layer_scale(branch(tokens))` for tokens `[B, T, D]`, or packed `[M, D]` with their `packing`."""
+    return add_scaled(tokens, branch(tokens, packing), layer_scale)
 
 
 def rows_of_kept(packing: Packing, kept: list[Tensor]) -> tuple[Tensor, Packing, Tensor]:
@@ -45,9 +45,11 @@ def rows_of_kept(packing: Packing, kept: list[Tensor]) -> tuple[Tensor, Packing,
     return torch.cat(rows), Packing(tuple(groups)), torch.cat(weights)
 
 
-def add_residual_of_kept(tokens: Tensor, branch: Branch, packing: Packing, scale: Tensor, kept: list[Tensor]) -> Tensor:
-    """As `add_residual`, for the sequences `kept` of each group alone; the others pass unchanged."""
+def add_residual_of_kept(
+    tokens: Tensor, branch: Branch, packing: Packing, layer_scale: nn.Module, kept: list[Tensor]
+) -> Tensor:
+    """As `add_residual`, of the sequences `kept` of each group; the others pass unchanged."""
     rows, packing, weights = rows_of_kept(packing, kept)
     residual = branch(tokens.index_select(0, rows), packing)
-    residual = residual.to(tokens.dtype) * scale.to(tokens.dtype) * weights.to(tokens.dtype)
+    residual = layer_scale(residual.to(tokens.dtype)).to(tokens.dtype) * weights.to(tokens.dtype)
     return tokens.index_add(0, rows, residual)

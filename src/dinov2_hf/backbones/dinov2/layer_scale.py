@@ -1,0 +1,31 @@
+"""LayerScale (Touvron et al., CaiT, 2021): a learned factor for each channel of a residual branch.
+
+Axes: `M` packed tokens, `D` width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .configuration import Dinov2Config
+from .plain import is_plain
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel of `[..., D]` by its factor."""
+
+    def __init__(self, config: Dinov2Config) -> None:
+        super().__init__()
+        self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), float(config.layerscale_value)))
+
+    def forward(self, residual: Tensor) -> Tensor:
+        return residual * self.lambda1.to(residual.dtype)
+
+
+def add_scaled(tokens: Tensor, residual: Tensor, layer_scale: nn.Module) -> Tensor:
+    """`tokens + layer_scale(residual)`, both `[..., D]`: one operation where `layer_scale` is a plain `LayerScale`."""
+    residual = residual.to(tokens.dtype)
+    if is_plain(layer_scale, LayerScale):
+        return torch.addcmul(tokens, residual, layer_scale.lambda1.to(tokens.dtype))
+    return tokens + layer_scale(residual).to(tokens.dtype)
