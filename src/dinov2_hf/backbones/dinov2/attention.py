@@ -1,4 +1,4 @@
-"""Multi-head self-attention over sequences of tokens or packed groups of them, on any of transformers' attention implementations.
+"""Multi-head self-attention over sequences of tokens, on any of transformers' attention implementations.
 
 Axes: `M` packed tokens, `B` sequences of `T` tokens, `H` heads of `d` channels, `D = H d`.
 """
@@ -99,7 +99,7 @@ class SelfAttentionProjections(nn.Module):
         Where one of them is more than its weights (adapters, quantisation, hooks, offloading), each is called.
         """
         layers = (self.query, self.key, self.value)
-        biases = [layer.bias for layer in layers if getattr(layer, "bias", None) is not None]
+        biases: list[Tensor] = [layer.bias for layer in layers if getattr(layer, "bias", None) is not None]
         if len(biases) not in (0, 3) or not all(is_plain(layer, nn.Linear) for layer in layers):
             return torch.cat([layer(tokens) for layer in layers], dim=-1)
         weight = torch.cat([layer.weight for layer in layers])

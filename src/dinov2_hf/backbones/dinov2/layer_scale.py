@@ -28,4 +28,5 @@ def add_scaled(tokens: Tensor, residual: Tensor, layer_scale: nn.Module) -> Tens
     residual = residual.to(tokens.dtype)
     if is_plain(layer_scale, LayerScale):
         return torch.addcmul(tokens, residual, layer_scale.lambda1.to(tokens.dtype))
-    return tokens + layer_scale(residual).to(tokens.dtype)
+    scaled: Tensor = layer_scale(residual)
+    return tokens + scaled.to(tokens.dtype)

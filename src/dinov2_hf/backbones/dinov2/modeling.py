@@ -174,7 +174,7 @@ class Dinov2Encoder(nn.Module):
         Each hidden state is the tensor that the next layer reads, so gradients reach it.
         """
         attentions: list[Tensor] | None = [] if output_attentions else None
-        hidden_states = (tokens,)
+        hidden_states: tuple[Tensor, ...] = (tokens,)
         for layer in self.layer:
             tokens = layer(tokens, None, attentions)
             if output_hidden_states:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard, TypeVar
+
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+Kind = TypeVar("Kind", bound=nn.Module)
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+
+def is_plain(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
     """Whether calling `module` is exactly `kind.forward` on its own parameters.
 
     It is not where something else takes part in the call: a subclass or a wrapper (adapters), a hook (pruning, capture
