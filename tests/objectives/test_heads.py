@@ -68,3 +68,15 @@ def test_zero_features_stay_finite():
     features = torch.zeros(2, 16, requires_grad=True)
     head(features).logits.sum().backward()
     assert torch.isfinite(features.grad).all()
+
+
+def test_weights_start_as_in_the_published_code():
+    """Linear layers: truncated normal of 0.02, biases 0; directions of prototypes: uniform; lengths: 1."""
+    torch.manual_seed(0)
+    head = DINOHead(200, 300, hidden_dim=250, bottleneck_dim=100)
+    linear = [module for module in head.mlp if isinstance(module, torch.nn.Linear)]
+    assert [module.weight.std().item() for module in linear] == pytest.approx([0.02] * 3, rel=0.03)
+    assert all(module.bias.abs().max() == 0 for module in linear)
+    directions, lengths = head.last_layer.weight_v, head.last_layer.weight_g
+    assert directions.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.03) and directions.abs().max() <= 0.1
+    assert torch.equal(lengths, torch.ones(300, 1))
