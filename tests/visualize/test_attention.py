@@ -8,7 +8,7 @@ from PIL import Image
 from dinov2_hf.backbones import StockBackbone
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.features import FeatureExtractor
-from dinov2_hf.visualize import Picture, attention_maps, draw_attention
+from dinov2_hf.visualize import Picture, attention_maps, draw_attention, patch_features
 from dinov2_hf.visualize.attention import attention_range
 from dinov2_hf.visualize.pictures import model_input
 
@@ -30,6 +30,11 @@ def test_maps_are_the_row_of_cls_without_cls_and_registers(backbone, tiny_model,
                 assert maps[head, row, column] == weights[0, head, 0, 3 + 6 * row + column]
     left_out = weights[0, :, 0, :3].sum(dim=1)
     torch.testing.assert_close(maps.sum(dim=(1, 2)), 1 - left_out)
+
+
+def test_what_is_kept_of_an_image_holds_no_other_memory(backbone, picture):
+    for values in (attention_maps(backbone, picture), patch_features(backbone, picture)):
+        assert values.untyped_storage().nbytes() == values.numel() * 4 and values.is_contiguous()
 
 
 def test_a_backbone_without_its_network_is_refused(backbone, picture):

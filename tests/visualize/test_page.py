@@ -1,19 +1,28 @@
 """The page, in a real browser: Chromium without a window, driven by selenium, against the served command."""
 
+import asyncio
 import base64
+import http.client
 import io
 import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
 
+import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
 
+from dinov2_hf.cli import main
 from dinov2_hf.features import open_backbone
 from dinov2_hf.visualize import (
     attention_maps,
@@ -25,6 +34,7 @@ from dinov2_hf.visualize import (
     similarity_maps,
 )
 from dinov2_hf.visualize.attention import attention_range
+from dinov2_hf.visualize.board import MOST_IMAGES, Board
 from dinov2_hf.visualize.page import serve_page
 from dinov2_hf.visualize.sheet import heat_colors
 from dinov2_hf.visualize.similarity import similarity_range
@@ -48,18 +58,17 @@ def free_port():
         return trial.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def address(model_folder, tmp_path_factory):
-    """The page of the command, served by a process of its own."""
+@contextmanager
+def served(model_folder, log, image_size):
+    """The page of the command, served by a process of its own: its address and its process."""
     port = free_port()
     command = [sys.executable, "-m", "dinov2_hf.cli", "visualize", "page", "--model", str(model_folder)]
-    command += ["--image-size", str(IMAGE_SIZE), "--port", str(port), "--device", "cpu"]
+    command += ["--image-size", str(image_size), "--port", str(port), "--device", "cpu"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "NICEGUI"))}
-    log = tmp_path_factory.mktemp("page") / "log"
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
-        until = time.monotonic() + 90
+        until = time.monotonic() + 240
         while time.monotonic() < until and process.poll() is None:
             with socket.socket() as trial:
                 if trial.connect_ex(("127.0.0.1", port)) == 0:
@@ -67,11 +76,28 @@ def address(model_folder, tmp_path_factory):
             time.sleep(0.1)
         else:
             pytest.fail(f"the page is not served: {log.read_text()}")
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process
         assert "Traceback" not in log.read_text(), log.read_text()
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def page(model_folder, tmp_path_factory):
+    """The address of a page, and its process."""
+    with served(model_folder, tmp_path_factory.mktemp("page") / "log", IMAGE_SIZE) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def address(page):
+    return page[0]
+
+
+def resident(process):
+    """The memory of a process, in MB."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +376,185 @@ def test_the_page_fits_its_window_in_light_and_dark(visit, photographs, width, c
     visit.wait(lambda: luminance() > 220 and "light" in switch.get_attribute("aria-label"))
     switch.click()
     visit.wait(lambda: luminance() < 40 and "dark" in switch.get_attribute("aria-label"))
+
+
+@in_a_browser
+def test_files_of_one_name_are_all_shown(visit, photographs, tmp_path):
+    paths = []
+    for number, photograph in enumerate(photographs[:2]):
+        (tmp_path / str(number)).mkdir()
+        paths.append(shutil.copy(photograph, tmp_path / str(number) / "same.jpg"))
+    visit.upload(*paths, cards=2)
+    assert visit.text(".card h2") == "same.jpg | same.jpg"
+
+
+@in_a_browser
+def test_an_image_of_too_many_pixels_is_named_and_not_decoded(visit, page, photographs, tmp_path):
+    (tmp_path / "bomb.png").write_bytes(large_png(13_300))
+    before = resident(page[1])
+    visit.upload(tmp_path / "bomb.png", photographs[0], cards=1)
+    assert "bomb.png (13,300 x 13,300 pixels) was left out: 50,000,000 pixels to decode" in visit.text(".alarm")
+    assert resident(page[1]) < before + 100  # 530 MB of pixels
+
+
+@in_a_browser
+def test_a_visitor_does_not_wait_for_all_images_of_another(visit, address, photographs, tmp_path):
+    (tmp_path / "0.png").write_bytes(large_png(6_000))
+    for number in range(1, 12):
+        shutil.copy(tmp_path / "0.png", tmp_path / f"{number}.png")
+    first = visit.browser.current_window_handle
+    visit.upload(*sorted(tmp_path.glob("*.png")))
+    visit.wait(lambda: "Looking at image" in visit.text(".drop"))
+    visit.browser.switch_to.new_window("tab")
+    try:
+        other = Visit(visit.browser, address)
+        other.upload(photographs[0], cards=1)
+        visit.browser.switch_to.window(first)
+        assert not visit.all(".card") and "Looking at image" in visit.text(".drop")
+        visit.wait(lambda: len(visit.all(".card")) == 12, 120)
+    finally:
+        for handle in visit.browser.window_handles:
+            if handle != first:
+                visit.browser.switch_to.window(handle)
+                visit.browser.close()
+        visit.browser.switch_to.window(first)
+
+
+@in_a_browser
+def test_fifty_visitors_leave_no_memory_behind(browser, model_folder, photographs, tmp_path):
+    with served(model_folder, tmp_path / "log", 256) as (address, process):  # 8.4 MB of attention an image
+        first, found = browser.current_window_handle, {}
+        for number in range(1, 51):
+            browser.switch_to.new_window("tab")
+            Visit(browser, address).upload(photographs[number % len(photographs)], cards=1)
+            browser.close()
+            browser.switch_to.window(first)
+            found[number] = resident(process)
+    assert found[50] - found[10] < 60, found
+
+
+@pytest.mark.slow
+def test_a_tab_that_vanishes_is_forgotten(address, photographs):
+    """One that opens its socket and then neither closes it nor answers."""
+
+    async def vanish():
+        async with aiohttp.ClientSession() as session:
+            async with session.get(address) as response:
+                client = client_of(await response.text())
+            words = f"EIO=4&transport=websocket&client_id={client}&implicit_handshake=true&tab_id=t&document_id=d"
+            async with session.ws_connect(f"{address}/_nicegui_ws/socket.io/?{words}&old_tab_id=") as silent:
+                await silent.receive()
+                await silent.send_str("40")
+                upload = f"{address}/upload/{client}"
+                statuses = []
+                while len(statuses) < 60 and 404 not in statuses:
+                    form = aiohttp.FormData()
+                    form.add_field("file", photographs[0].read_bytes(), filename="a.jpg")
+                    async with session.post(upload, data=form) as response:
+                        statuses.append(response.status)
+                    await asyncio.sleep(1)
+                return statuses
+
+    statuses = asyncio.run(vanish())
+    assert statuses[0] == 200 and statuses[-1] == 404, statuses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", ["Content-Length: 629145600", "Transfer-Encoding: chunked"])
+def test_a_body_that_is_too_long_is_refused_and_not_kept(page, length):
+    address, process = page
+    upload = f"/upload/{client_of(ask(address, '/')[1])}"
+    place, before = urlsplit(address), resident(process)
+    head = [f"POST {upload} HTTP/1.1", f"Host: {place.netloc}", "Content-Type: multipart/form-data; boundary=b", length]
+    part = b'--b\r\nContent-Disposition: form-data; name="f"; filename="f.jpg"\r\n\r\n'
+    sent = 0
+    with socket.create_connection((place.hostname, place.port), timeout=60) as client:
+        client.sendall(("\r\n".join(head) + "\r\n\r\n").encode())
+        client.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        try:
+            while sent < 600:  # MB
+                client.sendall(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
+                sent += 1
+            answer = client.recv(1 << 16)
+        except ConnectionError:  # the page reads no more, and the system may drop its answer
+            answer = b""
+    assert sent < (300 if "chunked" in length else 50) and answer.startswith((b"HTTP/1.1 413", b""))
+    assert resident(process) < before + 50
+    if length.startswith("Content"):
+        assert ask(address, upload, "POST", **{"Content-Length": str(600 << 20)})[0] == 413
+    assert ask(address, upload, "POST", **{"Content-Length": "0"})[0] == 415
+
+
+def client_of(html):
+    """The name by which the page knows a tab."""
+    return re.search(r"'client_id': '([\w-]+)'", html)[1]
+
+
+def ask(address, path, method="GET", **headers):
+    """Status and text of a request without a body."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)
+    connection.putrequest(method, path, skip_host="Host" in headers)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/nothing", "/admin/x?y", "/_nicegui/nothing", "/_nicegui_ws/nothing", "/upload"])
+def test_paths_that_are_not_there_are_not_found(address, path):
+    assert ask(address, path)[0] in (404, 405)
+
+
+@pytest.mark.slow
+def test_other_names_and_other_pages_are_refused(address):
+    socket_path = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+    for path in ("/", socket_path, "/favicon.ico"):
+        assert ask(address, path)[0] == 200
+        assert ask(address, path, Host="evil.example")[0] == 403
+        assert ask(address, path, Origin="https://evil.example")[0] == 403
+        assert ask(address, path, Origin=address)[0] == 200
+    assert "--allow" in ask(address, "/", Host="evil.example")[1]
+
+
+def large_png(side):
+    """A black PNG file of so many pixels a side, in a few kilobytes."""
+    rows = zlib.compressobj(9)
+    data = b"".join(rows.compress(bytes(side + 1)) for _ in range(side)) + rows.flush()  # a filter byte and grey pixels
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(backbone, monkeypatch):
+    monkeypatch.setattr("dinov2_hf.data.pictures.Picture.decode", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match=r"bomb.png \(9,000 x 9,000 pixels\) was left out: 50,000,000"):
+        Board(backbone, 32).look(large_png(9_000), "bomb.png")
+
+
+def test_a_board_keeps_no_more_images_than_it_says(backbone, photographs):
+    board = Board(backbone, 32)
+    for _ in range(MOST_IMAGES):
+        board.entries.append(board.look(photographs[0].read_bytes(), "a.jpg"))
+    with pytest.raises(ValueError, match="a.jpg was left out: 12 images are the most; remove others first"):
+        board.look(photographs[0].read_bytes(), "a.jpg")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "-1", "http"])
+def test_a_port_that_does_not_exist_is_refused(port, model_folder, backbone, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["visualize", "page", str(model_folder), f"--port={port}"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert f"{port} is not a port; give a number from 1 to 65535" in said
+    pytest.importorskip("nicegui", reason="the page needs NiceGUI: pip install 'dinov2_hf[page]'")
+    if port.isdecimal():
+        with pytest.raises(ValueError, match=f"port={port} is not a port"):
+            serve_page(backbone, 32, port=int(port))
 
 
 def test_an_address_that_is_taken_is_told(backbone):

@@ -102,7 +102,14 @@ def add_visualize(commands: Commands) -> None:
     )
     _add_model(page, word=True)
     page.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
-    page.add_argument("--port", type=positive, default=8080, help="to listen on (default: 8080)")
+    page.add_argument("--port", type=_port, default=8080, metavar="N", help="to listen on (default: 8080)")
+    page.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="host name that the page is also reached under, such as that of a proxy; may be repeated",
+    )
     page.add_argument("--show", action="store_true", help="open it in a browser")
     page.set_defaults(run=serve)
 
@@ -230,7 +237,7 @@ def serve(args: argparse.Namespace) -> None:
     from ..visualize.page import serve_page
 
     backbone = _backbone(args)
-    serve_page(backbone, args.image_size, args.host, args.port, args.show)
+    serve_page(backbone, args.image_size, args.host, args.port, args.show, args.allow)
 
 
 def _action(
@@ -310,6 +317,12 @@ def _open(
 
 def _done(path: Path, count: int) -> None:
     print(f"{path}: {count} {'image' if count == 1 else 'images'}")
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text} is not a port; give a number from 1 to 65535")
+    return int(text)
 
 
 def _point(text: str) -> tuple[float, float]:

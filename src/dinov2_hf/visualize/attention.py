@@ -19,7 +19,8 @@ _MOST_IN_A_ROW = 8
 def attention_maps(backbone: FeatureExtractor, picture: Picture) -> Tensor:
     """How much of each head's attention CLS gives to each patch: shares `[heads, h, w]`, on the CPU.
 
-    What goes to CLS itself and to registers is left out, so that the shares of a head sum to less than 1.
+    What goes to CLS itself and to registers is left out, so that the shares of a head sum to less than 1. The memory is
+    their own: nothing of the attention of other tokens is kept.
 
     Raises:
         ValueError: a backbone without attention of a CLS token to patches, or whose network is not at hand.
@@ -29,7 +30,7 @@ def attention_maps(backbone: FeatureExtractor, picture: Picture) -> Tensor:
     attention = getattr(backbone.module, "attention", None)
     if attention is None:
         raise ValueError(f"{backbone.name} has no attention of CLS to patches; take a vision transformer")
-    return attention(model_input(backbone, picture))[0].float().cpu()
+    return attention(model_input(backbone, picture))[0].float().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def draw_attention(pictures: Sequence[Picture], attention: Sequence[Tensor], path: Path, title: str = "") -> Path:

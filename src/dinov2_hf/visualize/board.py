@@ -19,6 +19,8 @@ from .similarity import best_patch, similarity_maps, similarity_range
 
 MOST_IMAGES, MOST_BYTES = 12, 20 << 20
 """On a page, and of one file."""
+MOST_PIXELS = 50_000_000
+"""Of an image, as far as it has to be decoded: large JPEG files are read at a smaller scale."""
 _CONTEXT = 2
 """Patches around a match that are shown with it."""
 
@@ -28,6 +30,8 @@ class Entry:
     """An image on the board."""
 
     picture: Picture
+    photo: str
+    """The image as an address that holds it."""
     features: Tensor
     """`[h, w, D]`"""
     attention: Tensor | None
@@ -78,22 +82,20 @@ class Board:
         self.backbone, self.image_size = backbone, image_size
         self.entries: list[Entry] = []
 
-    def add(self, data: bytes, name: str) -> None:
-        """Puts an image at the end.
+    def look(self, data: bytes, name: str) -> Entry:
+        """Decodes an image and passes it through the backbone; the caller adds it to `entries`.
 
         Raises:
             ValueError: not an image, or too large, or one too many.
         """
         if len(self.entries) >= MOST_IMAGES:
             raise ValueError(f"{name} was left out: {MOST_IMAGES} images are the most; remove others first")
-        if len(data) > MOST_BYTES:
-            raise ValueError(too_large(name, len(data)))
         transform = self.backbone.transform
         picture = open_picture(
-            data, name, self.image_size, self.backbone.stride, len(transform.mean), transform.decoding
+            data, name, self.image_size, self.backbone.stride, len(transform.mean), transform.decoding, MOST_PIXELS
         )
         features = patch_features(self.backbone, picture)
-        self.entries.append(Entry(picture, features, self._attention(picture)))
+        return Entry(picture, data_uri(picture.shown), features, self._attention(picture))
 
     def remove(self, image: int) -> None:
         del self.entries[image]
@@ -136,10 +138,9 @@ class Board:
             return None
 
 
-def too_large(name: str, size: int | None = None) -> str:
-    """What is said of a file above the limit."""
-    measured = f" ({size / 2**20:.0f} MB)" if size else ""
-    return f"{name}{measured} was left out: {MOST_BYTES >> 20} MB a file are the most; make it smaller"
+def too_large(name: str, size: int) -> str:
+    """The message about a file of more than `MOST_BYTES` bytes."""
+    return f"{name} ({size / 2**20:.0f} MB) was left out: {MOST_BYTES >> 20} MB a file are the most; make it smaller"
 
 
 def data_uri(pixels: np.ndarray) -> str:

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from ..config.checks import multiple_of_patch
 from ..features import FeatureExtractor
+from ..files import first_line
 from .board import MOST_BYTES, MOST_IMAGES, Board, Similarity, data_uri, too_large
-from .page_parts import CLICKED, DROPPED, MOVED, REJECTED, Card, Legend, Tile, image_of, text
+from .page_guard import UPLOAD_PATH, Guard
+from .page_parts import CLICKED, DROPPED, FAILED, MOVED, REJECTED, Card, Legend, Tile, image_of, text
 from .page_style import FAVICON, STYLE
 from .pictures import PATCHES_A_SIDE
+
+if TYPE_CHECKING:
+    from starlette.datastructures import FormData, UploadFile
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_SECONDS = 3.0
+"""How long a closed tab may come back before its images are freed. A tab is taken for closed too where it answers
+nothing for about twice as long."""
+_MOST_AT_ONCE = MOST_IMAGES * MOST_BYTES
+"""Bytes of the files of an upload."""
+_FORM_BYTES = 1 << 20
+"""What a form adds to its files."""
+_FAILED = f"The files did not arrive: {_MOST_AT_ONCE >> 20} MB at once are the most; drop fewer, or reload the page"
 
 _TALLEST = 380
 """Pixels of an image on the screen."""
@@ -32,6 +53,7 @@ def serve_page(
     host: str = "127.0.0.1",
     port: int = 8080,
     show: bool = False,
+    allowed: Sequence[str] = (),
 ) -> None:
     """Serves the page until it is interrupted.
 
@@ -39,26 +61,52 @@ def serve_page(
         image_size: longer side in pixels, a multiple of the patch; default: 37 patches.
         host: the address to listen on; whoever reaches it can have images looked at.
         show: open it in a browser.
+        allowed: names that the page may be asked for under, apart from those of `host`; see `Guard`.
 
     Raises:
         ImportError: without NiceGUI.
         ValueError: the address cannot be listened on, or the patch does not divide the size.
     """
     try:
+        import nicegui
         from nicegui import ui
     except ImportError:
         raise ImportError('the page needs NiceGUI: pip install "dinov2_hf[page]"') from None
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+
     image_size = image_size or PATCHES_A_SIDE * backbone.stride
     multiple_of_patch("image_size", image_size, backbone.stride)
     _refuse_taken(host, port)
-    lock = asyncio.Lock()
-    print(f"{backbone.name}: http://{host}:{port} (Ctrl+C ends it)", flush=True)
+    turn = asyncio.Lock()
+    pages: WeakValueDictionary[str, _Page] = WeakValueDictionary()
+    address = f"[{host}]" if ":" in host else host
+    print(f"{backbone.name}: http://{address}:{port} (Ctrl+C ends it)", flush=True)
 
-    async def root() -> None:
-        await _Page(Board(backbone, image_size), lock).build()
+    @ui.page("/")
+    async def build() -> None:
+        client = ui.context.client
+        page = pages[client.id] = _Page(Board(backbone, image_size), turn)
+        client.on_delete(page.close)
+        await page.build(f"{UPLOAD_PATH[1:]}{client.id}")
 
+    # one route for all visitors: FastAPI keeps what it once called, so that a route of a visitor's own is never freed
+    async def upload(request: Request) -> PlainTextResponse:
+        page = pages.get(request.path_params["client"])
+        if page is None:
+            return PlainTextResponse("This tab is closed; open the page again.\n", 404)
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            return PlainTextResponse("Send images as multipart/form-data.\n", 415)
+        nicegui.background_tasks.create(page.receive(await request.form()), name="upload")
+        return PlainTextResponse("")
+
+    async def not_found(request: Request, error: Exception) -> PlainTextResponse:
+        return PlainTextResponse("There is nothing here; the page is at /.\n", 404)
+
+    nicegui.app.add_route(f"{UPLOAD_PATH}{{client}}", upload, methods=["POST"])
+    nicegui.app.add_exception_handler(404, not_found)
+    nicegui.app.add_middleware(Guard, host=host, allowed=allowed, most_bytes=_MOST_AT_ONCE + _FORM_BYTES)
     ui.run(
-        root,
         host=host,
         port=port,
         title=f"{backbone.name} · dinov2_hf",
@@ -67,39 +115,54 @@ def serve_page(
         reload=False,
         show=show,
         show_welcome_message=False,
+        reconnect_timeout=RECONNECT_SECONDS,
         tailwind=False,
     )
 
 
 def _refuse_taken(host: str, port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port={port} is not a port; choose one from 1 to 65535")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(f"{host}:{port} cannot be listened on: {error}; choose another with --port") from None
 
 
 class _Page:
-    """What one visitor sees. Handlers run in the page's event loop, the backbone in a thread, one image at a time."""
+    """What one visitor sees. Handlers run in the page's event loop, images are decoded and computed in a thread.
 
-    def __init__(self, board: Board, lock: asyncio.Lock) -> None:
-        self.board, self.lock = board, lock
+    Args:
+        turn: shared by all visitors: one image at a time is decoded and passes through the backbone.
+    """
+
+    def __init__(self, board: Board, turn: asyncio.Lock) -> None:
+        self.board, self.turn = board, turn
+        self.changing = asyncio.Lock()
+        """Held while images come or go."""
+        self.closed = False
         self.head: int | None = None
         self.keep_background = False
         self.chosen: tuple[int, int, int] | None = None
         """Image, row and column of the patch that is compared."""
         self.shown: list[Card] = []
 
-    async def build(self) -> None:
+    def close(self) -> None:
+        """Frees the images of a tab that is closed."""
+        self.closed = True
+        self.board.entries.clear()
+
+    async def build(self, upload_url: str) -> None:
         from nicegui import ui
 
         ui.add_css(STYLE)
         ui.colors(primary="#5b66d6")
         with ui.element("main").classes("board"):
             self._build_top()
-            self._build_drop()
+            self._build_drop(upload_url)
             self.alarms = ui.element("div").classes("alarms").props('role="alert"')
             self.intro = ui.element("section").classes("intro")
             with self.intro:
@@ -136,13 +199,14 @@ class _Page:
             with button:
                 tip = ui.tooltip("Colours: as the system")
 
-    def _build_drop(self) -> None:
+    def _build_drop(self, upload_url: str) -> None:
         from nicegui import ui
 
-        uploader = ui.upload(
-            multiple=True, auto_upload=True, max_file_size=MOST_BYTES, on_multi_upload=self._receive
-        ).classes("uploader")
+        uploader = ui.element("q-uploader").classes("uploader").props("multiple auto-upload batch")
+        uploader.props["url"] = upload_url
+        uploader.props["max-file-size"], uploader.props["max-total-size"] = MOST_BYTES, _MOST_AT_ONCE
         uploader.on("rejected", lambda event: self._reject(event.args), js_handler=REJECTED)
+        uploader.on("failed", lambda: self._alarm(_FAILED), js_handler=FAILED)
         self.uploader = uploader
         with ui.element("button").classes("drop").props('type="button"') as self.drop:
             self.invitation = text("span", "Drop images here, or click to choose").classes("big")
@@ -154,24 +218,52 @@ class _Page:
         self.drop.on("click", lambda: uploader.run_method("pickFiles"))
         ui.add_body_html(f"<script>{{{DROPPED.replace('UPLOADER', str(uploader.id))}}}</script>")
 
-    async def _receive(self, event) -> None:
+    async def receive(self, form: FormData) -> None:
         """Takes the files of an upload, one after the other."""
+        from starlette.datastructures import UploadFile
+
+        try:
+            async with self.changing:
+                if self.closed:
+                    return
+                self.alarms.clear()
+                files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
+                for number, file in enumerate(files, 1):
+                    self.invitation.text = f"Looking at image {number} of {len(files)} …"
+                    await self._take(file, PurePath(file.filename or "image").name)
+                    if self.closed:
+                        return
+                self.uploader.run_method("reset")
+                await self._rebuild()
+        finally:
+            await form.close()
+
+    async def _take(self, file: UploadFile, name: str) -> None:
         from nicegui import run
 
-        self.alarms.clear()
-        async with self.lock:
-            for number, file in enumerate(event.files, 1):
-                self.invitation.text = f"Looking at image {number} of {len(event.files)} …"
-                try:
-                    await run.io_bound(self.board.add, await file.read(), file.name)
-                except ValueError as error:
-                    self._alarm(str(error))
-            self.uploader.reset()
-            await self._rebuild()
+        if (file.size or 0) > MOST_BYTES:
+            return self._alarm(too_large(name, file.size or 0))
+        try:
+            async with self.turn:
+                if self.closed:
+                    return
+                entry = await run.io_bound(self.board.look, await file.read(), name)
+        except Exception as error:
+            if not isinstance(error, ValueError):  # of the machine or the model, not of the image
+                logger.exception("%s cannot be shown", name)
+            if not self.closed:
+                self._alarm(str(error) if isinstance(error, ValueError) else f"{name}: {first_line(error)}")
+            return
+        if entry is not None and not self.closed:  # None where the page is ending
+            self.board.entries.append(entry)
 
-    def _reject(self, files: list[tuple[str, int]]) -> None:
-        for name, size in files:
-            self._alarm(too_large(name, size))
+    def _reject(self, files: list[tuple[str, int, str]]) -> None:
+        for name, size, reason in files:
+            if reason == "max-total-size":
+                most = f"{_MOST_AT_ONCE >> 20} MB at once are the most"
+                self._alarm(f"{name} ({size / 2**20:.0f} MB) was left out: {most}; drop fewer")
+            else:
+                self._alarm(too_large(name, size))
 
     def _alarm(self, message: str) -> None:
         from nicegui import ui
@@ -182,7 +274,7 @@ class _Page:
             button.props('flat round dense size=sm aria-label="Close"')
 
     async def _rebuild(self) -> None:
-        """Draws everything anew: components are of all images, so that a new one changes them all."""
+        """Draws everything again: components are of all images, so that a new one changes them all."""
         from nicegui import run
 
         board = self.board
@@ -199,7 +291,8 @@ class _Page:
             rows, columns = board.entries[0].grid
             self.chosen = (0, rows // 2, columns // 2)
         colors = await run.io_bound(board.colors, self.keep_background)
-        assert colors is not None
+        if colors is None or self.closed:  # None where the page is ending
+            return
         with self.tools:
             self._build_tools()
         self.shown = []
@@ -213,7 +306,7 @@ class _Page:
 
         async def keep(event) -> None:
             self.keep_background = not event.value
-            async with self.lock:
+            async with self.changing:
                 await self._rebuild()
 
         def look(event) -> None:
@@ -222,7 +315,7 @@ class _Page:
                 self._show_attention(index, card)
 
         async def clear() -> None:
-            async with self.lock:
+            async with self.changing:
                 self.board.entries.clear()
                 self.chosen = self.head = None
                 await self._rebuild()
@@ -242,7 +335,7 @@ class _Page:
         entry = self.board.entries[index]
 
         async def remove() -> None:
-            async with self.lock:
+            async with self.changing:
                 self.board.remove(index)
                 assert self.chosen is not None
                 image, row, column = self.chosen
@@ -257,13 +350,12 @@ class _Page:
                 button = ui.button(icon="close", on_click=remove, color=None).props("flat round dense size=sm")
                 button.props["aria-label"] = f"Remove {entry.picture.name}"
             with ui.element("div").classes("tiles"):
-                photo = data_uri(entry.picture.shown)
-                image = self._tile(index, "Photograph", photo)
-                similarity = self._tile(index, "Similarity", photo, np.zeros((1, 1, 4), np.uint8))
+                image = self._tile(index, "Photograph", entry.photo)
+                similarity = self._tile(index, "Similarity", entry.photo, np.zeros((1, 1, 4), np.uint8))
                 self._tile(index, "Components", None, colors)
                 attention = None
                 if entry.attention is not None:
-                    attention = self._tile(index, "Attention of CLS", photo, np.zeros((1, 1, 4), np.uint8))
+                    attention = self._tile(index, "Attention of CLS", entry.photo, np.zeros((1, 1, 4), np.uint8))
                 else:
                     with ui.element("div").classes("tile"):
                         text("div", "Attention of CLS").classes("name")
@@ -317,7 +409,8 @@ class _Page:
         chosen, board = self.chosen, self.board
         assert chosen is not None
         similarity = await run.io_bound(board.similarity, *chosen)
-        assert similarity is not None
+        if similarity is None or self.closed:  # None where the page is ending
+            return
         if chosen != self.chosen or len(similarity.maps) != len(self.shown):  # another was clicked meanwhile
             return
         self.legend.show(similarity.low, similarity.high)

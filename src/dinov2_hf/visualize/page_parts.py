@@ -31,10 +31,11 @@ addEventListener("drop", (event) => {
     event.preventDefault();
     depth = 0;
     document.body.classList.remove("dragging");
-    getElement(UPLOADER).$refs.qRef.addFiles(event.dataTransfer.files);
+    getElement(UPLOADER).addFiles(event.dataTransfer.files);
 });
 """
-REJECTED = "(files) => emit(files.map((entry) => [entry.file.name, entry.file.size]))"
+REJECTED = "(files) => emit(files.map((entry) => [entry.file.name, entry.file.size, entry.failedPropValidation]))"
+FAILED = "() => emit()"
 
 
 class Tile:

@@ -46,15 +46,17 @@ def open_picture(
     patch_size: int = 1,
     num_channels: int = 3,
     decoding: Decoding = DEFAULT_DECODING,
+    most_pixels: int | None = None,
 ) -> Picture:
     """Decodes an image and resizes it, keeping its aspect ratio to the nearest patch.
 
     Args:
         image_size: of the longer side in pixels, a multiple of the patch.
+        most_pixels: refuses, before it decodes, an image of which more pixels have to be decoded.
 
     Raises:
         BrokenImage: the bytes cannot be decoded.
-        ValueError: the patch does not divide the size.
+        ValueError: the patch does not divide the size, or too many pixels.
     """
     positive("image_size", image_size)
     multiple_of_patch("image_size", image_size, patch_size)
@@ -62,7 +64,13 @@ def open_picture(
         image = open_image(data, num_channels, decoding)
         scale = image_size / max(image.height, image.width)
         height, width = (max(round(side * scale / patch_size), 1) * patch_size for side in (image.height, image.width))
-        pixels, whole = image.decode(reduction=1 / scale / 2)  # keep twice the pixels for a clean resize
+        reduction = 1 / scale / 2  # keep twice the pixels for a clean resize
+        if most_pixels is not None and image.cost(reduction) > most_pixels:
+            raise ValueError(
+                f"{name} ({image.width:,} x {image.height:,} pixels) was left out: {most_pixels:,} pixels to "
+                "decode are the most; make it smaller"
+            )
+        pixels, whole = image.decode(reduction)
     except BrokenImage as error:
         raise BrokenImage(f"{name} is not an image that can be read: {error}; give others") from None
     box = (0, 0, image.width * whole, image.height * whole)
@@ -80,6 +88,6 @@ def model_input(backbone: FeatureExtractor, picture: Picture) -> Tensor:
 
 
 def patch_features(backbone: FeatureExtractor, picture: Picture) -> Tensor:
-    """Features of the patches after the last block: `[h, w, D]`, float32, on the CPU."""
+    """Features of the patches after the last block: `[h, w, D]`, float32, on the CPU, in memory of their own."""
     ((_, patches),) = backbone.features(model_input(backbone, picture), 1)
-    return patches[0].permute(1, 2, 0).float().cpu()
+    return patches[0].permute(1, 2, 0).float().cpu().clone(memory_format=torch.contiguous_format)
