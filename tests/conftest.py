@@ -1,5 +1,8 @@
 """A tiny run on a few generated photographs."""
 
+import resource
+from contextlib import contextmanager
+
 import datasets
 import pytest
 import torch
@@ -55,3 +58,19 @@ def tiny_config_in(image_folder):
 def tiny_config(tiny_overrides):
     """Builds the tiny run's configuration with further overrides."""
     return lambda *overrides: load_config(None, [*tiny_overrides, *overrides])
+
+
+@pytest.fixture
+def small_disk():
+    """Within the block that it makes no file grows above so many bytes: the system refuses as a full disk does."""
+
+    @contextmanager
+    def limited(size=1000):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

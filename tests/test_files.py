@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dinov2_hf.config import DINOv2RunConfig, save_config
 from dinov2_hf.config.loading import SIGNATURE as SAVED
@@ -227,3 +229,47 @@ def test_a_block_that_writes_nothing_keeps_the_file():
     with pytest.raises(FileNotFoundError), beside(Path("kept")):
         pass
     assert Path("kept").read_text() == "old"
+
+
+# -------------------------------------------------------------------------------------------------------- mode and disk
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_umask_asks_for(umask, mode):
+    before = os.umask(umask)
+    try:
+        with beside(Path("model.safetensors")) as temporary:
+            save_file({"a": torch.zeros(3)}, temporary)
+        with beside(Path("folder")) as temporary:
+            (temporary / "deep").mkdir(parents=True)
+            save_file({"a": torch.zeros(3)}, temporary / "deep/model.safetensors")
+            (temporary / "config.json").write_text("{}")
+            (temporary / "link").symlink_to("config.json")
+    finally:
+        os.umask(before)
+    for path in ("model.safetensors", "folder/deep/model.safetensors", "folder/config.json"):
+        assert oct(os.stat(path).st_mode & 0o777) == oct(mode), path
+    assert sorted(path.name for path in Path("folder").iterdir()) == ["config.json", "deep", "link"]
+
+
+WRITERS = {
+    "text": lambda path: path.write_text("x" * 2000),
+    "safetensors": lambda path: save_file({"a": torch.zeros(2000)}, path),
+    "torch": lambda path: torch.save({"a": torch.zeros(2000)}, path),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_disk_that_refuses_is_an_error_of_one_line_that_names_the_path(writer, small_disk):
+    with small_disk(), pytest.raises(OSError) as raised, beside(Path("new/model")) as temporary:
+        WRITERS[writer](temporary)
+    said = str(raised.value)
+    assert said.startswith("new/model cannot be written: ") and "make room on its disk" in said and "\n" not in said
+    assert list(Path("new").iterdir()) == []
+
+
+def test_other_errors_stay_what_they_are():
+    for error in (FileNotFoundError(2, "No such file", "source"), ValueError("x"), RuntimeError("x")):
+        with pytest.raises(type(error)) as raised, beside(Path("new")):
+            raise error
+        assert raised.value is error

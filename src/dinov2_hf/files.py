@@ -6,7 +6,9 @@ import errno
 import fnmatch
 import glob
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +26,10 @@ CHECKPOINTS = "checkpoints"
 STATE_FILE = "run.json"
 """Names in the folder of a run: `runs.RunFolder` reads and writes them. The state lies in each checkpoint."""
 
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of a disk that a program cannot avoid."""
+_FULL = 1 << 20
+"""Bytes of free space with which a disk counts as full."""
 _LIST = ".txt"
 _LOGS = (".log", ".out", ".err")
 _PICTURES = ("loss.png", "features.png", "picture.jpg")  # names that a pattern of a source is compared with
@@ -34,22 +40,69 @@ def beside(path: Path) -> Iterator[Path]:
     """Yields a path to write a file or a folder to, which replaces `path` when the block ends without an error.
 
     It has the name of `path` and lies in a temporary folder beside it. Other files that are written there, such as
-    `<name>.data`, are moved too, before `path`. Writes nothing where the block raises.
+    `<name>.data`, are moved too, before `path`. Files have the mode that the umask asks for. Writes nothing where the
+    block raises.
 
     Raises:
         OSError: nothing was written, a file would replace a folder, or the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}-", dir=path.parent))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}-", dir=path.parent))
+        try:
+            yield temporary / path.name
+            give_usual_mode(temporary)
+            others = [each for each in temporary.iterdir() if each.name != path.name]
+            for written in [*sorted(others), temporary / path.name]:
+                _move(written, path.with_name(written.name))
+            temporary.rmdir()
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what libraries raise where a disk refuses into an `OSError` of one line that names `path` and the cause.
+
+    safetensors and torch raise types of their own, and an error of the system while a file grows does not name it.
+    """
     try:
-        yield temporary / path.name
-        others = [each for each in temporary.iterdir() if each.name != path.name]
-        for written in [*sorted(others), temporary / path.name]:
-            _move(written, path.with_name(written.name))
-        temporary.rmdir()
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except Exception as error:
+        if cause := _refusal_of_disk(error, path):
+            raise OSError(
+                f"{path} cannot be written: {cause}; make room on its disk or give a place on another one"
+            ) from error
         raise
+
+
+def _refusal_of_disk(error: Exception, path: Path) -> str:
+    """Why the disk refused to write, if that is what an exception says; else empty."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _REFUSALS else ""
+    if match := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+        return os.strerror(int(match[1]))
+    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):  # torch.save, which hides the cause
+        folder = next(each for each in path.absolute().parents if each.is_dir())
+        return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < _FULL else first_line(error)
+    return ""
+
+
+def give_usual_mode(folder: Path) -> None:
+    """Gives all files in `folder`, at any depth, the mode that the umask asks for: safetensors lets only their owner
+    read what it writes."""
+    trial = os.path.join(folder, ".mode")
+    descriptor = os.open(trial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    os.close(descriptor)
+    os.unlink(trial)
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            found = os.lstat(path).st_mode
+            if stat.S_ISREG(found) and stat.S_IMODE(found) != mode:
+                os.chmod(path, mode)
 
 
 def _move(written: Path, path: Path) -> None:
@@ -233,6 +286,12 @@ def _conflict(output: Output, inputs: _Inputs) -> str:
 
 def _refuse_foreign(output: Output) -> None:
     named, path = f"{output.key}={output.path}", output.path
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name that is too long, a folder that this user cannot enter, a loop of links
+        raise ValueError(f"{named} cannot be written: {error.strerror}; give another path") from None
     if output.made is made_nothing:
         if os.path.lexists(path):
             raise ValueError(f"{named} exists already; give another name or remove it")
@@ -255,6 +314,25 @@ def _refuse_foreign(output: Output) -> None:
     parent = next(each for each in path.absolute().parents if os.path.lexists(each))
     if not parent.is_dir():
         raise ValueError(f"{named} cannot be written, because {parent} is a file; give another path")
+    _refuse_unwritable(named, path.absolute(), path.absolute() if output.folder and path.is_dir() else parent)
+
+
+def _refuse_unwritable(named: str, path: Path, folder: Path) -> None:
+    """Refuses an output for which nothing can be written into `folder`, the nearest one that is there, by a trial.
+
+    The names on the way to `path` that are not there yet are tried too.
+    """
+    try:
+        trial = tempfile.mkdtemp(prefix=f".{SOFTWARE}-", dir=folder)
+        try:
+            for part in path.relative_to(folder).parts:
+                if part != os.pardir:
+                    os.mkdir(os.path.join(trial, part))
+                    os.rmdir(os.path.join(trial, part))
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
+    except OSError as error:
+        raise ValueError(f"{named} cannot be written into {folder}: {error.strerror}; give another path") from None
 
 
 def _others_in(folder: Path, made: Callable[[Path], bool]) -> Iterator[str]:

@@ -34,6 +34,7 @@ SCRIPTS = {
     "kill_runs": ("--kills 1", "runs that differ: none"),
     "listing": ("100", "| `datasets`, second start | 101 | "),
     "memory": ("--tiny", "| pruned last layer |"),
+    "page_memory": ("--tiny", "| 2, all tabs closed | "),
     "seeded_runs": ("--only swiglu --updates 2 --threads 1 --output OUTPUT", " s, 0 failed: "),
     "seeded_faults": ("--source . --list", "40. "),
     "startup": ("--runs 1", "| `import dinov2_hf.config` | "),

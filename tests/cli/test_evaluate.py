@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 
 import pytest
@@ -48,6 +49,22 @@ def fails(capsys, *arguments):
         main(arguments)
     assert caught.value.code == 2
     return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("written", ["cache", "output"])
+def test_a_full_disk_ends_an_evaluation_with_one_line(knn, tmp_path, capsys, caplog, small_disk, written):
+    with small_disk():
+        said = fails(capsys, *knn, f"--{written}", str(tmp_path / written))
+    line = said.splitlines()[-1]  # after bars of progress
+    assert f"error: {tmp_path / written}/" in line and " cannot be written: " in line and "Traceback" not in said
+    lost = [message for message in caplog.messages if "the results, which cannot be saved" in message]
+    assert len(lost) == (written == "output") and all("k-NN accuracy" in message for message in lost)
+
+
+def test_an_export_has_the_mode_that_the_umask_asks_for(model):
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in model.iterdir()} == {0o666 & ~umask}
 
 
 def test_figures_are_printed_as_a_table_and_left_in_the_output_folder(knn, image_folder, tmp_path, capsys, caplog):

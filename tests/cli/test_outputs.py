@@ -1,5 +1,6 @@
 """No command touches a file of the user's own: refused with one line and status 2, before a model is read."""
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_hf.cli import main
+from dinov2_hf.cli import build_program, main
 from dinov2_hf.cli.train import train
 
 
@@ -166,6 +167,89 @@ def test_no_command_changes_what_it_did_not_make(case, folder, capsys, monkeypat
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: " in line and "; " in line
     assert state(folder) == before and not list(folder.glob("photos/run*")) and not os.path.exists("new")
+
+
+# ----------------------------------------------------------------------------------------- every option that is written
+
+WRITTEN = {
+    "pretrain --output": ["pretrain", "photos"],
+    "distill --output": ["distill", "photos", "--model", "model"],
+    "data show --output": ["data", "show", "photos"],
+    "curate --output": ["curate", "photos", "--model", "model", "select=all"],
+    "evaluate --output": [*KNN, "photos"],
+    "evaluate --cache": [*KNN, "photos"],
+    "evaluate --card": [*KNN, "photos", "--output", "new"],
+    "visualize pca --output": ["visualize", "pca", "own.jpg", "--model", "model"],
+    "visualize attention --output": ["visualize", "attention", "own.jpg", "--model", "model"],
+    "visualize matches --output": ["visualize", "matches", "own.jpg", "own.jpg", "--model", "model"],
+    "visualize neighbours --output": [
+        "visualize",
+        "neighbours",
+        "own.jpg",
+        "--collection",
+        "photos",
+        "--model",
+        "model",
+    ],
+    "visualize neighbours --cache": [
+        *["visualize", "neighbours", "own.jpg", "--collection", "photos", "--model", "model", "--output", "new.png"]
+    ],
+    "visualize similarity --output": ["visualize", "similarity", "own.jpg", "--model", "model"],
+    "visualize overlay --output": ["visualize", "overlay", "own.jpg", "--maps", "maps.npy"],
+    "export --output": ["export", "model", "--format", "timm"],
+}
+"""A command line without the option, for every option that names what a command writes."""
+FOLDERS = {"pretrain", "distill", "curate", "evaluate", "--cache"}
+READ = {
+    *("--model", "--data", "--test", "--collection", "--config", "--import", "--maps", "--head", "--classes", "--repo"),
+    *("--resume",),
+}
+PLAIN = {
+    *("--allow", "--collection-split", "--count", "--device", "--for", "--format", "--from", "--host", "--ignored"),
+    *("--image-size", "--images", "--keys", "--kind", "--message", "--network", "--num-attention-heads", "--objective"),
+    *("--pairs", "--point", "--port", "--revision", "--spacing", "--split", "--stage", "--student", "--tag", "--to"),
+    *("--unit", "--workers", "-k"),
+}
+"""Options that name no file that is written. An option that is in no list here has to be added to one."""
+
+
+def options_of(parser, name=""):
+    """Every option of a command line that takes a value, with the command before it."""
+    for command in parser.subcommands:
+        for word, each in command.choices.items():
+            yield from options_of(each, f"{name} {word}".strip())
+    for action in parser._actions:
+        if action.option_strings and action.nargs != 0 and not parser.subcommands and action.help != argparse.SUPPRESS:
+            yield name, action.option_strings[0]
+
+
+def test_every_option_that_is_written_is_in_the_list():
+    found = {f"{name} {option}" for name, option in options_of(build_program()) if option not in READ | PLAIN}
+    assert found == set(WRITTEN)
+
+
+@pytest.mark.parametrize("kind", ["below a file", "of the other kind", "with too long a name", "where nothing can be"])
+@pytest.mark.parametrize("option", WRITTEN)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(option, kind, folder, capsys, monkeypatch):
+    monkeypatch.setattr("dinov2_hf.features.open.open_weights", lambda *_, **__: pytest.fail("a model was read before"))
+    monkeypatch.setattr(
+        "dinov2_hf.weights.export.open_weights", lambda *_, **__: pytest.fail("a model was read before")
+    )
+    is_folder = bool(FOLDERS & set(option.split()))
+    suffix = "" if is_folder else ".safetensors" if option.startswith("export") else ".png"
+    paths = {
+        "below a file": f"own.jpg/deep/new{suffix}",
+        "of the other kind": "own.jpg" if is_folder else f"kinds/new{suffix}",
+        "with too long a name": f"deep/{'n' * 300}/new{suffix}",
+        "where nothing can be": f"/proc/new{suffix}",  # even by root
+    }
+    os.makedirs(f"kinds/new{suffix}")
+    before = state(folder)
+    with pytest.raises(SystemExit) as ended:
+        main([*WRITTEN[option], option.split()[-1], paths[kind]])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and "error: " in said and "; " in said and paths[kind] in said
+    assert state(folder) == before and not os.path.exists("new") and not os.path.exists("deep")
 
 
 def test_an_own_picture_is_drawn_again_and_nothing_else_is_replaced(folder, capsys):

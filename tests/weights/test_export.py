@@ -283,6 +283,29 @@ def test_failure_in_the_middle_leaves_nothing(run, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("format", SUFFIX)
+def test_a_full_disk_ends_an_export_with_one_line(tmp_path, capsys, format, small_disk):
+    tiny_model().save_pretrained(tmp_path / "source")
+    output = tmp_path / "out" / f"model{SUFFIX[format]}"
+    with small_disk():
+        line = fails(capsys, tmp_path / "source", output, "--format", format)
+    assert f"{output} cannot be written: " in line and "make room on its disk" in line
+    assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("format", SUFFIX)
+def test_exported_files_have_the_mode_that_the_umask_asks_for(tmp_path, format):
+    tiny_model().save_pretrained(tmp_path / "source")
+    output = tmp_path / f"model{SUFFIX[format]}"
+    before = os.umask(0o027)
+    try:
+        export_source(str(tmp_path / "source"), output, format)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and "source" not in path.parts]
+    assert files and {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
+
+
+@pytest.mark.parametrize("format", SUFFIX)
 def test_nothing_that_exists_is_overwritten(tmp_path, capsys, format):
     tiny_model().save_pretrained(tmp_path / "source")
     output = tmp_path / f"model{SUFFIX[format]}"

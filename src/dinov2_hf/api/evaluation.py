@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from os import PathLike
 from pathlib import Path
@@ -22,6 +23,8 @@ from ..train.accelerator import compute_dtype
 from .features import load_backbone
 from .keys import Keys, as_config, as_overrides
 from .process import unchanged_process
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -79,7 +82,11 @@ def evaluate(
         half = dtype if dtype == torch.float32 else torch.float16
         report = run_evaluator(found, Evaluation(backbone, settings, accelerator, output, half))
         if output and accelerator.is_main_process:
-            report.save(output)
+            try:
+                report.save(output)
+            except OSError:
+                logger.warning("the results, which cannot be saved:\n%s", report.table())
+                raise
         accelerator.wait_for_everyone()
     return report
 

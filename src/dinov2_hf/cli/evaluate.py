@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import load_config, sections_of
 from ..config.evaluations import EvaluationConfig, evaluation_config
+from ..files import Output, check_outputs, made_anything
 from .arguments import (
     SOURCES,
     add_device,
@@ -87,6 +88,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from ..hub import add_results, card_of
 
     if args.card:
+        check_outputs([Output("--card", args.card, made_anything, folder=True)])
         card_of(args.card)
     without_bars()
     report = evaluate_model(args.model, args.evaluator, config=args.config, keys=overrides, device=args.device)

@@ -35,8 +35,8 @@ class FeatureCache:
         Raises:
             OSError: the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "key.json").write_text(self._key)
+        with beside(self.folder / "key.json") as path:
+            path.write_text(self._key)
         with beside(self._path(number)) as path:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 

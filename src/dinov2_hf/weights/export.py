@@ -15,7 +15,7 @@ from ..backbones import PretrainedBackbone, family_of
 from ..config import RunConfig
 from ..config.checks import IMPORT_FIRST
 from ..data import EvalTransform, preprocessor_config
-from ..files import Output, beside, check_outputs, made_nothing
+from ..files import Output, beside, check_outputs, give_usual_mode, made_nothing, writing
 from ..runs.facts import RunFacts
 from .base import Weights
 from .cards import converted_card, model_card
@@ -119,10 +119,15 @@ def export_folder(
         config: the run, for the model card `README.md`.
         facts: for the card; `RunFacts.of_run` finds them in the run's output folder.
         student: name of a further student of a distillation.
+
+    Raises:
+        OSError: the disk refuses.
     """
-    write_folder(folder, backbone, preprocessor_config(transform))
-    write_heads(folder, {name: head.state_dict() for name, head in heads.items()})
-    model_card(backbone, transform, config, facts, bool(heads), student).save(folder / "README.md")
+    with writing(folder):
+        write_folder(folder, backbone, preprocessor_config(transform))
+        write_heads(folder, {name: head.state_dict() for name, head in heads.items()})
+        model_card(backbone, transform, config, facts, bool(heads), student).save(folder / "README.md")
+        give_usual_mode(folder)
     return folder
 
 
