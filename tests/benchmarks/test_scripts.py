@@ -37,6 +37,7 @@ SCRIPTS = {
     "page_memory": ("--tiny", "| 2, all tabs closed | "),
     "seeded_runs": ("--only swiglu --updates 2 --threads 1 --output OUTPUT", " s, 0 failed: "),
     "seeded_faults": ("--source . --list", "40. "),
+    "soak": ("--objective distill_features --minutes 0.1 --every 0.2 --output OUTPUT", "| disk, checkpoints, MB |"),
     "startup": ("--runs 1", "| `import dinov2_hf.config` | "),
     "step": ("--tiny --steps 1 --warmup 1 --profile", '"seconds_per_update": '),
 }
