@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SUITE := $(VENV)/.suite
 
 # two workers; each computes with one thread, as the tensors of the tests are small
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
@@ -19,10 +20,10 @@ quickstart: $(READY)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		examples/pretrain.py --config configs/pretrain/quickstart.yaml
 
-test: $(READY)
+test: $(READY) $(SUITE)
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY)
+test-all: $(READY) $(SUITE)
 	$(PYTEST)
 
 lint: $(READY)
@@ -42,6 +43,10 @@ $(READY): requirements.txt setup.py
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	touch $(READY)
+
+# transformers' own tests of models; where they cannot be fetched, the tests that run them fail and say so
+$(SUITE): $(READY) tests/backbones/fetch_suite.py
+	-$(BIN)/python tests/backbones/fetch_suite.py && touch $(SUITE)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info src/*.egg-info

@@ -63,6 +63,15 @@ setup(
         "onnx": ONNX,
         "completion": COMPLETION,
         "docs": DOCS,
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.12", "selenium>=4.20", *TYPES, *DOCS, *EVERYTHING],
+        "dev": [
+            "parameterized>=0.9",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.12",
+            "selenium>=4.20",
+            *TYPES,
+            *DOCS,
+            *EVERYTHING,
+        ],
     },
 )
