@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "dinov2_hf"
 
 BELOW = {
     "files": "",
+    "launcher": "",
     "config": "files",
     "data": "config files",
     "backbones": "config files",
@@ -16,13 +17,14 @@ BELOW = {
     "runs": "objectives backbones data config files",
     "weights": "runs objectives backbones data config files",
     "features": "weights runs objectives backbones data config files",
-    "train": "weights runs objectives backbones data config files",
+    "train": "weights runs objectives backbones data config files launcher",
     "evaluation": "train features weights runs objectives backbones data config files",
     "visualize": "evaluation train features weights runs objectives backbones data config files",
     "curation": "train features weights runs objectives backbones data config files",
     "hub": "train features weights runs objectives backbones data config files",
     "api": "evaluation visualize curation hub train features weights runs objectives backbones data config files",
-    "cli": "api evaluation visualize curation hub train features weights runs objectives backbones data config files",
+    "cli": "api evaluation visualize curation hub train features weights runs objectives backbones data config files "
+    "launcher",
     "__main__": "cli",
     "": "api evaluation objectives backbones data",
 }

@@ -27,7 +27,7 @@ class Run:
 
     Args:
         folder: `train.output_dir` of the run.
-        stopped: whether SIGTERM ended it before its end; calling the same function again continues it.
+        stopped: whether a signal ended it before its end; calling the same function again continues it.
     """
 
     def __init__(self, folder: str | PathLike[str], stopped: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -23,6 +24,7 @@ from ..files import Output, check_outputs, made_anything, made_run
 from ..hub import Publisher
 from ..objectives import DINOHead, Objective
 from ..runs import RunFacts, RunFolder, plot_metrics
+from ..runs.together import on_main
 from ..train import Callback, Results, Trainer, build_accelerator, build_objective
 from ..visualize import Picture, plot_patch_pca
 from ..weights import export_folder
@@ -71,7 +73,8 @@ def pretrain(
 
     Raises:
         ValueError, FileNotFoundError: what a caller can fix, in one line.
-        OSError: a full disk.
+        OSError: a full disk; a data worker that was killed (`ChildProcessError`).
+        KeyboardInterrupt: Ctrl-C, after the update is finished and saved; a second one raises it at once.
         FloatingPointError: the run diverges.
         TypeError: `data` holds no images, or can be read once only.
     """
@@ -104,7 +107,8 @@ def distill(
 
     Raises:
         ValueError, FileNotFoundError: what a caller can fix, in one line.
-        OSError: a full disk.
+        OSError: a full disk; a data worker that was killed (`ChildProcessError`).
+        KeyboardInterrupt: Ctrl-C, after the update is finished and saved; a second one raises it at once.
         FloatingPointError: the run diverges.
         TypeError: `data` holds no images, or can be read once only.
     """
@@ -138,7 +142,8 @@ def fit(
 
     Raises:
         ValueError, FileNotFoundError: what a caller can fix, in one line.
-        OSError: a full disk.
+        OSError: a full disk; a data worker that was killed (`ChildProcessError`).
+        KeyboardInterrupt: Ctrl-C, after the update is finished and saved; a second one raises it at once.
         FloatingPointError: the run diverges.
         TypeError: `source` holds no images, or can be read once only.
     """
@@ -167,7 +172,10 @@ def _train(
         training = Training(
             checked, resume, objective=objective, source=source, callbacks=callbacks, accelerator=accelerator
         )
-        return training.run(end=False)
+        run = training.run(end=False)
+        if training.trainer.stopped_by == signal.SIGINT:  # ends the caller's script too, after the checkpoint
+            raise KeyboardInterrupt
+        return run
 
 
 class Training:
@@ -200,6 +208,7 @@ class Training:
         check_paths(config)
         self.config = config
         self.accelerator = build_accelerator(config.train) if accelerator is None else accelerator
+        on_main(RunFolder(config.train.output_dir).lock.require_free)
         self.transform = evaluation_transform(config)
         callbacks = [*evaluations_of(config, self.accelerator), *callbacks]
         self.publisher = None
@@ -216,27 +225,29 @@ class Training:
     def run(self, end: bool = True) -> Run:
         """Trains to the end, exports every student's average, draws curves and features, and pushes the exports.
 
-        Where SIGTERM ended the run before its end, a checkpoint was saved, and nothing is exported.
+        Where Ctrl-C or SIGTERM ended the run before its end, a checkpoint was saved, and nothing is exported.
 
         Args:
             end: whether trackers and processes of the accelerator end with the run.
 
         Raises:
-            OSError, FloatingPointError, ValueError: a full disk, a run that diverges, too many broken images.
+            OSError, FloatingPointError, ValueError: a full disk or a data worker that was killed, a run that diverges,
+                too many broken images or another run in the folder.
         """
-        results = self.trainer.run()
         folder = self.trainer.folder
-        if self.trainer.stopped:
-            return Run(folder, stopped=True)
-        if self.accelerator.is_main_process:
-            plot_metrics(folder)
-            exports = {}
-            for student, networks in results.items():
-                exports[student] = self._export(self.trainer.run_folder.export(student), networks, student)
-                if self.config.knn.enabled:
-                    self._draw_features(cast(Backbone, networks["backbone"]), student)
-            if self.publisher:
-                self.publisher.finish(exports)
+        with self.trainer.locked():
+            results = self.trainer.run()
+            if self.trainer.stopped:
+                return Run(folder, stopped=True)
+            if self.accelerator.is_main_process:
+                plot_metrics(folder)
+                exports = {}
+                for student, networks in results.items():
+                    exports[student] = self._export(self.trainer.run_folder.export(student), networks, student)
+                    if self.config.knn.enabled:
+                        self._draw_features(cast(Backbone, networks["backbone"]), student)
+                if self.publisher:
+                    self.publisher.finish(exports)
         self.accelerator.wait_for_everyone()  # a process that ends earlier can take the others with it
         if end:
             self.accelerator.end_training()

@@ -161,10 +161,21 @@ class Parser(argparse.ArgumentParser):
 
     def fail(self, message: str, status: int = 2) -> NoReturn:
         """Ends with a status and one line without any token, which the processes of one launch print once."""
+        self.end(message, status, "error: ")
+
+    def end(self, message: str, status: int, kind: str = "") -> NoReturn:
+        """Ends with a status and one line below the progress bars."""
         line = masked(" ".join(message.split("\n")))
+        _close_bars()
         if _is_first_to_say(line):
-            print(f"{self.prog.split()[0]}: error: {line}", file=sys.stderr, flush=True)
+            print(f"{self.prog.split()[0]}: {kind}{line}", file=sys.stderr, flush=True)
         raise SystemExit(status)
+
+
+def _close_bars() -> None:
+    if (tqdm := sys.modules.get("tqdm")) is not None:
+        for bar in list(tqdm.tqdm._instances):
+            bar.close()
 
 
 def _is_first_to_say(line: str) -> bool:

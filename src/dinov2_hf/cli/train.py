@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +94,8 @@ def _run(args: argparse.Namespace) -> None:
             done = training.run()
         except (OSError, FloatingPointError, ValueError) as error:  # a full disk, a run that diverges, broken images
             args.parser.fail(str(error), status=1)
-    if done.stopped:
-        raise SystemExit(128 + signal.SIGTERM)  # as a shell reports it, so that a job script can tell it from the end
+    if stopped_by := training.trainer.stopped_by:
+        raise SystemExit(128 + stopped_by)  # as a shell reports it, so that a job script can tell it from the end
     if done.exports:
         print(describe(done))
 

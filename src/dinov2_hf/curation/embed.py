@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ..data import EvalTransform
 from ..data.decode import BrokenImage
+from ..data.workers import WorkerLoader
 from ..features import FeatureExtractor
 from .collections import Shard
 from .stage import Context, Stage
@@ -94,7 +95,7 @@ class EmbedStage(Stage):
             changed = replacements(self._pictures, unit)
         reader = _Reader(shard, wanted, changed, transform)
         places, features = [np.empty(0, np.int64)], [np.empty((0, backbone.width), np.float32)]
-        for pixels, rows in DataLoader(reader, config.batch_size, num_workers=config.num_workers):
+        for pixels, rows in WorkerLoader(reader, config.batch_size, num_workers=config.num_workers):
             with torch.no_grad():
                 cls, patches = backbone.features(transform.normalize(pixels.to(backbone.device)), 1)[-1]
             features.append((cls if config.part == "cls" else patches.mean(dim=(2, 3))).float().cpu().numpy())

@@ -7,9 +7,6 @@ a restart continues by the number of the batch alone.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,11 +23,11 @@ from .masking import draw_batch_masks
 from .photometric import Parameter, draw_view_parameters
 from .shared_memory import PREFETCH
 from .sources.base import TrainingSource
+from .workers import WorkerLoader
 
 _MAX_BROKEN_IN_A_ROW = 100
 # keep apart the random streams that share a seed
 _CROPS, _MASKS = 1, 2
-_CAN_WAIT = hasattr(signal, "sigwaitinfo")  # not on macOS
 
 
 @dataclass
@@ -156,24 +153,14 @@ def build_loader(
         multiprocessing_context=start_method if num_workers else None,
         prefetch_factor=PREFETCH if num_workers else None,
         persistent_workers=False,
-        worker_init_fn=_outlive_sigterm,
     )
 
 
-class _Loader(DataLoader):
-    """Starts its workers with SIGTERM blocked, so that every thread of theirs has it so, those of the fork included.
+class _Loader(WorkerLoader):
+    """Raises what makes a worker end."""
 
-    One thread that has not is enough for a job's SIGTERM to end the worker: see `_outlive_sigterm`.
-    """
-
-    def __iter__(self) -> Iterator[SSLBatch]:  # type: ignore[override]  # a generator over what torch returns
-        if not _CAN_WAIT:
-            return _raise_errors(super().__iter__())
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            return _raise_errors(super().__iter__())
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def __iter__(self) -> Iterator[SSLBatch]:
+        return _raise_errors(super().__iter__())  # the workers start now, not with the first batch
 
 
 def _raise_errors(batches: Iterator[SSLBatch | ValueError]) -> Iterator[SSLBatch]:
@@ -181,18 +168,3 @@ def _raise_errors(batches: Iterator[SSLBatch | ValueError]) -> Iterator[SSLBatch
         if isinstance(batch, ValueError):
             raise batch
         yield batch
-
-
-def _outlive_sigterm(worker: int) -> None:
-    """Lets a worker end by a SIGTERM of its parent alone.
-
-    A job's SIGTERM reaches the workers too, but the run still needs them until it has saved; it ends them itself.
-    """
-    if _CAN_WAIT:
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

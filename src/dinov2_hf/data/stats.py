@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..config import RunConfig
@@ -18,6 +18,7 @@ from .photometric import as_unit, draw_view_parameters
 from .sources.base import TrainingSource
 from .sources.lanes import RUN
 from .sources.training import open_training_source
+from .workers import WorkerLoader
 
 _PART = 16
 
@@ -137,7 +138,7 @@ def measure_source(config: RunConfig, num_images: int, num_workers: int) -> Sour
     """
     source = open_training_source(config.data, config.train.seed)
     parts = _Parts(source, config, num_images)
-    loader = DataLoader(parts, batch_size=None, num_workers=num_workers)
+    loader = WorkerLoader(parts, batch_size=None, num_workers=num_workers)
     found, moments, repeated = SourceStatistics(num_shards=source.num_shards), [], 0
     shards: dict[str, Broken] = {}
     enough = 2 * RUN * source.lanes  # lanes of unequal length end one after the other

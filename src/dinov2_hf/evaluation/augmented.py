@@ -8,11 +8,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..data.broken import leave_out
 from ..data.crops import as_crop, draw_box, resample
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open_image
+from ..data.workers import WorkerLoader
 from .base import Evaluation
 from .datasets import LabeledImages
 
@@ -96,7 +97,7 @@ def augmented_updates(
         accelerator.num_processes,
     )
     crops = RandomCrops(images, transform.crop_size, len(transform.mean), scale, config.seed, transform.decoding)
-    loader = iter(DataLoader(crops, batch_sampler=plan, num_workers=config.num_workers))
+    loader = iter(WorkerLoader(crops, batch_sampler=plan, num_workers=config.num_workers))
     device = evaluation.backbone.device
 
     def chunk() -> tuple[Tensor, Tensor]:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..data.broken import leave_out
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
 from ..data.photometric import as_unit
+from ..data.workers import WorkerLoader
 from ..features import FeatureExtractor
 from .base import Evaluation
 from .datasets import DenseImages
@@ -185,7 +186,7 @@ def measure_maps(
     mine = list(range(len(images)))[accelerator.process_index :: accelerator.num_processes]
     source = _TestImages(images, len(backbone.transform.mean), backbone.transform.decoding)
     mine += [-1] * (share - len(mine))
-    loader = DataLoader(source, sampler=mine, batch_size=None, num_workers=config.num_workers)
+    loader = WorkerLoader(source, sampler=mine, batch_size=None, num_workers=config.num_workers)
     rows, values = [], []
     head.eval()
     for sample in evaluation.progress(loader, description, len(mine)):

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from ..data.broken import leave_out
 from ..data.crops import as_crop, resample
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding
 from ..data.photometric import as_unit
+from ..data.workers import WorkerLoader
 from .augmented import Draw, Draws, Plan
 from .base import Evaluation
 from .datasets import DenseImages, common_grid
@@ -175,7 +176,7 @@ def map_updates(
         accelerator.num_processes,
     )
     crops = RandomMapCrops(images, recipe, backbone.transform.mean, config.seed, backbone.transform.decoding)
-    loader = iter(DataLoader(crops, batch_sampler=plan, num_workers=config.num_workers, collate_fn=_collate))
+    loader = iter(WorkerLoader(crops, batch_sampler=plan, num_workers=config.num_workers, collate_fn=_collate))
 
     def chunk() -> tuple[Tensor, Tensor, Tensor]:
         batch = next(loader)

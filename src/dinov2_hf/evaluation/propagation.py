@@ -15,12 +15,13 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..config.evaluations import PropagationEvaluation
 from ..data.broken import leave_out
 from ..data.crops import as_crop, resample
 from ..data.decode import BrokenImage, Decoding, open_image
+from ..data.workers import WorkerLoader
 from .base import Evaluation, Result
 from .datasets import MaskedVideos
 from .intervals import bootstrap
@@ -148,7 +149,7 @@ def evaluate_propagation(evaluation: Evaluation) -> Iterator[Result]:
     # where the backbone is sharded its forward is collective: all processes call it equally often
     plan += [None] * (max(map(len, plans)) - len(plan))
     reader = _Reader(videos, plan, config.resize_size, backbone.stride, channels, transform.decoding)
-    loader = DataLoader(reader, batch_size=None, num_workers=config.num_workers)
+    loader = WorkerLoader(reader, batch_size=None, num_workers=config.num_workers)
     scores: list[tuple[int, list, list]] = []
     for batch, (pixels, frames) in zip(plan, evaluation.progress(loader, "Propagation", len(plan))):
         (_, features), *_ = backbone.features(transform.normalize(pixels.to(backbone.device)), 1)

@@ -16,13 +16,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..data.broken import Broken, leave_out
 from ..data.crops import as_crop
 from ..data.decode import BrokenImage
 from ..data.shared_memory import PREFETCH, check_shared_memory
+from ..data.workers import WorkerLoader
 from .cache import FeatureCache
 from .extractor import FeatureExtractor
 
@@ -141,7 +142,7 @@ def gather_features(
     total = sum(map(len, share))
     size = batch_size * len(transform.mean) * transform.crop_size**2 * (1 if len(transform.mean) == 3 else 4)
     check_shared_memory(size, num_workers, total, "num_workers")
-    loader = DataLoader(
+    loader = WorkerLoader(
         reader,
         batch_sampler=list(chain.from_iterable(share)),
         num_workers=num_workers,

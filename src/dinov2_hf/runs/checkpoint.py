@@ -225,9 +225,17 @@ def _finish(
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Removes a checkpoint. A kill leaves nothing under its name, as it is renamed first."""
+    leaving = checkpoint.with_name(checkpoint.name.replace("step-", "removing-"))
+    shutil.rmtree(leaving, ignore_errors=True)  # of a run that was killed here and came to this update again
+    checkpoint.rename(leaving)
+    shutil.rmtree(leaving)
+
+
 def remove_partial_checkpoints(folder: Path) -> None:
-    """Removes what a run that was killed left of the checkpoint that it was writing."""
-    for partial in folder.glob("writing-*"):
+    """Removes what a run that was killed left of the checkpoints that it was writing or removing."""
+    for partial in [*folder.glob("writing-*"), *folder.glob("removing-*")]:
         shutil.rmtree(partial, ignore_errors=True)
 
 

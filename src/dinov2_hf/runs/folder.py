@@ -11,6 +11,7 @@ from ..data.broken import FILE_NAME as BROKEN_FILE
 from ..files import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, beside
 from .checkpoint import RunState, find_checkpoints, read_state, remove_partial_checkpoints
 from .integrity import choose_checkpoint, prune_checkpoints, set_aside
+from .lock import RunLock
 from .metrics import read_metrics
 
 
@@ -23,6 +24,8 @@ class RunFolder:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
+        self.lock = RunLock(self.path)
+        """Held while a run writes into the folder."""
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> RunFolder:
@@ -100,7 +103,7 @@ class RunFolder:
         return choose_checkpoint(self.checkpoints, resume)
 
     def clean_checkpoints(self, damaged: list[Path]) -> None:
-        """Renames damaged checkpoints, and removes what a killed run left of the one that it was writing."""
+        """Renames damaged checkpoints, and removes what a killed run left of those that it was writing or removing."""
         remove_partial_checkpoints(self.checkpoints)
         set_aside(damaged)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from ..config import RunConfig, load_saved_config
 from ..files import CONFIG_FILE, first_line
 from . import manifest
-from .checkpoint import RunState, find_checkpoints, is_checkpoint, read_state, step_of
+from .checkpoint import RunState, find_checkpoints, is_checkpoint, read_state, remove_checkpoint, step_of
 from .manifest import Manifest
 from .provenance import Provenance
 from .reader import CheckpointReader
@@ -171,7 +170,7 @@ def prune_checkpoints(folder: Path, keep: int, keep_every: int, checkpoint_steps
     whole = [checkpoint for checkpoint in found if not _looks_damaged(checkpoint)][-keep:]
     for old in found[: found.index(whole[0])] if whole else []:
         if old.is_dir() and (not keep_every or step_of(old) % (keep_every * checkpoint_steps)):
-            shutil.rmtree(old)
+            remove_checkpoint(old)
 
 
 def _looks_damaged(checkpoint: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -15,6 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..files import METRICS_FILE, beside, sync
+
+logger = logging.getLogger(__name__)
 
 _TERM_OF_0_5 = re.compile(r"([\w-]+\.)?(dino_global|dino_local|ibot|koleo|(cls|patch)_(cosine|smooth_l1))")
 
@@ -79,7 +82,7 @@ class MetricLog:
         self.evaluated = False
         accelerator.init_trackers(".", init_kwargs={"tensorboard": {"purge_step": start_step}})
         if accelerator.is_main_process:
-            kept = [line for line in read_metrics(folder) if start_step > 0 and line["step"] <= start_step]
+            kept = [line for line in read_metrics(folder) if line["step"] <= start_step] if start_step else []
             with beside(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             for line in kept:
@@ -91,8 +94,11 @@ class MetricLog:
         """One line: the values after `step` updates; `null` where one is not finite, as JSON has no other word."""
         if self._accelerator.is_main_process:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **finite}) + "\n")
+            try:
+                with self._path.open("a") as file:
+                    file.write(json.dumps({"step": step, **finite}) + "\n")
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
         self._track(step, values)
 
     def sync(self) -> None:
@@ -110,20 +116,37 @@ def is_of_update(line: Mapping[str, float | None]) -> bool:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of `metrics.jsonl` in `folder`, without one that a kill cut short.
+    """Returns the lines of `metrics.jsonl` in `folder`; a warning counts those that are damaged, and they are left out.
 
+    A last line without its end is left out silently: a run is writing it, or a kill cut it short.
     The values are numbers, or None where one was not finite.
     """
     path = folder / METRICS_FILE
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line:
-            lines.append({current_name(name): value for name, value in line.items()})
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
+    read = [_read_line(text) for text in texts[:-1] if text.strip()]
+    lines = [line for line in (*read, _read_line(texts[-1])) if line is not None]
+    if damaged := read.count(None):
+        logger.warning(
+            "%d of %d lines of %s %s damaged and left out", damaged, len(read), path, "is" if damaged == 1 else "are"
+        )
     return lines
+
+
+def _read_line(text: str) -> dict[str, Any] | None:
+    """Returns the values of a line by their current names, or None where it is damaged."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(line, dict) and _is_number(line.get("step"))):
+        return None
+    if not all(value is None or _is_number(value) for value in line.values()):
+        return None
+    return {current_name(name): value for name, value in line.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def current_name(name: str) -> str:

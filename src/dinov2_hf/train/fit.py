@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -31,6 +31,7 @@ from ..data import (
 )
 from ..data.paths import shown as shown_path
 from ..data.sources import TrainingSource
+from ..launcher import follow_launcher
 from ..objectives import Objective, backbone_of
 from ..runs import RunFolder
 from ..runs.checkpoint import (
@@ -41,6 +42,7 @@ from ..runs.checkpoint import (
 )
 from ..runs.metrics import MeanMetrics, MetricLog
 from ..runs.provenance import environment_changes, listing_changes
+from ..runs.together import on_main
 from .accelerator import describe_compute
 from .broken import BrokenLog
 from .build import build_objective
@@ -49,6 +51,7 @@ from .health import CollapseWatch
 from .initialize import initialize
 from .schedules import StepValues, build_schedules, values_at
 from .step import TrainingStep
+from .stopping import NAMES, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +120,12 @@ class Trainer:
         scheduled = objective.schedules_of(config)
         self.schedules = build_schedules(config, scheduled, self.global_batch_size, self.state.head_warmup_steps)
 
-        self.stopped = False
-        """Whether SIGTERM ended the run before its end; a checkpoint was saved then."""
+        self.stopped_by: signal.Signals | None = None
+        """The signal, Ctrl-C or SIGTERM, that ended the run before its end; a checkpoint was saved then."""
         self.broken = BrokenLog(self.folder, accelerator, self.state.broken, self.state.reads)
         self._said_shallow = False
         self._collapse = CollapseWatch()
-        self._terminated = threading.Event()
+        self._signals = StopSignals(accelerator.is_main_process)
 
     @classmethod
     def from_config(
@@ -141,32 +144,55 @@ class Trainer:
         """Updates made so far."""
         return self.state.step
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended the run before its end."""
+        return self.stopped_by is not None
+
     def run(self) -> Results:
-        """Trains to the end, or until SIGTERM, and saves a checkpoint there.
+        """Trains to the end, or until Ctrl-C or SIGTERM, and saves a checkpoint there; holds the folder meanwhile.
 
         Returns:
             The networks of each student's average, such as `backbone` and `dino_head`. Where parameters are
             sharded, whole copies on the main process and nothing on the others.
         """
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set()) if in_main_thread else None
-        try:
+        follow_launcher()
+        with self.locked(), self._signals.watching():
             return self._run()
-        finally:
-            if in_main_thread:
-                signal.signal(signal.SIGTERM, before)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs out of the folder during the block; may be nested. Collective.
+
+        Raises:
+            ValueError: another run writes into the folder.
+            OSError: the folder cannot be written.
+        """
+        with contextlib.ExitStack() as held:
+            on_main(lambda: self._lock(held))
+            yield
+
+    def _lock(self, held: contextlib.ExitStack) -> None:
+        with self._naming_folder():
+            held.enter_context(self.run_folder.lock)
+
+    @contextlib.contextmanager
+    def _naming_folder(self) -> Iterator[None]:
+        """Says what to do where the folder cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"train.output_dir={self.folder} cannot be written: {error}; fix that or give another folder"
+            ) from error
 
     def _run(self) -> Results:
         config, accelerator, state = self.config, self.accelerator, self.state
         train = config.train
         total = train.num_steps
         if accelerator.is_main_process:
-            try:
+            with self._naming_folder():
                 self.run_folder.write_config(config)
-            except OSError as error:
-                raise OSError(
-                    f"train.output_dir={self.folder} cannot be written: {error}; mend that or give another folder"
-                ) from error
             self.run_folder.clean_checkpoints(self._damaged)
             self.broken.write()
         accelerator.wait_for_everyone()
@@ -176,16 +202,15 @@ class Trainer:
                 self._collapse.look(line)  # what was said before the run was interrupted
 
         loader = self.open_loader(total)
-        progress = tqdm(
+        with tqdm(
             total=total * self.global_batch_size,
             initial=state.step * self.global_batch_size,
             desc=self.objective.label,
             unit="img",
             unit_scale=True,
             disable=not accelerator.is_main_process,
-        )
-        self._train(loader, log, progress)
-        progress.close()
+        ) as progress:
+            self._train(loader, log, progress)
         results = self._results()
         for tracker in accelerator.trackers:  # the processes may have more to do together
             tracker.finish()
@@ -230,7 +255,7 @@ class Trainer:
                 self.broken.merge()
                 self.broken.check(self.config.data.max_broken_share)
                 self.broken.check_shards(self.config.data.max_broken_shards, self.source.num_shards)
-                self.stopped = self._on_any_process(self._terminated.is_set()) and state.step < total
+                self.stopped_by = self._signal_on_any_process() if state.step < total else None
             if logged:
                 line = means.read(accelerator)
                 self._check_health(line)
@@ -248,6 +273,15 @@ class Trainer:
                     progress.set_postfix(shown)
                     since, since_step = time.perf_counter(), state.step
                 self._act()
+
+    def _signal_on_any_process(self) -> signal.Signals | None:
+        """The signal that stops the run, received by any process; waits for the device as `_on_any_process` does."""
+        received = self._signals.received
+        if self.accelerator.num_processes == 1:
+            return received
+        counts = torch.tensor([float(received == number) for number in NAMES], device=self.accelerator.device)
+        counts = self.accelerator.reduce(counts)
+        return next((number for number, count in zip(NAMES, counts.tolist()) if count), None)
 
     def _on_any_process(self, condition: bool) -> bool:
         """Whether `condition` holds on any process. Collective, and where there are several it waits for the device."""
@@ -350,8 +384,9 @@ class Trainer:
         saved = save_checkpoint(self.checkpoints, self.state, self.objective, step.optimizer, self.config, accelerator)
         if accelerator.is_main_process:
             self.run_folder.prune_checkpoints(train.keep_checkpoints, train.keep_every, self.checkpoint_steps)
-            if self.stopped:
-                tqdm.write(f"stopped by SIGTERM after update {self.step}; saved {saved}, launch again to continue")
+            if self.stopped_by is not None:
+                name = NAMES[self.stopped_by]
+                tqdm.write(f"stopped by {name} after update {self.step}; saved {saved}, launch again to continue")
 
     def _listing(self) -> dict[str, dict[str, Any]]:
         return {name: dict(made) for name, made in self.source.listing().items()}

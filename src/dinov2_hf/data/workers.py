@@ -1,0 +1,85 @@
+"""Data workers: they outlive the signals of a job, and the one that ends is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+_CAN_WAIT = hasattr(signal, "sigwaitinfo")  # not on macOS
+_CAUSES = {
+    "SIGKILL": "most often the system did that because memory ran out: lower the batch size or the number of workers",
+    "SIGBUS": "most often shared memory is full: give the container more (--shm-size), or lower the number of workers",
+}
+
+
+class WorkerLoader(DataLoader):
+    """A `DataLoader` whose workers leave signals to their parent, and that says how a worker ended.
+
+    Ctrl-C and the SIGTERM of a job reach the workers too, but their parent still needs them, until it has saved; it
+    ends them itself. A worker that ends raises where its next item is read, not in the middle of other work.
+
+    Raises:
+        ChildProcessError: while iterating: a worker ended before its work, naming the signal or the status.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, worker_init_fn=_follow_parent, **settings)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator over what torch returns
+        if not self.num_workers or not hasattr(signal, "pthread_sigmask"):
+            return super().__iter__()
+        # blocked while the workers start, so that every thread of theirs has it so: one that lacks it is enough for a
+        # signal to end the worker
+        blocked = {signal.SIGINT, signal.SIGTERM} if _CAN_WAIT else {signal.SIGINT}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        on_child = signal.getsignal(signal.SIGCHLD)
+        try:
+            batches = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if threading.current_thread() is threading.main_thread() and on_child is not None:
+            # torch's handler raises at any place of the main thread, such as the writing of a checkpoint
+            ours = getattr(on_child, "__module__", "") != "torch.utils.data._utils.signal_handling"
+            signal.signal(signal.SIGCHLD, on_child if ours else signal.SIG_DFL)
+        return _naming_ends(batches)
+
+
+def _naming_ends(batches: Any) -> Iterator[Any]:
+    workers: list[BaseProcess] = batches._workers
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # raised by a worker
+            raise
+        ended = [_describe_end(worker) for worker in workers if worker.exitcode]
+        raise ChildProcessError("; ".join(ended) or str(error)) from None
+
+
+def _describe_end(worker: BaseProcess) -> str:
+    code = worker.exitcode or 0
+    if code > 0:
+        return f"the data worker {worker.pid} ended with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    cause = f"; {_CAUSES[name]}" if name in _CAUSES else ""
+    return f"the data worker {worker.pid} was killed by {name}{cause}"
+
+
+def _follow_parent(worker: int) -> None:
+    """Lets a worker end by a SIGTERM of its parent only."""
+    if _CAN_WAIT:
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
