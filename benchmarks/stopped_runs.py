@@ -61,6 +61,7 @@ class Launched:
     def __init__(self, launch: str, images: Path, folder: Path, limited: bool = False) -> None:
         batch = f"train.batch_size={2 if launch == 'torchrun' else 4}"
         self.folder = folder
+        self._started: list[psutil.Process] = []
         self._log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [*LAUNCHES[launch], *KEYS, batch, f"data.train.path={images}", f"train.output_dir={folder}"],
@@ -78,20 +79,16 @@ class Launched:
             if self.process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"update {update} did not come:\n{self.said()}")
             time.sleep(0.005)
+        self._started = psutil.Process(self.process.pid).children(recursive=True)
 
     def workers(self) -> list[psutil.Process]:
         """The data workers: forks of the processes that train."""
-        everything = psutil.Process(self.process.pid).children(recursive=True)
-        parents = [self.process.pid, *(each.pid for each in everything)]
-        commands = {each.pid: each.cmdline() for each in everything}
-        commands[self.process.pid] = psutil.Process(self.process.pid).cmdline()
-        return [each for each in everything if each.ppid() in parents and commands[each.ppid()] == commands[each.pid]]
+        return [each for each in self._started if each.cmdline() == psutil.Process(each.ppid()).cmdline()]
 
     def end(self) -> int:
         """Waits for the launcher and all that it started; the status that a shell sees."""
-        started = [each for each in psutil.Process(self.process.pid).children(recursive=True)]
         code = self.process.wait(LIMIT)
-        _, running = psutil.wait_procs(started, LIMIT)
+        _, running = psutil.wait_procs(self._started, LIMIT)
         if running:
             raise RuntimeError(f"still running: {running}\n{self.said()}")
         return code if code >= 0 else 128 - code

@@ -1,8 +1,8 @@
 """Pretrains a DINOv2 backbone on your images and leaves a folder that stock transformers loads.
 
-    accelerate launch examples/pretrain.py --config configs/pretrain/quickstart.yaml data.train.path=/my/images
+    python examples/pretrain.py --config configs/pretrain/quickstart.yaml data.train.path=/my/images
 
-Everything after the options overrides a key of the config file: section.key=value.
+Over several processes: accelerate launch examples/pretrain.py … Everything after the options overrides a key of the config file: section.key=value.
 """
 
 from dinov2_hf.cli.train import train

@@ -106,7 +106,7 @@ def train(job: dict, rank: int, port: int) -> None:
         dump(trainer, job["dump"])
     trainer.run()
     print("ended after update", trainer.step, flush=True)
-    os._exit(128 + signal.SIGTERM if trainer.stopped else 0)  # to take the modules apart lasts a second
+    os._exit(128 + trainer.stopped_by if trainer.stopped_by else 0)  # to take the modules apart lasts a second
 
 
 def run_example(job: dict, rank: int) -> None:

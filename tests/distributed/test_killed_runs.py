@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -158,9 +159,52 @@ def test_what_a_kill_left_of_a_checkpoint_goes_at_the_next_launch(server, tiny_o
     launch.wait_until(lambda: names_in(folder), "a checkpoint")
     launch.stop()
     launch.kill()
-    assert names_in(folder) == ["writing-00000003"]
-    server.launch(1, tiny_overrides).finish_well()
-    assert names_in(folder) == ["step-00000004", "step-00000006"]
+    assert names_in(folder) == ["writing-00000003"] and (folder / ".lock").exists()
+    again = server.launch(1, tiny_overrides).finish_well()
+    assert f"took over the lock of a run that was killed: process {launch.pids[0]} on " in again.logs()[0]
+    assert names_in(folder) == ["step-00000004", "step-00000006"] and not (folder / ".lock").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_launch_into_the_folder_of_a_run_is_refused_and_disturbs_nothing(server, tiny_overrides, processes):
+    folder = folder_of(tiny_overrides)
+    overrides = [*tiny_overrides, "train.epochs=5000", "train.checkpoint_epochs=1000", "train.log_every=1"]
+    launch = server.launch(1, overrides)
+    launch.wait_until(lambda: (folder / "metrics.jsonl").exists() and read_log(folder), "the first line")
+    second = server.launch(processes, overrides, example="pretrain")
+    assert second.finish() == [2] * processes
+    line = f"{folder} is in use by another run: process {launch.pids[0]} on "
+    assert all("Traceback" not in log for log in second.logs()) and line in second.logs()[0]
+    launch.signal(signal.SIGTERM)
+    assert launch.finish() == [143]
+    steps = [line["step"] for line in read_log(folder)]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_run_whose_data_worker_is_killed_says_so_and_continues_to_the_same_weights(
+    server, fsdp2, uninterrupted, tiny_overrides
+):
+    """torch looks for it every five seconds."""
+    overrides = [*tiny_overrides, "train.epochs=10", "train.log_every=1", "train.keep_checkpoints=2"]
+    whole = uninterrupted(1, 20, False, overrides)
+    folder = folder_of(overrides)
+    overrides.append("data.num_workers=1")
+    launch = server.launch(1, overrides, example="pretrain")
+    launch.wait_until(lambda: newest_step(folder) >= 4, "update 4")
+    launch.stop()
+    (worker,) = psutil.Process(launch.pids[0]).children()
+    worker.kill()
+    launch.signal(signal.SIGCONT)
+    assert launch.finish() == [1]
+    (log,) = launch.logs()
+    assert re.search(
+        rf"\npretrain.py: error: the data worker {worker.pid} was killed by SIGKILL; most often .* memory", log
+    )
+    assert "Traceback" not in log and "cannot be written" not in log
+    server.launch(1, overrides).finish_well()
+    checkpoints = [run / "checkpoints" / "step-00000020" for run in (folder, whole)]
+    assert_same_tensors(*map(read_tensors, checkpoints))
+    assert read_log(folder) == read_log(whole)
 
 
 # ----------------------------------------------------------------------------------------------- other processes go on
@@ -248,14 +292,14 @@ def test_stretch_of_a_run_of_two_processes_is_verified_by_two(launch, fsdp2, wri
     assert content(run) == before
 
 
-# ------------------------------------------------------------------------------------------------------------- SIGTERM
+# -------------------------------------------------------------------------------------------------- Ctrl-C and SIGTERM
 
 
 @contextlib.contextmanager
-def example(*arguments: str):
+def example(*arguments: str, launcher: tuple[str, ...] = ()):
     """`examples/pretrain.py` as a process, in a group of its own as a job is."""
     process = subprocess.Popen(
-        [sys.executable, "examples/pretrain.py", *arguments],
+        [sys.executable, *launcher, "examples/pretrain.py", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -272,45 +316,67 @@ def example(*arguments: str):
         process.communicate()
 
 
-def terminate_after(process: subprocess.Popen, folder: Path, update: int, group: bool) -> tuple[int, str]:
-    """Sends SIGTERM after an update; gives the update after which the run saved, and what it printed."""
+def stop_after(process: subprocess.Popen, folder: Path, update: int, number: signal.Signals) -> tuple[int, str]:
+    """Sends a signal to the group after an update; gives the update after which the run saved, and what it printed."""
     end = time.monotonic() + TIMEOUT
     metrics = folder / "metrics.jsonl"
     while not metrics.exists() or not re.search(rf'"step": {update}\b', metrics.read_text()):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.01)
-    (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     output, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 143 and "Traceback" not in errors, errors
-    told = re.search(r"stopped by SIGTERM after update (\d+); saved (\S+), launch again to continue", output)
+    assert process.returncode == 128 + number and "Traceback" not in errors, errors
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
+    told = re.search(rf"stopped by {name} after update (\d+); saved (\S+), launch again to continue", output)
     saved = folder / "checkpoints" / f"step-{int(told[1]):08d}"
     assert told[2] == str(saved) and saved.is_dir()
     return int(told[1]), errors
 
 
-def test_example_saves_at_sigterm_and_the_next_launch_continues(tiny_overrides):
-    """At first the whole process group gets it, data worker included, then the process alone."""
+def test_example_saves_at_sigterm_and_at_ctrl_c_and_the_next_launch_continues(tiny_overrides):
+    """The whole process group gets them, data worker included."""
     folder = folder_of(tiny_overrides)
     overrides = [*tiny_overrides, "data.num_workers=1", "train.epochs=5000", "train.log_every=1"]
     overrides += ["train.checkpoint_epochs=1000"]
     with example(*overrides) as process:
-        stopped, _ = terminate_after(process, folder, 3, group=True)
+        stopped, _ = stop_after(process, folder, 3, signal.SIGTERM)
     assert stopped >= 3 and names_in(folder) == [f"step-{stopped:08d}"]
     with example(*overrides) as process:
-        again, errors = terminate_after(process, folder, stopped + 2, group=False)
+        again, errors = stop_after(process, folder, stopped + 2, signal.SIGINT)
     assert f"continuing from {folder}/checkpoints/step-{stopped:08d}" in errors
     assert again >= stopped + 2 and names_in(folder) == [f"step-{stopped:08d}", f"step-{again:08d}"]
     assert [line["step"] for line in read_log(folder)] == list(range(1, again + 1))
 
 
-def test_two_processes_end_after_the_same_update_at_sigterm_with_one_checkpoint(server, fsdp2, tiny_overrides):
+@pytest.mark.slow
+def test_a_run_saves_and_ends_when_accelerate_launch_of_one_process_is_terminated(tiny_overrides):
+    """That passes no signal on, and ends at once."""
+    folder = folder_of(tiny_overrides)
+    overrides = [*tiny_overrides, "train.epochs=5000", "train.log_every=1", "train.checkpoint_epochs=1000"]
+    launcher = ("-m", "accelerate.commands.launch", "--quiet", "--config_file", "configs/accelerate/cpu.yaml")
+    with example(*overrides, launcher=launcher) as process:
+        end = time.monotonic() + TIMEOUT
+        while not (folder / "metrics.jsonl").exists() or not read_log(folder):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        (training,) = psutil.Process(process.pid).children()
+        process.terminate()
+        output, errors = process.communicate(timeout=TIMEOUT)  # ends when the run has closed its output
+        assert process.returncode == -signal.SIGTERM and "Traceback" not in errors
+        training.wait(TIMEOUT)
+    (saved,) = names_in(folder)
+    assert f"saved {folder}/checkpoints/{saved}, launch again to continue" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_processes_end_after_the_same_update_with_one_checkpoint(server, fsdp2, tiny_overrides, number):
     folder = folder_of(tiny_overrides)
     overrides = [*tiny_overrides, "data.num_workers=1", "train.epochs=5000", "train.checkpoint_epochs=1000"]
     launch = server.launch(2, [*overrides, "train.log_every=5"], fsdp2)
     launch.wait_until(lambda: (folder / "metrics.jsonl").exists() and read_log(folder), "the first line")
-    launch.signal(signal.SIGTERM)
-    assert launch.finish() == [143, 143]
+    launch.signal(number)
+    assert launch.finish() == [128 + number] * 2
     ends = [re.search(r"ended after update (\d+)", log)[1] for log in launch.logs()]
     assert ends[0] == ends[1] and names_in(folder) == [f"step-{int(ends[0]):08d}"]
     assert "Traceback" not in "".join(launch.logs())

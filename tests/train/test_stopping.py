@@ -40,7 +40,7 @@ def steps_saved(trainer):
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
 def test_a_stopped_run_saves_after_its_update_and_ends_as_the_uninterrupted_one(
-    tiny_config, tmp_path, capsys, capfd, number, name
+    tiny_config, tmp_path, capfd, number, name
 ):
     whole = train(tiny_config(f"train.output_dir={tmp_path / 'whole'}"))
     config = tiny_config()

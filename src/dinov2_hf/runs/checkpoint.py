@@ -41,6 +41,9 @@ _NAME = re.compile(r"step-(\d{8})")
 _FORMAT = 2
 """Of what is written here. 1 is that of dinov2_hf 0.5: no manifest, no provenance."""
 
+_FULL = 2**20
+"""Bytes that are free on a full disk, at most."""
+
 _MAY_DIFFER = re.compile(
     r"train\.(output_dir|log_every|checkpoint_epochs|keep_checkpoints|keep_every|max_skipped_updates"
     r"|batch_size|gradient_accumulation_steps)"  # not the global batch: check_same_run
@@ -191,11 +194,12 @@ def save_checkpoint(
         files = {name: entry for shard in shards for name, entry in shard.items()}
         on_main(lambda: _finish(partial, final, run, config, provenance, files))
     except (OSError, CheckpointException) as error:
+        reason = _reason(error, folder)
         shutil.rmtree(partial, ignore_errors=True)
         good = find_checkpoints(folder)
         last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
         raise OSError(
-            f"the checkpoint after update {run.step} cannot be written to {folder}: {_cause(error)}; {last}; "
+            f"the checkpoint after update {run.step} cannot be written to {folder}: {reason}; {last}; "
             "make room or repair the folder and launch again, the run then continues from there"
         ) from error
     return final
@@ -326,3 +330,15 @@ def _cause(error: BaseException) -> BaseException:
     """What a writer said, out of what `torch.distributed.checkpoint` wraps around it."""
     failures = getattr(error, "failures", None)
     return next(iter(failures.values()))[0] if failures else error
+
+
+def _reason(error: BaseException, folder: Path) -> str:
+    """Why a checkpoint cannot be written: what the disk said, also where torch fails over it when it closes the file."""
+    cause: BaseException | None = _cause(error)
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    # of another process only the last error is known
+    full = shutil.disk_usage(folder).free < _FULL
+    return f"{'No space left on device: ' if full else ''}{first_line(_cause(error))}"
