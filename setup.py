@@ -46,6 +46,7 @@ setup(
         "numpy>=1.26",
         "omegaconf>=2.3",
         "pillow>=11",
+        "psutil>=5.9",
         "pyyaml>=6",
         "safetensors>=0.5",
         "simplejpeg>=1.8",

@@ -58,7 +58,7 @@ def execute(parser: Parser, arguments: Sequence[str]) -> None:
         command.fail(str(error))
 
 
-class _AboveBars(logging.StreamHandler):
+class _AboveBars(logging.StreamHandler):  # type: ignore[type-arg]  # not in Python 3.10
     """Writes to standard error, each record on lines of its own above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:

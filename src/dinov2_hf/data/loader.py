@@ -159,7 +159,7 @@ def build_loader(
 class _Loader(WorkerLoader):
     """Raises what makes a worker end."""
 
-    def __iter__(self) -> Iterator[SSLBatch]:
+    def __iter__(self) -> Iterator[SSLBatch]:  # type: ignore[override]
         return _raise_errors(super().__iter__())  # the workers start now, not with the first batch
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, parent_process
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -29,7 +29,7 @@ class WorkerLoader(DataLoader):
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, worker_init_fn=_follow_parent, **settings)
+        super().__init__(*args, **{**settings, "worker_init_fn": _follow_parent})
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator over what torch returns
         if not self.num_workers or not hasattr(signal, "pthread_sigmask"):
@@ -76,7 +76,9 @@ def _describe_end(worker: BaseProcess) -> str:
 def _follow_parent(worker: int) -> None:
     """Lets a worker end by a SIGTERM of its parent only."""
     if _CAN_WAIT:
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        parent = parent_process()
+        assert parent is not None
+        threading.Thread(target=_end_with_parent, args=(parent.pid,), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:

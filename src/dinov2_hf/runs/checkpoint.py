@@ -333,7 +333,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _reason(error: BaseException, folder: Path) -> str:
-    """Why a checkpoint cannot be written: what the disk said, also where torch fails over it when it closes the file."""
+    """Why a checkpoint cannot be written: what the disk said, also where torch then fails to close the file."""
     cause: BaseException | None = _cause(error)
     while cause is not None:
         if isinstance(cause, OSError):

@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 
@@ -46,7 +47,14 @@ class Owner:
         """Returns the owner that a lock names, or None where it cannot be read."""
         try:
             owner = cls(**json.loads(text))
-            kinds = {"host": str, "pid": int, "start": str, "since": (int, float), "job": str, "restarts": int}
+            kinds: dict[str, Any] = {
+                "host": str,
+                "pid": int,
+                "start": str,
+                "since": (int, float),
+                "job": str,
+                "restarts": int,
+            }
             return owner if all(isinstance(getattr(owner, name), kind) for name, kind in kinds.items()) else None
         except (ValueError, TypeError, RecursionError):
             return None
