@@ -2,7 +2,8 @@
 
     python examples/pretrain.py --config configs/pretrain/quickstart.yaml data.train.path=/my/images
 
-Over several processes: accelerate launch examples/pretrain.py … Everything after the options overrides a key of the config file: section.key=value.
+Over several processes: accelerate launch examples/pretrain.py … Everything after the options overrides a key of the
+config file: section.key=value.
 """
 
 from dinov2_hf.cli.train import train

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess, parent_process
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 _CAN_WAIT = hasattr(signal, "sigwaitinfo")  # not on macOS
+_BLOCKED = {signal.SIGINT, signal.SIGTERM} if _CAN_WAIT else {signal.SIGINT}
 _CAUSES = {
     "SIGKILL": "most often the system did that because memory ran out: lower the batch size or the number of workers",
     "SIGBUS": "most often shared memory is full: give the container more (--shm-size), or lower the number of workers",
@@ -34,10 +37,11 @@ class WorkerLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator over what torch returns
         if not self.num_workers or not hasattr(signal, "pthread_sigmask"):
             return super().__iter__()
+        if (self.multiprocessing_context or multiprocessing).get_start_method() != "fork":
+            resource_tracker.ensure_running()  # which unblocks signals when it starts
         # blocked while the workers start, so that every thread of theirs has it so: one that lacks it is enough for a
         # signal to end the worker
-        blocked = {signal.SIGINT, signal.SIGTERM} if _CAN_WAIT else {signal.SIGINT}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         on_child = signal.getsignal(signal.SIGCHLD)
         try:
             batches = super().__iter__()
@@ -75,6 +79,8 @@ def _describe_end(worker: BaseProcess) -> str:
 
 def _follow_parent(worker: int) -> None:
     """Lets a worker end by a SIGTERM of its parent only."""
+    if hasattr(signal, "pthread_sigmask"):  # again, for the server of forks that something else has started
+        signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     if _CAN_WAIT:
         parent = parent_process()
         assert parent is not None
