@@ -124,10 +124,9 @@ def end_run(launch: str, end: str, images: Path, folder: Path) -> tuple[int, str
     elif end == "killed worker":
         run.workers()[0].kill()
     elif end == "full disk":
-        with (folder / "filler").open("wb") as filler, contextlib.suppress(OSError):
+        with (folder / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
-                filler.write(bytes(4096))
-                filler.flush()
+                filler.write(bytes(512))
     else:
         for _ in range(1 + end.endswith("twice")):
             os.killpg(run.process.pid, signal.SIGINT)

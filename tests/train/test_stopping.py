@@ -97,7 +97,7 @@ def test_ctrl_c_that_is_ignored_stays_ignored():
 
 
 def test_sigterm_ends_at_once_after_ctrl_c_under_torchrun(monkeypatch):
-    """At the second Ctrl-C torchrun sends it; see the canary."""
+    """At the second Ctrl-C torchrun sends that one, as `benchmarks/stopped_runs.py` shows."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
     before = signal.getsignal(signal.SIGTERM)
     signals = StopSignals(speaks=False)
