@@ -40,6 +40,7 @@ SCRIPTS = {
     "soak": ("--objective distill_features --minutes 0.1 --every 0.2 --output OUTPUT", "| disk, checkpoints, MB |"),
     "startup": ("--runs 1", "| `import dinov2_hf.config` | "),
     "step": ("--tiny --steps 1 --warmup 1 --profile", '"seconds_per_update": '),
+    "stopped_runs": ("--only dinov2-hf --ends SIGTERM", "| dinov2-hf | SIGTERM | 143 | "),
 }
 """Arguments of the smallest run of each script, and a part of the last thing that it prints."""
 ELSEWHERE = {"cuda_acceptance", "cuda_model"}
