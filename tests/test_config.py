@@ -209,6 +209,9 @@ def test_missing_file_is_named(tmp_path):
             "colors.mean=[0.485, 0.456, 0.406] has not 1 values, one for each of "
             "model.num_channels; `dinov2-hf data stats` measures them",
         ),
+        ("model.interpolate_offset=1", "model.interpolate_offset=1.0 is not in [0, 1); it is a share"),
+        ("init.path=/x init.channels=first", "init.channels='first' is not one of mean, repeat, random"),
+        ("init.channels=mean", "init.channels=mean has no effect without init.path; leave it out"),
         ("dino.num_prototypes=0", "dino.num_prototypes=0 is not positive; use a value above 0"),
         ("ibot.bottleneck_dim=-4", "ibot.bottleneck_dim=-4 is not positive; use a value above 0"),
         ("dino.loss_weight=-1", "dino.loss_weight=-1.0 is below 0; use 0 or more"),

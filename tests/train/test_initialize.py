@@ -16,6 +16,7 @@ from transformers import Dinov2WithRegistersForImageClassification as StockWithR
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.runs import RunFacts, read_metrics
 from dinov2_hf.train import Trainer, build_accelerator
+from dinov2_hf.train.initialize import channel_shares
 from dinov2_hf.weights import export_folder, model_from_original, to_original
 
 from .running import train as trained
@@ -336,6 +337,102 @@ def test_original_model_keeps_its_features_at_another_image_size(tiny_config, tm
     pixels = torch.randn(3, 3, size, size)
     expected = features(original, pixels)
     torch.testing.assert_close(features(trainer.objective.teacher["backbone"], pixels), expected, atol=1e-5, rtol=0)
+
+
+# another number of channels
+
+
+def channels_config(tiny_config, folder, channels, *overrides):
+    values = [f"colors.{name}={[0.5] * channels}" for name in ("mean", "std")]
+    return tiny_config(f"init.path={folder}", f"model.num_channels={channels}", *values, *overrides)
+
+
+@pytest.mark.parametrize("how", ["mean", "repeat"])
+@pytest.mark.parametrize("old, new", [(3, 1), (3, 2), (3, 4), (3, 6), (3, 7), (5, 3), (1, 3)])
+def test_shares_of_channels_keep_the_sum_over_equal_channels(how, old, new):
+    shares = channel_shares(old, new, how)
+    assert shares.shape == (new, old) and (shares >= 0).all()
+    torch.testing.assert_close(shares.sum(dim=0), torch.ones(old))
+    if how == "mean":
+        assert (shares == shares[0, 0]).all()
+    else:
+        assert (shares.argmax(dim=1) == torch.arange(new) % old).all()
+
+
+@pytest.mark.parametrize("how", ["mean", "repeat"])
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_grey_images_keep_their_features_in_another_number_of_channels(tiny_config, tmp_path, how, channels):
+    """So that k-NN at update 0 is that of the source."""
+    stock = stock_model(tmp_path / "stock", image_size=32)
+    trainer = started(channels_config(tiny_config, tmp_path / "stock", channels, f"init.channels={how}"))
+    grey = torch.randn(3, 1, 32, 32)
+    expected = features(stock, grey.expand(-1, 3, -1, -1))
+    for role in (trainer.objective.teacher, trainer.objective.student):
+        found = features(role["backbone"], grey.expand(-1, channels, -1, -1))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_first_convolution_in_three_ways(tiny_config, tmp_path, caplog):
+    projection = "embeddings.patch_embeddings.projection.weight"
+    given = stock_model(tmp_path / "stock", image_size=32).state_dict()[projection]
+    found = {}
+    for how in ("mean", "repeat", "random"):
+        with caplog.at_level("INFO", logger="dinov2_hf"):
+            config = channels_config(tiny_config, tmp_path / "stock", 4, f"init.channels={how}")
+            trainer = started(config)
+        assert f"first convolution from 3 to 4 channels by init.channels={how}" in caplog.text
+        student, teacher = (
+            tensors(role["backbone"]) for role in (trainer.objective.student, trainer.objective.teacher)
+        )
+        assert_equal(student, teacher)
+        found[how] = student
+        assert different(found["mean"], student) in ([], [projection])
+    torch.testing.assert_close(found["mean"][projection], given.sum(dim=1, keepdim=True).expand(-1, 4, -1, -1) / 4)
+    torch.testing.assert_close(
+        found["repeat"][projection], given[:, [0, 1, 2, 0]] / torch.tensor([2, 1, 1, 2])[:, None, None]
+    )
+    config.init.path, config.init.channels = None, None
+    assert torch.equal(found["random"][projection], tensors(started(config).objective.student["backbone"])[projection])
+
+
+def test_another_number_of_channels_is_refused_naming_the_key(tiny_config, tmp_path):
+    stock_model(tmp_path / "stock")
+    message = refusal(channels_config(tiny_config, tmp_path / "stock", 5))
+    assert message == (
+        f"init.path={tmp_path / 'stock'} has 3 channels, and model.num_channels=5; set init.channels=mean, repeat or "
+        "random, or model.num_channels=3"
+    )
+
+
+# the rule of position embeddings
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1])
+def test_run_without_registers_chooses_the_rule_of_its_position_embeddings(tiny_config, tmp_path, offset, caplog):
+    """The original code without registers has the offset, transformers has not."""
+    config = tiny_config("model.num_register_tokens=0", f"model.interpolate_offset={offset}")
+    backbone = shake(started(config).objective.teacher["backbone"])
+    state = to_original(tensors(backbone))
+    pixels = torch.randn(3, 3, 24, 40)
+    original = model_from_original(state, num_attention_heads=2, interpolate_offset=offset)
+    torch.testing.assert_close(features(backbone, pixels), features(original, pixels), atol=1e-6, rtol=0)
+    other = model_from_original(state, num_attention_heads=2, interpolate_offset=0.1 - offset)
+    assert (features(backbone, pixels) - features(other, pixels)).abs().max() > 1e-3
+
+    folder = export(train(config), tmp_path / "export")
+    assert json.loads((folder / "config.json").read_text())["interpolate_offset"] == offset
+    torch.save(state, tmp_path / "original.pth")
+    with caplog.at_level("INFO", logger="dinov2_hf"):
+        started(
+            tiny_config(
+                "model.num_register_tokens=0",
+                f"model.interpolate_offset={offset}",
+                f"init.path={tmp_path / 'original.pth'}",
+                f"train.output_dir={tmp_path / 'other'}",
+            )
+        )
+    said = "crops of other sizes than the global ones differ: model.interpolate_offset=0, 0.1 there"
+    assert (said in caplog.text) == (offset == 0)
 
 
 # what is refused

@@ -17,6 +17,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "giant": {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True},
 }
 """Architectures of DINOv2 (Appendix B, table 17): `small`, `base`, `large` and `giant` (ViT-g); `tiny` is ours."""
+CHANNELS = ("mean", "repeat", "random")
+"""How the first convolution gets another number of channels than that of the source."""
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention", "xformers")
 
 
@@ -87,6 +89,10 @@ class ModelConfig(BackboneConfig):
     """Initial LayerScale."""
     drop_path_uniform: bool = True
     """The same rate in every layer, or a linear rise from 0."""
+    interpolate_offset: float = 0.0
+    """How position embeddings are interpolated for crops of another size than the global ones: 0 to the size, as
+    transformers and the released models with registers; 0.1 by the scale factor `(patches + 0.1) / positions`, as the
+    released models without registers."""
     attn_implementation: str = "auto"
     """sdpa, eager, flash_attention_2, flex_attention, xformers, or auto: eager on CPUs (faster there), else sdpa."""
 
@@ -94,6 +100,7 @@ class ModelConfig(BackboneConfig):
         *BackboneConfig._OF_TRAINING,
         "layerscale_value",
         "drop_path_uniform",
+        "interpolate_offset",
         "attn_implementation",
     )
 
@@ -109,6 +116,7 @@ class ModelConfig(BackboneConfig):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) is not None:
                 positive(f"{key}.{name}", getattr(self, name))
+        share(f"{key}.interpolate_offset", self.interpolate_offset, below_one=True)
         choice(f"{key}.attn_implementation", self.attn_implementation, ATTENTION)
 
     def architecture(self) -> dict[str, Any]:
@@ -132,9 +140,17 @@ class InitConfig:
     folder that transformers loads, one of our exports, or a file: an original `.pth`, timm's, ONNX of ours."""
     heads: bool = True
     """Take the heads too, where the source has them."""
+    channels: str | None = None
+    """Where the source has another number of channels than `model.num_channels`: mean (each channel gets the mean of
+    the source's), repeat (the source's in turn) or random (new); default: refuse. With mean and repeat, an image that
+    is the same in every channel after normalisation keeps its features."""
     head_warmup_epochs: float = 1.0
-    """Where heads start anew on a backbone that does not: epochs in which they alone are trained. The learning rate of
-    the backbone then rises over `optim.warmup_epochs`."""
+    """Where heads are new on a backbone that is not: epochs in which only they are trained. The learning rate of the
+    backbone then rises over `optim.warmup_epochs`."""
 
     def check(self) -> None:
+        if self.channels is not None:
+            choice("init.channels", self.channels, CHANNELS)
+            if not self.path:
+                raise ValueError(f"init.channels={self.channels} has no effect without init.path; leave it out")
         at_least("init.head_warmup_epochs", self.head_warmup_epochs, 0)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from ..backbones import PretrainedBackbone
@@ -45,7 +46,7 @@ def initialize(objective: Objective[Any], config: InitConfig) -> bool:
             state = tensors_of(tensors, f"{name}.")
             if name == "backbone":
                 keys = [f"model.{key}" for key in objective.config.model.shape_keys()]
-                _load_backbone(cast(PretrainedBackbone, network), state, source, keys)
+                _load_backbone(cast(PretrainedBackbone, network), state, source, keys, config.channels)
             elif state and config.heads:
                 section = name.removesuffix("_head")
                 sizes = [f"{section}.{key}" for key in _HEAD_KEYS] if isinstance(network, DINOHead) else []
@@ -55,18 +56,34 @@ def initialize(objective: Objective[Any], config: InitConfig) -> bool:
     centering = getattr(objective, "centering", None)
     if centering and not missing and source.centering.keys() == centering.state_dict().keys():
         centering.load_state_dict(source.centering)
-    anew = f"; {' and '.join(sorted(missing))} new" if missing else ""
     logger.info(
-        "starting from %s: %s%s",
+        "starting from %s: %s%s%s",
         source.where.removeprefix("init.path="),
         "student and teacher" if source.run else "one backbone for both",
-        anew,
+        f"; {' and '.join(sorted(missing))} new" if missing else "",
+        _changes(source, student["backbone"], config),
     )
     return bool(missing)
 
 
-def _load_backbone(network: PretrainedBackbone, state: Mapping[str, Tensor], source: Weights, keys: list[str]) -> None:
+def _changes(source: Weights, network: Any, config: InitConfig) -> str:
+    """What makes the features of the run other than those of the source."""
+    changes = ""
+    if (channels := source.num_channels) != (wanted := getattr(network.config, "num_channels", channels)):
+        changes += f"; first convolution from {channels} to {wanted} channels by init.channels={config.channels}"
+    there, here = (getattr(each, "interpolate_offset", 0.0) for each in (source.config, network.config))
+    if there != here:
+        changes += (
+            f"; crops of other sizes than the global ones differ: model.interpolate_offset={here:g}, {there:g} there"
+        )
+    return changes
+
+
+def _load_backbone(
+    network: PretrainedBackbone, state: Mapping[str, Tensor], source: Weights, keys: list[str], channels: str | None
+) -> None:
     state = {name: tensor.float() for name, tensor in state.items()}
+    state = _with_channels(state, network, source, channels)
     if any(name.endswith("position_embeddings") for name in state):
         try:
             state = resize_position_embeddings(state, network.config, source.config)
@@ -79,6 +96,44 @@ def _load_backbone(network: PretrainedBackbone, state: Mapping[str, Tensor], sou
             f"the backbone at {source.where} has {there} attention heads and here it would have {here}; "
             f"set model.num_attention_heads={there}"
         )
+
+
+def _with_channels(
+    state: dict[str, Tensor], network: PretrainedBackbone, source: Weights, how: str | None
+) -> dict[str, Tensor]:
+    """The tensors with the patch projection `[D, C, h, w]` brought to the number of channels of the network."""
+    changed = {}
+    for name, fresh in network.state_dict().items():
+        given = state.get(name)
+        if given is None or given.ndim != 4 or not network.is_patch_embedding(name) or len(given[0]) == len(fresh[0]):
+            continue
+        old, new = given.shape[1], fresh.shape[1]
+        if how is None:
+            raise ValueError(
+                f"{source.where} has {old} channels, and model.num_channels={new}; set init.channels=mean, repeat or "
+                f"random, or model.num_channels={old}"
+            )
+        if how == "random":
+            changed[name] = fresh
+        else:
+            changed[name] = torch.einsum("ns,dshw->dnhw", channel_shares(old, new, how).to(given), given)
+    return {**state, **changed}
+
+
+def channel_shares(old: int, new: int, how: str) -> Tensor:
+    """How much of each of `old` channels each of `new` ones gets: `[new, old]`; the columns sum to 1.
+
+    Where all channels of an image are equal, the sum over the new channels is then that over the old ones.
+
+    Args:
+        old: channels of the source.
+        new: channels of the run.
+        how: `mean` or `repeat`.
+    """
+    if how == "mean":
+        return torch.full((new, old), 1 / new)
+    taken = torch.arange(new)[:, None] % old == torch.arange(old) % new
+    return taken / taken.sum(dim=0)
 
 
 def _load(
