@@ -13,7 +13,8 @@ from transformers import Dinov2ForImageClassification as StockForImageClassifica
 from dinov2_hf import Dinov2Model
 from dinov2_hf.objectives import DINOHead
 from dinov2_hf.weights import FORMATS, open_weights, to_original, to_timm, write_original
-from dinov2_hf.weights.tensors import TensorFile, are_heads
+from dinov2_hf.weights.tensors import TensorFile
+from dinov2_hf.weights.wrappings import are_heads
 
 
 def state_of(model):
@@ -45,7 +46,7 @@ def refusal(path, kind=ValueError, **options):
 
 def test_names_tell_whose_they_are(tiny):
     def knowing(*names):
-        file = TensorFile(dict.fromkeys(names, torch.zeros(1)))
+        file = TensorFile.of(dict.fromkeys(names, torch.zeros(1)))
         place = SimpleNamespace(path="x.pth", is_file=True, file=file)
         return [name for name in ("hf", "timm") if FORMATS[name].holds(place)]
 

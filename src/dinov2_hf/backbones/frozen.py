@@ -6,15 +6,18 @@ Axes: `B` images, `T` tokens, `D` width, `h`, `w` rows and columns of patches.
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Sequence
 from typing import cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from ..config.limits import check_config
 from ..files import first_line
 from .base import CropGroup, Features, Tokens, check_layers, tokens_of_maps
 from .index import check_indices
@@ -141,12 +144,43 @@ def load_stock_backbone(path: str, where: str) -> StockBackbone:
     """
     try:
         check_indices(path)
+        check_config(PreTrainedConfig.get_config_dict(path)[0], f"the config.json of {where}")
+        _check_weights(path, where)
         model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"{where} is not a model that can be read: {first_line(error)}") from None
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"{where} cannot be loaded: {first_line(error)}") from None
     return StockBackbone(model)
+
+
+def _check_weights(path: str, where: str) -> None:
+    """Refuses a model of which the files hold less than half: transformers would draw the rest at random.
+
+    Reads names and shapes only; nothing is allocated.
+    """
+    log = logging.getLogger("transformers.modeling_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)  # its report comes when the weights are read
+    try:
+        model, report = AutoModel.from_pretrained(
+            path,
+            device_map="meta",
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        log.setLevel(level)
+    lacking = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    missing = sum(size for name, size in sizes.items() if name in lacking)
+    if 2 * missing > sum(sizes.values()):
+        raise ValueError(
+            f"the files hold {sum(sizes.values()) - missing:,} of the {sum(sizes.values()):,} numbers that config.json "
+            "asks for; fetch the model again"
+        )
 
 
 def _name_of_blocks(model: nn.Module, count: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from .checks import IMPORT_FIRST, at_least, choice, positive, share
+from .limits import check_config
 from .paths import path_to
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -63,6 +64,7 @@ class BackboneConfig:
 
     def check(self, key: str = "model") -> None:
         """Refuses impossible values of the section `key`."""
+        check_config(vars(self), key)
         positive(f"{key}.num_channels", self.num_channels)
         share(f"{key}.drop_path_rate", self.drop_path_rate, below_one=True)
 

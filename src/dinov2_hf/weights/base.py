@@ -155,18 +155,8 @@ class Weights:
             chosen = "sdpa" if torch.accelerator.is_available() else "eager"
             self.config._attn_implementation = chosen if attention == "auto" else attention
         tensors, model = self.backbone(network), self.skeleton()
-        wanted = model.state_dict()
-        problems = [f"{name} is missing" for name in wanted.keys() - tensors.keys()]
-        problems += [f"{name} has no place" for name in tensors.keys() - wanted.keys()]
-        problems += [
-            f"{name} is {list(tensors[name].shape)} and not {list(wanted[name].shape)}"
-            for name in wanted.keys() & tensors.keys()
-            if tensors[name].shape != wanted[name].shape
-        ]
-        if problems:
-            raise ValueError(
-                f"{self.where} is not a whole backbone: {summary(sorted(problems))}; fetch or export it again"
-            )
+        if problems := misfits(tensors, model.state_dict()):
+            raise ValueError(f"{self.where} is not a whole backbone: {summary(problems)}; fetch or export it again")
         model.load_state_dict(tensors, assign=True)
         return model.eval().requires_grad_(False)
 
@@ -222,6 +212,18 @@ class Weights:
         others = {name: value for name, value in self.network().items() if not name.startswith("backbone.")}
         both = {f"backbone.{name}": value for name, value in tensors.items()} | others
         return replace(self, config=config, read=lambda _: both, _networks={})
+
+
+def misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with tensors for a network whose tensors are `wanted`, in words, sorted."""
+    problems = [f"{name} is missing" for name in wanted.keys() - tensors.keys()]
+    problems += [f"{name} has no place" for name in tensors.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {list(tensors[name].shape)} and not {list(wanted[name].shape)}"
+        for name in wanted.keys() & tensors.keys()
+        if tensors[name].shape != wanted[name].shape
+    ]
+    return sorted(problems)
 
 
 def default_side(config: PreTrainedConfig) -> int:

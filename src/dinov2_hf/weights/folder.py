@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from ..backbones import Dinov2Model, PretrainedBackbone, family_of_model_type, load_stock_backbone
+from ..backbones.dinov2.stock_names import published_names
+from ..backbones.index import check_indices
+from ..config.limits import check_config
 from ..files import first_line
-from .base import Format, Place, Weights
+from .base import Format, Place, Weights, misfits
 from .notes import Notes
 from .original import Converted, config_from_original, to_original, weights_of_file
 from .positions import rule_remarks
-from .tensors import summary, without_classifier
+from .tensors import (
+    TensorFile,
+    left_out,
+    read_safetensors,
+    refuse_integers,
+    summary,
+    tensors_of,
+)
 
 HEADS_FILE = "heads.safetensors"
 """Where an exported model keeps its heads, beside the backbone's `model.safetensors`."""
 PREPROCESSOR_FILE = "preprocessor_config.json"
-
-_MODEL = r"^dinov2(_with_registers)?\."
-"""What a classifier of transformers has before the names of the backbone."""
 
 
 def read_folder(place: Place) -> Weights:
@@ -41,50 +48,87 @@ def read_folder(place: Place) -> Weights:
     path, where = place.path, place.where
     if Path(path).is_file():
         path = str(Path(path).parent)
-    kind = _class_of(path)
+    kind = _class_of(path, where)
     try:
-        model, report = kind.from_pretrained(
-            path,
-            dtype="auto",
-            use_safetensors=True,
-            key_mapping={r"^dinov2_with_registers\.": ""},  # of a classifier; without registers transformers does it
-            ignore_mismatched_sizes=True,  # refused below, by name
-            output_loading_info=True,
-        )
+        config = kind.config_class.from_pretrained(path)
+        files = _weights_at(path)
         heads, preprocessor = _beside(path, HEADS_FILE), _beside(path, PREPROCESSOR_FILE)
-        tensors = load_file(heads) if heads else {}
         settings = json.loads(preprocessor.read_text()) if preprocessor else None
     except OSError as error:
         raise FileNotFoundError(
             f"{where} is not a run, a folder with a model, an original, timm or ONNX file, or a model on the Hub "
             f"that can be reached ({first_line(error)})"
         ) from None
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{where} cannot be read: {first_line(error)}; give a DINOv2 model that transformers loads"
         ) from None
-    # transformers fills what is missing with fresh weights, and leaves out what is too much
-    odd = [f"{name} is missing" for name in sorted(report["missing_keys"])]
-    odd += [f"{name} has another shape" for name, *_ in sorted(report["mismatched_keys"])]
-    too_much = sorted(report["unexpected_keys"])
-    odd += [f"{name} has no place" for name in too_much if re.match(r"(embeddings|encoder|layernorm)\.", name)]
-    if odd:
-        raise ValueError(
-            f"the weights at {where} do not fit the config.json beside them: {summary(odd)}; "
-            "fetch or export the model again"
-        )
-    tensors |= {f"backbone.{name}": value for name, value in model.state_dict().items()}
-    return Weights(
+
+    def read(device: str) -> tuple[dict[str, Tensor], list[str]]:
+        return _of_backbone(read_safetensors(files, where, device)[0], kind, where)
+
+    def network(_: str) -> dict[str, Tensor]:
+        tensors = read_safetensors([heads], where, place.device)[0] if heads else {}
+        return tensors | {f"backbone.{name}": value for name, value in read(place.device)[0].items()}
+
+    shapes, others = read("meta")
+    weights = Weights(
         where,
         f"{'folder' if Path(path).is_dir() else 'model on the Hub'} that transformers loads",
-        model.config,
-        lambda _: tensors,
+        config,
+        network,
         place.network,
         make=kind,
-        load=None if place.is_file or not _has_stock_class(model.config) else lambda: load_stock_backbone(path, where),
+        load=None if place.is_file or not _has_stock_class(config) else lambda: load_stock_backbone(path, where),
         preprocessor=settings,
-        remarks=[f"{summary(too_much)} is left out: no part of the backbone"] if too_much else [],
+        remarks=left_out(others),
     )
+    if problems := misfits(shapes, weights.skeleton().state_dict()):
+        raise ValueError(
+            f"the weights at {where} do not fit the config.json beside them: {summary(problems)}; "
+            "fetch or export the model again"
+        )
+    if heads:
+        read_safetensors([heads], where, "meta")
+    refuse_integers(shapes, where)
+    return weights
+
+
+def _of_backbone(tensors: Mapping[str, Tensor], kind: type[Any], where: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a backbone as its class names them, and the names of others in the same files."""
+    if kind is Dinov2Model:
+        found = TensorFile.of(tensors, where)
+        state, others = _split(published_names(found.backbone))
+        return state, [*found.left_out, *others]
+    prefix = f"{kind.base_model_prefix}."
+    inner = {name for name in tensors if name.startswith(prefix)}
+    state = tensors_of(tensors, prefix) if inner else dict(tensors)
+    return state, sorted(tensors.keys() - inner) if inner else []
+
+
+def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a `Dinov2Model`, and the names of others beside them, such as those of a classifier."""
+    parts = ("embeddings.", "encoder.", "layernorm.")
+    return (
+        {name: tensor for name, tensor in tensors.items() if name.startswith(parts)},
+        [name for name in tensors if not name.startswith(parts)],
+    )
+
+
+def _weights_at(path: str) -> list[Path]:
+    """The safetensors files of a model in a folder or on the Hub: one, or the parts that an index names.
+
+    Raises:
+        OSError: none is there.
+        ValueError: an index that is damaged or names files elsewhere.
+    """
+    check_indices(path)
+    if single := cached_file(path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False):
+        return [Path(single)]
+    index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    if index is None:
+        raise FileNotFoundError(f"{path} has no file named {SAFE_WEIGHTS_NAME}")
+    return [Path(part) for part in get_checkpoint_shard_files(path, index)[0]]
 
 
 def _has_stock_class(config: PreTrainedConfig) -> bool:
@@ -92,12 +136,18 @@ def _has_stock_class(config: PreTrainedConfig) -> bool:
     return config.model_type in CONFIG_MAPPING and CONFIG_MAPPING[config.model_type] is not type(config)
 
 
-def _class_of(path: str) -> type[Any]:
-    """The class of the family whose `model_type` is in the `config.json` at a path; `Dinov2Model` where none is."""
+def _class_of(path: str, where: str) -> type[Any]:
+    """The class of the family whose `model_type` is in the `config.json` at a path; `Dinov2Model` where none is.
+
+    Raises:
+        ValueError: a config that asks for more than `config.limits` allows.
+    """
     try:
-        model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type", "")
-    except (OSError, ValueError):  # what is wrong is said when it is read
+        settings = PreTrainedConfig.get_config_dict(path)[0]
+        model_type = settings.get("model_type", "")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # what is wrong is said when it is read
         return Dinov2Model
+    check_config(settings, f"the config.json of {where}")
     family = family_of_model_type(model_type)
     return family.backbone if family else Dinov2Model
 
@@ -117,21 +167,19 @@ def read_file(place: Place) -> Weights:
     file = Path(place.path)
     if file.name == "model.safetensors" and (file.parent / "config.json").is_file():
         return read_folder(place)
-    state = {re.sub(_MODEL, "", name): value for name, value in place.file.backbone.items()}
-    state, remarks = without_classifier(state, "classifier.")
+    state, others = _split(published_names(place.file.backbone))
 
     def convert(notes: Notes) -> Converted:
         original = to_original(state)
         return state, lambda **settings: config_from_original(original, **settings)
 
     kind = "file under the names of transformers, without its config.json"
-    return weights_of_file(place, kind, convert, remarks, interpolate_offset=0.0)
+    return weights_of_file(place, kind, convert, left_out(others), interpolate_offset=0.0)
 
 
 def has_our_names(place: Place) -> bool:
     """Whether a file has a backbone under the names of the interchange format, which transformers takes too."""
-    plain = {re.sub(_MODEL, "", name) for name in place.file.names}
-    return "embeddings.patch_embeddings.projection.weight" in plain
+    return "embeddings.patch_embeddings.projection.weight" in place.file.tensors
 
 
 def write_folder(folder: Path, backbone: PretrainedBackbone, preprocessor: Mapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ from ..runs.manifest import NAME, read_manifest
 from ..runs.provenance import Provenance, describe_listing
 from .base import Weights
 from .formats import open_weights
-from .tensors import TensorFile, are_heads, tensors_of
+from .tensors import TensorFile, tensors_of
+from .wrappings import are_heads
 
 _TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
 

@@ -9,9 +9,11 @@ import contextlib
 import copy
 import importlib
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from os import PathLike
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from ..backbones.dinov2.configuration import Dinov2Config
 from ..backbones.dinov2.modeling import Dinov2Model
+from ..config.limits import check_size
 from ..files import first_line
 from .base import Format, Place, Weights
 from .notes import Notes
@@ -144,11 +147,13 @@ def read_onnx(path: str | PathLike[str], where: str) -> tuple[dict[str, Tensor],
             f"{where} has no config.json in its metadata, so that dinov2-hf did not write it; "
             "import from what it was exported from"
         )
-    state = {
-        tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-        for tensor in proto.graph.initializer
-        if tensor.name.startswith(("embeddings.", "encoder.", "layernorm."))
-    }
+    parts = [part for part in (Path(path), Path(f"{path}.data")) if part.is_file()]
+    size, state = sum(part.stat().st_size for part in parts), {}
+    for tensor in proto.graph.initializer:
+        if tensor.name.startswith(("embeddings.", "encoder.", "layernorm.")):
+            itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            check_size(tensor.name, math.prod(tensor.dims) * itemsize, size, where)
+            state[tensor.name] = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
     return state | notes.tensors, notes
 
 

@@ -1,7 +1,7 @@
 """Between the tensor names of the original DINOv2 code and those of the interchange format.
 
-Original state dicts come in variants: transformer blocks chunked for FSDP (`blocks.0.3.…`), wrapped
-(`teacher.backbone.…`, `module.…`), with or without registers, with MLP or SwiGLU. All of them are read.
+Original state dicts come in variants: transformer blocks chunked for FSDP (`blocks.0.3.…`), wrapped (see `wrappings`),
+with or without registers, with MLP or SwiGLU. All of them are read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ..backbones.dinov2.modeling import Dinov2Model
 from .architecture import check_expressible
 from .base import Format, Place, Weights
 from .notes import Notes
-from .tensors import NOTES, without_wrappers
+from .tensors import NOTES, TensorFile, left_out, refuse_integers
 
 Converted = tuple[dict[str, Tensor], Callable[..., Dinov2Config]]
 """Tensors of a backbone under the names of the interchange format, and what reads the config off their shapes."""
@@ -57,21 +58,20 @@ def from_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A backbone's state dict under original names, renamed to the interchange format (fused qkv split).
 
     Raises:
-        ValueError: a name that is not part of a DINOv2 backbone.
+        ValueError: a name that is not part of a DINOv2 backbone, or no single backbone.
     """
     converted: dict[str, Tensor] = {}
-    for original, tensor in state_dict.items():
-        name = without_wrappers(original)
+    found = TensorFile.of(state_dict)
+    for name in found.left_out:
+        raise _foreign(name)
+    for name, tensor in found.backbone.items():
         if name in _TOP:
             converted[_TOP[name]] = tensor
             continue
         # chunked blocks keep their global index behind the chunk's: blocks.<chunk>.<layer>.
         match = re.fullmatch(r"blocks\.(?:\d+\.)?(\d+)\.(.+?)(\.weight|\.bias)?", name)
         if match is None:
-            raise ValueError(
-                f"tensor {original!r} does not belong to a DINOv2 backbone; pass the backbone's tensors alone "
-                "(of a training checkpoint, those under 'teacher.backbone.')"
-            )
+            raise _foreign(name)
         layer, part, suffix = match[1], match[2], match[3] or ""
         prefix = f"encoder.layer.{layer}."
         if part == "attn.qkv":
@@ -80,8 +80,14 @@ def from_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif part in _BLOCK:
             converted[f"{prefix}{_BLOCK[part]}{suffix}"] = tensor
         else:
-            raise ValueError(f"tensor {original!r} does not belong to a DINOv2 backbone (unknown block part {part!r})")
+            raise ValueError(f"tensor {name!r} does not belong to a DINOv2 backbone (unknown block part {part!r})")
     return converted
+
+
+def _foreign(name: str) -> ValueError:
+    return ValueError(
+        f"tensor {name!r} does not belong to a DINOv2 backbone; give a file or state dict that has the tensors of one"
+    )
 
 
 def to_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,11 +171,10 @@ def model_from_original(state_dict: Mapping[str, Tensor] | str | PathLike[str], 
         state_dict: tensors under original names, or the path of a file with them (loaded with `weights_only=True`).
         overrides: arguments of `Dinov2Config` that the shapes cannot tell, such as `num_attention_heads`.
     """
-    tensors: Mapping[str, Tensor]
     if isinstance(state_dict, Mapping):
         tensors = state_dict
     else:
-        tensors = torch.load(state_dict, map_location="cpu", weights_only=True)
+        tensors = TensorFile.read(Path(state_dict), str(state_dict)).backbone
     model = Dinov2Model(config_from_original(tensors, **overrides))
     model.load_state_dict(from_original(tensors))
     return model.eval()
@@ -251,6 +256,7 @@ def weights_of_file(
         raise ValueError(f"{where} lacks {error} and is not a whole DINOv2 backbone; fetch it again") from None
     except ValueError as error:
         raise ValueError(f"{where} cannot be read: {error}") from None
+    refuse_integers(backbone, where)
     tensors = {f"backbone.{name}": value for name, value in backbone.items()} | file.heads
     return Weights(
         where,
@@ -261,7 +267,7 @@ def weights_of_file(
         has_student=file.training_state,
         knows_num_attention_heads=notes.config is not None or heads is not None,
         preprocessor=notes.preprocessor,
-        remarks=remarks,
+        remarks=remarks + left_out(file.left_out),
     )
 
 

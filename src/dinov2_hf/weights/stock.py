@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoImageProcessor
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from ..backbones import family_of_model_type, load_stock_backbone
+from ..config.limits import check_config
 from .base import Format, Place, Weights
 from .folder import read_folder
 
@@ -17,15 +19,23 @@ def holds_stock(place: Place) -> bool:
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
         return False
     try:
-        model_type = AutoConfig.from_pretrained(place.path, trust_remote_code=False).model_type
-    except (OSError, ValueError):  # what is wrong is said when it is read
+        model_type = PreTrainedConfig.get_config_dict(place.path)[0].get("model_type", "")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # what is wrong is said when it is read
         return False
-    return family_of_model_type(model_type) is None
+    return model_type in CONFIG_MAPPING and family_of_model_type(model_type) is None
 
 
 def read_stock(place: Place) -> Weights:
-    """Reads config and preprocessor; the model when it is built."""
-    config = AutoConfig.from_pretrained(place.path, trust_remote_code=False)
+    """Reads config and preprocessor; the model when it is built.
+
+    Raises:
+        ValueError: a config that is damaged, or asks for more than `config.limits` allows.
+    """
+    check_config(PreTrainedConfig.get_config_dict(place.path)[0], f"the config.json of {place.where}")
+    try:
+        config = AutoConfig.from_pretrained(place.path, trust_remote_code=False)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"{place.where} cannot be read: {' '.join(str(error).split())}; fetch it again") from None
     config = getattr(config, "vision_config", config)
     try:
         preprocessor = AutoImageProcessor.from_pretrained(place.path, trust_remote_code=False).to_dict()

@@ -24,7 +24,7 @@ from .base import Format, Place, Weights
 from .notes import Notes
 from .original import Converted, config_from_original, from_original, to_original, weights_of_file
 from .positions import rule_remarks
-from .tensors import without_classifier, without_wrappers
+from .tensors import TensorFile, left_out, without_classifier
 
 _CLS, _MASK, _POSITIONS = "embeddings.cls_token", "embeddings.mask_token", "embeddings.position_embeddings"
 _CLS_POSITION = "cls_position"
@@ -117,7 +117,7 @@ def timm_usage(path: str, config: Dinov2Config) -> str:
 
 
 def _to_original_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = {without_wrappers(name): tensor for name, tensor in state_dict.items()}
+    state = TensorFile.of(state_dict).backbone
     original = {}
     for name, tensor in state.items():
         block, _, part = name.partition(".mlp.")
@@ -134,14 +134,15 @@ def _is_swiglu(state: Mapping[str, Tensor], block: str) -> bool:
 
 
 def has_timm_names(names: Iterable[str]) -> bool:
-    """Whether tensors bear the names of timm's models and not those of the original code."""
-    plain = {without_wrappers(name) for name in names}
+    """Whether tensors have the names of timm's models and not those of the original code."""
+    plain = set(names)
     return {"patch_embed.proj.weight", "cls_token"} <= plain and not plain & {"mask_token", "register_tokens"}
 
 
 def read_timm(place: Place) -> Weights:
     """Reads a file under timm's names."""
-    state, remarks = without_classifier(place.file.backbone, "head.")
+    state, classifier = without_classifier(place.file.backbone, "head.")
+    remarks = left_out(classifier)
 
     def convert(notes: Notes) -> Converted:
         if "embeddings.mask_token" not in notes.tensors:
@@ -152,7 +153,7 @@ def read_timm(place: Place) -> Weights:
 
 
 FORMAT = Format(
-    holds=lambda place: place.is_file and has_timm_names(place.file.names),
+    holds=lambda place: place.is_file and has_timm_names(place.file.tensors),
     read=read_timm,
     write=write_timm,
     suffix=".safetensors",

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from ...config import PRESETS
+from ...config.limits import check_config
 
 _WITHOUT_REGISTERS = "dinov2"
 _WITH_REGISTERS = "dinov2_with_registers"
@@ -46,7 +47,7 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         reshape_hidden_states: whether its feature maps are `[B, D, h, w]`; otherwise tokens `[B, T, D]`.
 
     Raises:
-        ValueError: sizes that do not fit each other, named with the rule and a remedy.
+        ValueError: sizes that do not fit each other or that no model has, named with the rule and a remedy.
     """
 
     model_type = _WITHOUT_REGISTERS
@@ -79,6 +80,7 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         reshape_hidden_states: bool = True,
         **kwargs: Any,
     ) -> None:
+        check_config(kwargs, type(self).__name__)  # before a list of labels is made of their number
         super().__init__(**kwargs)
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -102,9 +104,9 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         self.interpolate_offset = interpolate_offset
         self.apply_layernorm = apply_layernorm
         self.reshape_hidden_states = reshape_hidden_states
+        self._check()
         self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, num_hidden_layers + 1)]
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
-        self._check()
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Dinov2Config:
@@ -161,6 +163,7 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_config(config, f"the config.json of {pretrained_model_name_or_path}")
         model_type = config.pop("model_type", _WITHOUT_REGISTERS)
         if model_type not in (_WITHOUT_REGISTERS, _WITH_REGISTERS):
             raise ValueError(
@@ -172,6 +175,10 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         return config, kwargs
 
     def _check(self) -> None:
+        check_config(vars(self), type(self).__name__)
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise ValueError(f"{name}={value!r} is not a whole number above 0; use that of the published model")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; "

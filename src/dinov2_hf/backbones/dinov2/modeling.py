@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
@@ -36,6 +36,7 @@ from .layer_scale import LayerScale
 from .packing import Packing
 from .plain import is_plain
 from .stochastic_depth import add_residual, add_residual_of_kept, draw_kept, rows_of_kept
+from .stock_names import TakesStockNames
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -186,7 +187,7 @@ class Dinov2Encoder(nn.Module):
         )
 
 
-class Dinov2PreTrainedModel(PreTrainedModel):
+class Dinov2PreTrainedModel(TakesStockNames):
     """Initialisation and what transformers has to know about these models."""
 
     config: Dinov2Config
