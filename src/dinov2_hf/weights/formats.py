@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 from ..data.names import place_of
-from . import folder, onnx, original, run, stock, timm
+from . import adapter, folder, onnx, original, run, stock, timm
 from .base import Format, Place, Weights
 
 FORMATS: dict[str, Format] = {
     "run": run.FORMAT,
+    "adapter": adapter.FORMAT,
     "stock": stock.FORMAT,
     "onnx": onnx.FORMAT,
     "hf": folder.FORMAT,

@@ -62,6 +62,22 @@ def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return published
 
 
+def names_in_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `published_names`."""
+    published = {target: source for source, target in IN_MEMORY.items()}
+    pattern = re.compile(rf"(.*\blayer\.\d+\.)({'|'.join(map(re.escape, (*published, WHOLE)))})(\..+)")
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = pattern.fullmatch(name)
+        if match is None:
+            found[name] = tensor
+        elif match[2] == WHOLE:
+            found |= {f"{match[1]}{half}{match[3]}": part for half, part in zip(HALVES, tensor.chunk(2))}
+        else:
+            found[f"{match[1]}{published[match[2]]}{match[3]}"] = tensor
+    return found
+
+
 class TakesStockNames(PreTrainedModel):
     """Loads state dicts and folders under the names in memory too."""
 
