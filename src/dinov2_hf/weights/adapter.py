@@ -29,17 +29,17 @@ MERGE = (
 )
 """What to do with an adapter that is not read."""
 
-BEYOND = {
+BEYOND: dict[str, tuple[str, ...]] = {
     "init_lora_weights": ("pissa", "olora", "corda", "loftq", "lora_ga"),
-    "use_qalora": True,
-    "use_bdlora": True,
-    "layer_replication": True,
-    "target_parameters": True,
-    "kasa_config": True,
-    "monteclora_config": True,
-    "fan_in_fan_out": True,
+    "use_qalora": (),
+    "use_bdlora": (),
+    "layer_replication": (),
+    "target_parameters": (),
+    "kasa_config": (),
+    "monteclora_config": (),
+    "fan_in_fan_out": (),
 }
-"""Settings of LoRA that change the weights of the model itself, or add otherwise: what a value begins with, or any."""
+"""Settings of LoRA that change the model itself, or add otherwise: beginnings of values, or any value."""
 
 _MODULE = re.compile(r"base_model\.model\.(?:.*?\.)??((?:embeddings|encoder|layernorm)\b.*)")
 _FACTOR = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
@@ -68,7 +68,7 @@ def read_adapter(place: Place) -> Weights:
         raise FileNotFoundError(f"{where} has no file named {WEIGHTS_FILE}; save the adapter as safetensors")
     for key, beyond in BEYOND.items():
         value = config.get(key)
-        if value and (beyond is True or str(value).startswith(beyond)):
+        if value and (not beyond or str(value).startswith(beyond)):
             raise ValueError(f"{where} has {key}={value!r}, a kind of LoRA that is not read; {MERGE}")
     if holds_adapter(Place(base)):
         raise ValueError(f"{where} was trained on {base}, another adapter; {MERGE}")
