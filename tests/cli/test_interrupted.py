@@ -34,6 +34,13 @@ def test_an_error_stands_on_a_line_of_its_own_below_the_bar(capsys):
     assert capsys.readouterr().err.split("\n")[-2:] == ["dinov2-hf: error: the disk is full", ""]
 
 
+def test_an_error_of_another_process_stands_below_the_bar_of_the_first(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit):
+        Parser(prog="dinov2-hf pretrain").fail("the disk is full", status=1)
+    assert capsys.readouterr().err == "\ndinov2-hf: error: the disk is full\n"
+
+
 def test_a_warning_stands_on_a_line_of_its_own_above_the_bar():
     screen = io.StringIO()
     with tqdm(total=10, file=screen) as bar, contextlib.redirect_stderr(screen):

@@ -85,8 +85,11 @@ def test_a_process_that_ended_and_was_not_waited_for_is_gone():
     assert process.wait() == 0
 
 
-def test_the_start_of_a_process_does_not_change():
-    assert start_of(os.getpid()) == start_of(os.getpid()) != start_of(os.getppid())
+def test_the_start_of_a_process_does_not_change_and_differs_from_that_of_a_later_one():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    later = start_of(process.pid)
+    process.communicate()
+    assert start_of(os.getpid()) == start_of(os.getpid()) != later and later is not None
 
 
 def test_the_lock_of_another_host_is_refused_with_what_to_remove(tmp_path):

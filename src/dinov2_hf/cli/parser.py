@@ -168,6 +168,8 @@ class Parser(argparse.ArgumentParser):
         line = masked(" ".join(message.split("\n")))
         _close_bars()
         if _is_first_to_say(line):
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                print(file=sys.stderr)  # the main process may have left its bar on this line
             print(f"{self.prog.split()[0]}: {kind}{line}", file=sys.stderr, flush=True)
         raise SystemExit(status)
 
