@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from dinov2_hf.cli.parser import Parser
 from dinov2_hf.cli.running import _AboveBars, execute
+from dinov2_hf.cli.train import is_of_lost_process
 from dinov2_hf.launcher import is_launcher
 
 
@@ -89,6 +90,11 @@ def test_ctrl_c_in_a_process_prints_one_line(name, small_run, image_folder, tmp_
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and said.endswith("dinov2-hf: stopped by Ctrl-C\n") and "Traceback" not in said
+
+
+def test_an_exchange_with_a_process_that_ended_is_known():
+    said = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711"
+    assert is_of_lost_process(RuntimeError(said)) and not is_of_lost_process(RuntimeError("shapes do not match"))
 
 
 @pytest.mark.parametrize(

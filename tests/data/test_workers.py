@@ -3,14 +3,16 @@
 import os
 import re
 import signal
+import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from dinov2_hf.data.workers import WorkerLoader
+from dinov2_hf.data.workers import WorkerLoader, _naming_ends
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +72,29 @@ def test_a_worker_that_ends_is_named_with_the_cause(act, message):
         list(WorkerLoader(Acting(act), batch_size=None, num_workers=2))
 
 
-def test_an_error_in_a_worker_is_raised_as_it_is():
-    with pytest.raises(RuntimeError, match="of the images"):
-        list(WorkerLoader(Acting(failing), batch_size=None, num_workers=1))
+def missing():
+    raise FileNotFoundError("of the images")
+
+
+@pytest.mark.parametrize(("act", "kind"), [(failing, RuntimeError), (missing, FileNotFoundError)])
+def test_an_error_in_a_worker_is_raised_as_it_is(act, kind):
+    with pytest.raises(kind, match="of the images"):
+        list(WorkerLoader(Acting(act), batch_size=None, num_workers=1))
+
+
+def test_a_connection_that_a_worker_breaks_while_it_ends_names_the_worker():
+    """torch may find the worker still alive then, and raises what the connection says."""
+    process = subprocess.Popen(["sleep", "60"])
+    threading.Timer(0.1, process.kill).start()
+
+    class Batches:
+        _workers = [type("Worker", (), {"pid": process.pid, "exitcode": property(lambda self: process.poll())})()]
+
+        def __iter__(self):
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(ChildProcessError, match=f"the data worker {process.pid} was killed by SIGKILL"):
+        list(_naming_ends(Batches()))
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +95,22 @@ def _run(args: argparse.Namespace) -> None:
             done = training.run()
         except (OSError, FloatingPointError, ValueError) as error:  # a full disk, a run that diverges, broken images
             args.parser.fail(str(error), status=1)
+        except RuntimeError as error:
+            if not is_of_lost_process(error):
+                raise
+            args.parser.fail("another process of this launch has ended, and its error says why", status=1)
     if stopped_by := training.trainer.stopped_by:
         raise SystemExit(128 + stopped_by)  # as a shell reports it, so that a job script can tell it from the end
     if done.exports:
         print(describe(done))
+
+
+def is_of_lost_process(error: RuntimeError) -> bool:
+    """Whether an exchange between processes failed because another one ended."""
+    import torch.distributed as dist
+
+    closed = re.search(r"gloo.*(closed by peer|reset by peer|broken pipe)", str(error), re.IGNORECASE | re.DOTALL)
+    return isinstance(error, dist.DistBackendError) or closed is not None
 
 
 def describe(done: Run) -> str:

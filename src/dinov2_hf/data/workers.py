@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess, parent_process
@@ -14,6 +15,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 _CAN_WAIT = hasattr(signal, "sigwaitinfo")  # not on macOS
+_ENDING = 2.0
+"""Seconds within which a worker that broke its connection has ended."""
 _BLOCKED = {signal.SIGINT, signal.SIGTERM} if _CAN_WAIT else {signal.SIGINT}
 _CAUSES = {
     "SIGKILL": "most often the system did that because memory ran out: lower the batch size or the number of workers",
@@ -58,11 +61,17 @@ def _naming_ends(batches: Any) -> Iterator[Any]:
     workers: list[BaseProcess] = batches._workers
     try:
         yield from batches
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # raised by a worker
+    except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+        of_torch = str(error).startswith("DataLoader worker")
+        # the others come from the connection to a worker that is just ending, or are raised by a worker
+        if "in DataLoader worker process" in str(error) or (isinstance(error, RuntimeError) and not of_torch):
             raise
-        ended = [_describe_end(worker) for worker in workers if worker.exitcode]
-        raise ChildProcessError("; ".join(ended) or str(error)) from None
+        end = time.monotonic() + _ENDING
+        while not (ended := [_describe_end(worker) for worker in workers if worker.exitcode]):
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        raise ChildProcessError("; ".join(ended)) from None
 
 
 def _describe_end(worker: BaseProcess) -> str:
