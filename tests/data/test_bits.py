@@ -16,6 +16,7 @@ from dinov2_hf.data import EvalTransform, evaluation_transform, load_image, prep
 from dinov2_hf.data.decode import BrokenImage, Decoding, open_image
 from dinov2_hf.data.stats import describe, measure_source
 from dinov2_hf.features import FeatureExtractor
+from dinov2_hf.weights.preprocessor import transform_of
 
 RAMP = np.linspace(0, 4095, 40 * 60).reshape(40, 60).astype(np.uint16)
 SIZES = ["crops.global_size=28", "crops.local_size=14", "crops.num_local=1"]
@@ -124,7 +125,7 @@ def test_bits_travel_with_a_preprocessor_and_leave_that_of_others_as_it_was():
     config = load_config(None, ["data.train.path=/x", "data.bits=12"], DINOv2RunConfig)
     transform = evaluation_transform(config)
     settings = preprocessor_config(transform)
-    assert settings["bits"] == 12 and EvalTransform.of_preprocessor(settings).decoding.bits == 12
+    assert settings["bits"] == 12 and transform_of(settings, 3, 224, "it").decoding.bits == 12
     assert not evaluation_transform(
         load_config(None, ["data.train.path=/x", "data.truncated_jpegs=true"], DINOv2RunConfig)
     ).decoding.truncated_jpegs

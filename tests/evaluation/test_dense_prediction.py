@@ -1,13 +1,17 @@
 """Maps of whole images: windows, scales and flips, heads on disk."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from dinov2_hf.backbones import Dinov2Model
 from dinov2_hf.evaluation import load_dense_head, predict_map
 from dinov2_hf.evaluation.dense_heads import HeadMeta, Inference, build_head, save_dense_head
 from dinov2_hf.evaluation.dense_prediction import (
@@ -19,6 +23,7 @@ from dinov2_hf.evaluation.dense_prediction import (
     sliding_scores,
     windows,
 )
+from dinov2_hf.features import FeatureExtractor
 
 from .composed import MEAN, STD, colour_backbone, pixels_of, random_backbone
 
@@ -54,7 +59,7 @@ def test_windows_are_averaged_as_one_by_one():
     for top in (0, 5, 10, 11):
         for left in (0, 5, 10, 15, 18):
             part = image[:, :, top : top + 8, left : left + 8]
-            scores = nn.functional.interpolate(head(block_features(backbone, (2,), part)), (8, 8), mode="bilinear")
+            scores = nn.functional.interpolate(head(block_features(backbone, head.meta, part)), (8, 8), mode="bilinear")
             total[:, :, top : top + 8, left : left + 8] += scores
             counts[top : top + 8, left : left + 8] += 1
     for batch in (1, 3, 64):
@@ -75,7 +80,7 @@ def test_images_of_any_size_are_predicted_where_they_are():
     backbone, head = colour_backbone(), segmentation_head()
     image = torch.randn(1, 3, 17, 22)  # to 20 and 24: 1 above, 2 below, 1 left and right
     padded = nn.functional.pad(image, (1, 1, 1, 2))
-    whole = nn.functional.interpolate(head(block_features(backbone, (2,), padded)), (20, 24), mode="bilinear")
+    whole = nn.functional.interpolate(head(block_features(backbone, head.meta, padded)), (20, 24), mode="bilinear")
     torch.testing.assert_close(sliding_scores(backbone, head, image, 4), whole[:, :, 1:18, 1:23])
 
 
@@ -136,12 +141,28 @@ def test_processes_with_fewer_windows_keep_pace():
 
 
 @torch.no_grad()
-def test_blocks_are_those_asked_for():
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_blocks_are_those_asked_for_after_the_final_norm_or_before_it(final_norm):
     backbone = random_backbone(layers=4)
     images = torch.randn(1, 3, 16, 24)
-    everything = backbone.features(images, 4)
-    for found, block in zip(block_features(backbone, (2, 4), images), (2, 4)):
-        torch.testing.assert_close(found[1], everything[block - 1][1])
+    states = backbone.module(images, output_hidden_states=True).hidden_states
+    found = block_features(backbone, HeadMeta("linear_depth", (2, 4), 48, 4, 8, final_norm=final_norm), images)
+    for (cls, patches), block in zip(found, (2, 4), strict=True):
+        tokens = backbone.module.layernorm(states[block]) if final_norm else states[block]
+        torch.testing.assert_close(cls, tokens[:, 0])
+        torch.testing.assert_close(patches.flatten(2).transpose(1, 2), tokens[:, 1:])
+
+
+def test_head_before_the_final_norm_refuses_a_network_that_gives_none():
+    class Plain(Dinov2Model):
+        def features(self, pixels, layers=1):
+            return super().features(pixels, layers)
+
+    plain = Plain(random_backbone().module.config)
+    backbone = FeatureExtractor.of(plain, random_backbone().transform)
+    meta = HeadMeta("linear_depth", (4,), 48, 4, 8, final_norm=False)
+    with pytest.raises(ValueError, match="Plain gives its features after the final norm only; use final_norm=true"):
+        block_features(backbone, meta, torch.zeros(1, 3, 16, 16))
 
 
 # --- heads on disk ---------------------------------------------------------------------------------------------------
@@ -164,6 +185,20 @@ def test_saved_heads_predict_the_same_map(tmp_path, kind, outputs):
     assert found.shape == (37, 41)
     assert torch.equal(found, predict_map(backbone, head, pixels.numpy()))
     assert found.dtype == (torch.int64 if kind == "segmentation" else torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["linear_depth", "dpt_depth"])
+def test_head_of_an_earlier_release_takes_what_it_was_trained_on(tmp_path, kind):
+    meta = HeadMeta(kind, (1, 2, 3, 4), 32, 4, 8, depth_range=(0.001, 10.0), final_norm=False, dpt_grid="coarse")
+    path = tmp_path / "head.safetensors"
+    save_dense_head(build_head(meta), path)
+    with safe_open(path, "pt") as file:
+        stored = json.loads(file.metadata()["dinov2_hf.dense_head"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    assert (stored.pop("final_norm"), stored.pop("dpt_grid")) == (False, "coarse")  # not there before
+    save_file(tensors, path, metadata={"dinov2_hf.dense_head": json.dumps(stored)})
+    old = load_dense_head(path).meta
+    assert (old.final_norm, old.dpt_grid) == (True, "fine")
 
 
 def test_files_and_backbones_that_do_not_fit_are_refused(tmp_path):

@@ -206,15 +206,48 @@ def test_the_linear_head_is_the_published_one():
     assert 0.5 <= found.min() and found.max() <= 8
 
 
+@pytest.mark.parametrize("rule", ["coarse", "fine"])
 @pytest.mark.parametrize("grid", [(4, 6), (5, 7), (1, 3)])
-def test_the_dpt_head_takes_grids_of_any_size(grid):
-    head = DptDepthHead(HeadMeta("dpt_depth", (1, 2, 3, 4), 16, 4, 8, depth_range=(0.1, 10.0)))
+def test_the_dpt_head_takes_grids_of_any_size(grid, rule):
+    head = DptDepthHead(HeadMeta("dpt_depth", (1, 2, 3, 4), 16, 4, 8, depth_range=(0.1, 10.0), dpt_grid=rule))
     found = head(features(4, grid=grid))
-    assert found.shape == (2, 1, 16 * grid[0], 16 * grid[1])
+    sides = [side + side % 2 if rule == "coarse" else side for side in grid]
+    assert found.shape == (2, 1, 16 * sides[0], 16 * sides[1])
     assert found.min() >= 0.1
     found.sum().backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_the_dpt_head_fuses_odd_grids_as_published():
+    """There the map of a finer block is resized to what comes from below: 13 rows of patches give 224 of depths."""
+    head = DptDepthHead(HeadMeta("dpt_depth", (1, 2, 3, 4), 16, 4, 8, depth_range=(0.1, 10.0), dpt_grid="coarse"))
+    blocks = features(4, grid=(13, 9))
+    fused = None
+    for place, block in enumerate((3, 2, 1, 0)):
+        cls, patches = blocks[block]
+        both = torch.cat((patches, cls[:, :, None, None].expand_as(patches)), dim=1)
+        each = head.resize[block](head.project[block](head.readout[block](both)))
+        each, fusion = head.lateral[block](each), head.fusion[place]
+        if fused is None:
+            fused = each
+        else:
+            fused = fused + fusion.lateral(nn.functional.interpolate(each, fused.shape[2:], mode="bilinear"))
+        fused = fusion.unit(fused)
+        size = [2 * side for side in fused.shape[2:]]
+        fused = fusion.project(nn.functional.interpolate(fused, size, mode="bilinear", align_corners=True))
+    output = head.first(head.fused(fused))
+    output = nn.functional.interpolate(output, scale_factor=2, mode="bilinear", align_corners=True)
+    expected = head.last(output).relu() + 0.1
+    assert expected.shape == (2, 1, 224, 160)
+    torch.testing.assert_close(head(blocks), expected)
+
+
+def test_the_defaults_are_the_published_features_and_grid(path, tmp_path):
+    options = QUICK | dict(iterations=1, head="dpt", dpt_channels=4, crop=[24, 24], flip=False)
+    list(evaluate_depth(dense_evaluation(DepthEvaluation, path, output=tmp_path, **options)))
+    meta = load_dense_head(tmp_path / "head.safetensors").meta
+    assert (meta.final_norm, meta.dpt_grid) == (False, "coarse")
 
 
 def test_the_dpt_head_has_the_published_widths():

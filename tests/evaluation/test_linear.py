@@ -167,7 +167,7 @@ def test_every_epoch_reads_each_image_once_and_crops_follow_from_seed_epoch_and_
     assert epochs == [0] * 10 + [1] * 10
     evaluation = evaluation_of(LinearEvaluation, coloured)
     images = evaluation.labeled(evaluation.config.train)
-    crops = RandomCrops(images, 8, 3, (0.08, 1.0), seed=0)
+    crops = RandomCrops(images, (8, 8), 3, (0.08, 1.0), seed=0)
     assert torch.equal(crops[5, 2][0], crops[5, 2][0])
     assert not torch.equal(crops[5, 2][0], crops[5, 3][0])
     assert crops[-1, 0][1] == -1 and crops[5, 2][1] == 5

@@ -289,13 +289,6 @@ def test_feature_objective_equals_its_naive_twin(configure, name):
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_network_without_patches_is_no_teacher():
-    from transformers import ResNetConfig, ResNetModel
-
-    with pytest.raises(ValueError, match="ResNetModel has no patches"):
-        StockBackbone(ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])))
-
-
 def test_teacher_in_half_precision_gives_nearly_the_same_targets(configure):
     config = configure("teacher.centering=softmax")
     teacher = make_teacher(config)

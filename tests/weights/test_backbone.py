@@ -82,7 +82,7 @@ def test_model_of_another_kind_is_read_with_its_own_preprocessor(tmp_path):
         )
     )
     backbone = open_backbone(str(tmp_path))
-    assert backbone.transform == EvalTransform(32, 32, [0.5] * 3, [0.25] * 3)
+    assert backbone.transform == EvalTransform((32, 32), 32, [0.5] * 3, [0.25] * 3, resample=2)
     with torch.no_grad():
         expected = model(pixel_values=IMAGES, interpolate_pos_encoding=True).last_hidden_state[:, 0]
     torch.testing.assert_close(backbone.features(IMAGES, 1)[0][0], expected)
@@ -113,9 +113,10 @@ def test_nothing_there_is_said_by_the_name_of_the_option(tmp_path):
         open_backbone(str(tmp_path / "nothing"))
 
 
-def test_network_that_is_no_vision_transformer_is_refused(tmp_path):
-    from transformers import ResNetConfig, ResNetModel
+def test_network_that_takes_no_images_is_refused(tmp_path):
+    from transformers import BertConfig, BertModel
 
-    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="ResNetModel has no patches"):
+    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="BertModel takes input_ids and not pixel_values"):
         open_backbone(str(tmp_path))

@@ -54,7 +54,7 @@ class CropGroup:
     """`[M]`, positions in the patches of the group `[B N]`, crop by crop and row by row; None: no patches."""
 
 
-Layers = Callable[[Tensor, int], list[Features]]
+Layers = Callable[..., list[Features]]
 """Normalised images `[B, C, H, W]` and a number of blocks to the features of the last of them, ascending."""
 
 
@@ -113,7 +113,10 @@ class Backbone(Module, Protocol):
         ...
 
     def features(self, pixels: Tensor, layers: int = 1) -> list[Features]:
-        """Features of images `[B, C, H, W]` after the last `layers` blocks, ascending, each after the final norm."""
+        """Features of images `[B, C, H, W]` after the last `layers` blocks, ascending, each after the final norm.
+
+        A network may take `final_norm=False` too, for features before it.
+        """
         ...
 
 
@@ -293,6 +296,20 @@ def tokens_of_maps(backbone: Backbone, groups: Sequence[CropGroup]) -> list[Toke
         rows = patches.flatten(2).transpose(1, 2).flatten(0, 1)
         found.append(Tokens(cls, rows[:0] if group.wanted is None else rows.index_select(0, group.wanted)))
     return found
+
+
+def features_of(backbone: Backbone, pixels: Tensor, layers: int, final_norm: bool) -> list[Features]:
+    """`Backbone.features`, before the final norm where `final_norm` is false.
+
+    Raises:
+        ValueError: a network that gives its features after the final norm only.
+    """
+    features: Callable[..., list[Features]] = backbone.features
+    if final_norm:
+        return features(pixels, layers)
+    if "final_norm" not in inspect.signature(features).parameters:
+        raise ValueError(f"{type(backbone).__name__} gives its features after the final norm only; use final_norm=true")
+    return features(pixels, layers, final_norm=False)
 
 
 def check_layers(layers: int, backbone: Backbone) -> None:

@@ -78,13 +78,18 @@ class EmbedStage(Stage):
         backbone = self.backbone()
         transform = backbone.transform
         resize = self.config.resize_size or transform.resize_size
-        crop = self.config.crop_size or min(transform.crop_size, resize)
-        if crop % backbone.stride or crop > resize:
+        short = resize if isinstance(resize, int) else min(resize)
+        crop = self.config.crop_size or transform.crop_size
+        if not self.config.crop_size and isinstance(crop, int) and short:
+            crop = min(crop, short)
+        found = replace(transform, resize_size=resize, crop_size=crop)
+        if any(side % backbone.stride or side > (short or side) for side in found.size):
+            fits = max((short or max(found.size)) // backbone.stride, 1) * backbone.stride
             raise ValueError(
                 f"{self.key}.crop_size={crop} is not a multiple of the model's patch of {backbone.stride} pixels "
-                f"within resize_size={resize}; use {max(resize // backbone.stride, 1) * backbone.stride}"
+                f"within resize_size={resize}; use {fits}"
             )
-        return replace(transform, resize_size=resize, crop_size=crop)
+        return found
 
     def do(self, step: str, unit: int) -> None:
         backbone, transform, config = self.backbone(), self.transform(), self.config

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -17,28 +16,60 @@ from .crops import as_crop, resample
 from .decode import DEFAULT_DECODING, Decoding, decoded, open_image
 from .photometric import as_unit, normalize
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
+BICUBIC, NEAREST = int(Image.Resampling.BICUBIC), int(Image.Resampling.NEAREST)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class EvalTransform:
-    """Resize of the short side, centre crop, normalisation: what evaluation and the exported preprocessor do."""
+    """Resize, centre crop, normalisation: what evaluation and the exported preprocessor do."""
 
-    resize_size: int
-    """Short side in pixels."""
-    crop_size: int
-    """Side of the centre crop in pixels; where the image is smaller it is padded with black."""
+    resize_size: int | Size
+    """Short side in pixels; or height and width, to which the whole image is squeezed; 0: as it is."""
+    crop_size: int | Size
+    """Side of the centre crop in pixels, or height and width; where the image is smaller it is padded with black."""
     mean: Sequence[float]
     std: Sequence[float]
+    """Of pixels in [0, 1], as `mean`."""
     decoding: Decoding = DEFAULT_DECODING
     """As the images that the backbone was trained on were decoded."""
+    resample: int = BICUBIC
+    """Filter of the resize: one of `PIL.Image.Resampling`."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # so that equal ones look the same
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not isinstance(self.resize_size, int):
+            object.__setattr__(self, "resize_size", tuple(self.resize_size))
+        if not isinstance(self.crop_size, int):
+            height, width = self.crop_size
+            object.__setattr__(self, "crop_size", height if height == width else (height, width))
+
+    def __repr__(self) -> str:
+        """Without `resample` where it is bicubic: features on disk are found by this text since release 0.4."""
+        shown = [item for item in fields(self) if item.name != "resample" or self.resample != BICUBIC]
+        return f"EvalTransform({', '.join(f'{item.name}={getattr(self, item.name)!r}' for item in shown)})"
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the crops in pixels."""
+        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else self.crop_size
 
     def enlarged(self, side: int) -> EvalTransform:
         """The same at the smallest whole multiple of its size at which crops are at least `side` pixels."""
-        factor = max(math.ceil(side / self.crop_size), 1)
-        return replace(self, resize_size=factor * self.resize_size, crop_size=factor * self.crop_size)
+        factor = max(math.ceil(side / min(self.size)), 1)
+        return self.scaled(lambda pixels: factor * pixels)
+
+    def scaled(self, side: Callable[[int], int]) -> EvalTransform:
+        """The same with crops of the sides that `side` makes of the present ones, and a resize in proportion."""
+        (rows, columns), (height, width) = self.size, map(side, self.size)
+        resize: int | Size
+        if isinstance(self.resize_size, int):
+            resize = round(self.resize_size * height / rows)
+        else:
+            resize = round(self.resize_size[0] * height / rows), round(self.resize_size[1] * width / columns)
+        return replace(self, resize_size=resize, crop_size=(height, width))
 
     @classmethod
     def of_crop(
@@ -47,43 +78,46 @@ class EvalTransform:
         """Centre crops of `side` pixels, out of images resized as the released models are used: see `resize_for`."""
         return cls(resize_for(side), side, mean, std, decoding)
 
-    @classmethod
-    def of_preprocessor(cls, settings: Mapping[str, Any]) -> EvalTransform:
-        """What the configuration of a stock image processor says; images are cropped square, never squeezed.
-
-        Raises:
-            ValueError: no size, mean or deviation in it.
-        """
-        try:
-            size, crop = settings["size"], settings.get("crop_size") if settings.get("do_center_crop", True) else None
-            sides = [_side(value) for value in (size, crop) if value is not None]
-            decoding = Decoding(bits=settings.get("bits", DEFAULT_DECODING.bits))
-            return cls(sides[0], sides[-1], settings["image_mean"], settings["image_std"], decoding)
-        except (KeyError, TypeError, StopIteration) as error:
-            raise ValueError(f"the preprocessor does not tell how it prepares images: {error!r}") from None
-
     def pixels(self, data: bytes) -> np.ndarray:
-        """An encoded image as `[C, crop_size, crop_size]`, of the type of training crops (`data.crops.as_crop`).
+        """An encoded image as `[C, *size]`, of the type of training crops (`data.crops.as_crop`).
 
         Raises:
             BrokenImage: the bytes cannot be decoded.
         """
         image = open_image(data, len(self.mean), self.decoding)
-        scale = self.resize_size / min(image.width, image.height)
-        # as the stock image processor rounds
-        height, width = int(image.height * scale + 1e-6), int(image.width * scale + 1e-6)
-        # keep twice the pixels for a clean resize
-        with decoded(image, 1 / scale / 2, self.decoding) as (pixels, whole):
+        height, width, reduction = self._resized(image.height, image.width)
+        with decoded(image, reduction, self.decoding) as (pixels, whole):
             box = (0, 0, image.width * whole, image.height * whole)
-            if len(pixels) == 3 and pixels.dtype == torch.uint8:  # to the last bit as the stock image processor does it
-                picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-                picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
-                pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-            else:
-                pixels = as_crop(resample(pixels, box, (height, width)))
-        left, top = (width - self.crop_size) // 2, (height - self.crop_size) // 2
-        sides = (-left, left + self.crop_size - width, -top, top + self.crop_size - height)
+            pixels = self._resample(pixels, box, (height, width))
+        rows, columns = self.size
+        left, top = (width - columns) // 2, (height - rows) // 2
+        sides = (-left, left + columns - width, -top, top + rows - height)
         return torch.nn.functional.pad(pixels, sides).numpy()  # negative sides cut
+
+    def _resized(self, height: int, width: int) -> tuple[int, int, float]:
+        """Height and width that an image is resized to, and by how much it may be reduced when it is decoded."""
+        if not self.resize_size:
+            return height, width, 1.0
+        if isinstance(self.resize_size, int):
+            scale = self.resize_size / min(width, height)
+            # as the stock image processor rounds
+            size = int(height * scale + 1e-6), int(width * scale + 1e-6)
+        else:
+            size = self.resize_size
+            scale = max(size[0] / height, size[1] / width)
+        # keep twice the pixels for a clean resize; without a filter every pixel counts
+        return *size, 1.0 if self.resample == NEAREST else 1 / scale / 2
+
+    def _resample(self, pixels: Tensor, box: tuple[float, float, float, float], size: Size) -> Tensor:
+        height, width = size
+        if len(pixels) == 3 and pixels.dtype == torch.uint8:  # to the last bit as the stock image processor does it
+            picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            picture = picture.resize((width, height), self.resample, box=box)
+            return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        if self.resample == BICUBIC:
+            return as_crop(resample(pixels, box, size))
+        planes = [Image.fromarray(plane.numpy()).resize((width, height), self.resample, box=box) for plane in pixels]
+        return as_crop(torch.from_numpy(np.stack([np.array(plane) for plane in planes])))
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Crops `[B, C, H, W]` to what the model takes."""
@@ -91,19 +125,20 @@ class EvalTransform:
 
 
 def preprocessor_config(transform: EvalTransform) -> dict:
-    """The transform as the configuration of the stock image processor of DINOv2.
+    """The transform as the configuration of a stock image processor: that of DINOv2, or of ViT where it squeezes.
 
     `bits` is ours, where it is not 16: the stock processor ignores it.
     """
     bits = {} if transform.decoding.bits == DEFAULT_DECODING.bits else {"bits": transform.decoding.bits}
+    resize, (height, width) = transform.resize_size, transform.size
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": len(transform.mean) == 3,
-        "do_resize": True,
-        "size": {"shortest_edge": transform.resize_size},
-        "resample": 3,
+        "do_resize": bool(resize),
+        "size": {"shortest_edge": resize or 224} if isinstance(resize, int) else dict(zip(("height", "width"), resize)),
+        "resample": transform.resample,
         "do_center_crop": True,
-        "crop_size": {"height": transform.crop_size, "width": transform.crop_size},
+        "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -111,13 +146,6 @@ def preprocessor_config(transform: EvalTransform) -> dict:
         "image_std": list(transform.std),
         **bits,
     }
-
-
-def _side(size: int | Mapping[str, int]) -> int:
-    """The short side of a size as image processors have it: a number, `shortest_edge`, or `height` and `width`."""
-    if isinstance(size, int):
-        return size
-    return next(size[name] for name in ("shortest_edge", "height", "longest_edge") if size.get(name))
 
 
 def resize_for(crop_size: int) -> int:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ..data.broken import leave_out
 from ..data.crops import as_crop, draw_box, resample
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open_image
+from ..data.transform import Size
 from ..data.workers import WorkerLoader
 from .base import Evaluation
 from .datasets import LabeledImages
@@ -40,12 +41,12 @@ class Draws:
 
 
 class RandomCrops(Dataset):
-    """Pixels `[C, S, S]` and row of a draw; the row is -1 for padding and for what cannot be decoded."""
+    """Pixels `[C, *size]` and row of a draw; the row is -1 for padding and for what cannot be decoded."""
 
     def __init__(
         self,
         images: LabeledImages,
-        size: int,
+        size: Size,
         channels: int,
         scale: tuple[float, float],
         seed: int,
@@ -62,16 +63,17 @@ class RandomCrops(Dataset):
                 return self._crop(data, np.random.default_rng((self._seed, epoch, row))), row
             except BrokenImage as error:
                 leave_out("image", name, error)
-        return as_crop(torch.zeros(self._channels, self._size, self._size, dtype=torch.uint8)), -1
+        return as_crop(torch.zeros(self._channels, *self._size, dtype=torch.uint8)), -1
 
     def _crop(self, data: bytes, rng: np.random.Generator) -> Tensor:
         image = open_image(data, self._channels, self._decoding)
         box = draw_box(rng, image.width, image.height, self._scale)
         flip = rng.random() < 0.5
-        reduction = min(box[2] - box[0], box[3] - box[1]) / self._size
+        height, width = self._size
+        reduction = min((box[2] - box[0]) / width, (box[3] - box[1]) / height)
         with decoded(image, reduction, self._decoding) as (pixels, whole):
             left, top, right, bottom = (side * whole for side in box)
-            crop = as_crop(resample(pixels, (left, top, right, bottom), (self._size, self._size)))
+            crop = as_crop(resample(pixels, (left, top, right, bottom), self._size))
         return crop.flip(2) if flip else crop.contiguous()
 
 
@@ -84,7 +86,7 @@ def augmented_updates(
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """For each of `updates` this process's share of its images, in chunks of `config.batch_size`, to be used up.
 
-    All processes get as many chunks of the same sizes. A chunk is normalised crops `[B, C, S, S]` on the device, and
+    All processes get as many chunks of the same sizes. A chunk is normalised crops `[B, C, H, W]` on the device, and
     their rows `[B]`, which are -1 for what does not count.
     """
     config, transform, accelerator = evaluation.config, evaluation.transform, evaluation.accelerator
@@ -96,7 +98,7 @@ def augmented_updates(
         accelerator.process_index,
         accelerator.num_processes,
     )
-    crops = RandomCrops(images, transform.crop_size, len(transform.mean), scale, config.seed, transform.decoding)
+    crops = RandomCrops(images, transform.size, len(transform.mean), scale, config.seed, transform.decoding)
     loader = iter(WorkerLoader(crops, batch_sampler=plan, num_workers=config.num_workers))
     device = evaluation.backbone.device
 

@@ -66,18 +66,19 @@ class Evaluation(Generic[Config]):
 
     @property
     def transform(self) -> EvalTransform:
-        """That of the model, with the sizes of the configuration.
+        """That of the model, with the sizes of the configuration where it has any.
 
-        Where only `crop_size` is set, images are resized to 256 / 224 of it.
+        `resize_size` is then the short side, and where only `crop_size` is set, images are resized to 256 / 224 of it.
 
         Raises:
             ValueError: the patch does not divide the crop.
         """
         own, config = self.backbone.transform, self.config
-        crop = config.crop_size or own.crop_size
-        resize = config.resize_size or (resize_for(crop) if config.crop_size else own.resize_size)
-        multiple_of_patch("crop_size", crop, self.backbone.stride)
-        return replace(own, resize_size=resize, crop_size=crop)
+        resize = config.resize_size or (resize_for(config.crop_size) if config.crop_size else own.resize_size)
+        transform = replace(own, resize_size=resize, crop_size=config.crop_size or own.crop_size)
+        for side in transform.size:
+            multiple_of_patch("crop_size", side, self.backbone.stride)
+        return transform
 
     def labeled(self, source: SourceConfig, name: str = "data") -> LabeledImages:
         """The labelled images at `source`, opened once.

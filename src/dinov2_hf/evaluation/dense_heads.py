@@ -61,6 +61,10 @@ class HeadMeta:
     depth_range: tuple[float, float] = (0.0, 0.0)
     """Smallest and largest depth in metres."""
     inference: Inference = Inference()
+    final_norm: bool = True
+    """Whether the features come after the final norm of the backbone, as those of every head before release 0.6."""
+    dpt_grid: str = "fine"
+    """Of the decoder: which of two maps gives the grid where the number of patches is odd; `fine` before 0.6."""
 
 
 class DenseHead(nn.Module):
@@ -177,6 +181,10 @@ class DptDepthHead(DepthHead):
 
     Four blocks become maps of 4, 2, 1 and 1/2 times the patches' resolution, the wider the coarser, and are fused from
     the coarsest on.
+
+    An odd number of patches is halved upwards, so that a coarse map, doubled, and the finer one differ in size. With
+    `dpt_grid="coarse"`, as published, the finer one is resized: 13 rows of patches become 7, 14, 28, 56 and 112, and
+    depths of 224 rows. With `fine` the coarse one is resized: 13, 26, 52 and 104, and depths of 208 rows.
     """
 
     def __init__(self, meta: HeadMeta) -> None:
@@ -194,7 +202,7 @@ class DptDepthHead(DepthHead):
             ]
         )
         self.lateral = nn.ModuleList(nn.Conv2d(each, channels, 3, padding=1, bias=False) for each in widths)
-        self.fusion = nn.ModuleList(_Fusion(channels, lateral=place > 0) for place in range(4))
+        self.fusion = nn.ModuleList(_Fusion(channels, meta.dpt_grid, lateral=place > 0) for place in range(4))
         half = max(channels // 2, 1)
         self.fused = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
         self.first = nn.Conv2d(channels, half, 3, padding=1)
@@ -217,8 +225,9 @@ class DptDepthHead(DepthHead):
 class _Fusion(nn.Module):
     """What comes from below, enlarged, with a map of its resolution added."""
 
-    def __init__(self, channels: int, lateral: bool) -> None:
+    def __init__(self, channels: int, grid: str, lateral: bool) -> None:
         super().__init__()
+        self._grid = grid
         self.lateral = _ResidualUnit(channels) if lateral else None
         self.unit = _ResidualUnit(channels)
         self.project = nn.Conv2d(channels, channels, 1)
@@ -226,7 +235,10 @@ class _Fusion(nn.Module):
     def forward(self, below: Tensor, lateral: Tensor | None = None) -> Tensor:
         if lateral is not None:
             if below.shape != lateral.shape:  # an odd number of patches, halved and doubled
-                below = nn.functional.interpolate(below, lateral.shape[2:], mode="bilinear")
+                if self._grid == "coarse":
+                    lateral = nn.functional.interpolate(lateral, below.shape[2:], mode="bilinear")
+                else:
+                    below = nn.functional.interpolate(below, lateral.shape[2:], mode="bilinear")
             assert self.lateral is not None
             below = below + self.lateral(lateral)
         return self.project(_doubled(self.unit(below)))

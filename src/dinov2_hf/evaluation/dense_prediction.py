@@ -5,7 +5,7 @@ Axes: `C` channels, `H` x `W` pixels, `K` scores of a pixel, `N` images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ..data.workers import WorkerLoader
 from ..features import FeatureExtractor
 from .base import Evaluation
 from .datasets import DenseImages
-from .dense_heads import BlockFeatures, DenseHead, Inference
+from .dense_heads import BlockFeatures, DenseHead, HeadMeta, Inference
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -66,10 +66,15 @@ def check_backbone(backbone: FeatureExtractor, head: DenseHead) -> None:
         )
 
 
-def block_features(backbone: FeatureExtractor, blocks: Sequence[int], images: Tensor) -> BlockFeatures:
-    """Features of normalised images `[B, C, H, W]` after the given blocks, which count from 1. Collective."""
-    found = backbone.features(images, backbone.num_layers - min(blocks) + 1)
-    return [found[block - backbone.num_layers - 1] for block in blocks]
+def block_features(backbone: FeatureExtractor, meta: HeadMeta, images: Tensor) -> BlockFeatures:
+    """Features of normalised images `[B, C, H, W]` after the blocks that a head takes. Collective.
+
+    Raises:
+        ValueError: a backbone that gives features after its final norm only, and a head that takes others.
+    """
+    layers = backbone.num_layers - min(meta.blocks) + 1
+    found = backbone.features(images, layers) if meta.final_norm else backbone.features(images, layers, False)
+    return [found[block - backbone.num_layers - 1] for block in meta.blocks]
 
 
 @torch.no_grad()
@@ -119,7 +124,7 @@ def _padded_scores(backbone: FeatureExtractor, head: DenseHead, images: Tensor) 
     more = [-side % backbone.stride for side in (height, width)]
     top, left = (side // 2 for side in more)
     padded = nn.functional.pad(images, (left, more[1] - left, top, more[0] - top))
-    scores = head(block_features(backbone, head.meta.blocks, padded))
+    scores = head(block_features(backbone, head.meta, padded))
     scores = nn.functional.interpolate(scores, padded.shape[2:], mode="bilinear")
     return scores[:, :, top : top + height, left : left + width]
 

@@ -217,9 +217,7 @@ def train_head(
     optimizer = torch.optim.AdamW(head.parameters(), lr=0.0, weight_decay=config.weight_decay)
     updates, known = map_updates(evaluation, images, recipe), torch.zeros((), device=backbone.device)
     for update, chunks in enumerate(evaluation.progress(updates, f"Head on {images.kind}s", config.iterations)):
-        batch = [
-            (block_features(backbone, head.meta.blocks, pixels), targets, counts) for pixels, targets, counts in chunks
-        ]
+        batch = [(block_features(backbone, head.meta, pixels), targets, counts) for pixels, targets, counts in chunks]
         head.observe(
             [features for features, _, _ in batch], torch.cat([part[2] for part in batch]), evaluation.accelerator
         )

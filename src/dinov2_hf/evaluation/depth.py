@@ -67,6 +67,8 @@ def evaluate_depth(evaluation: Evaluation) -> Iterator[Result]:
             outputs=config.dpt_channels if config.head == "dpt" else config.num_bins,
             depth_range=(config.min_depth, config.max_depth),
             inference=Inference(config.resize_size, flip=config.flip),
+            final_norm=config.final_norm,
+            dpt_grid=config.dpt_grid,
         ),
         config.seed,
     )

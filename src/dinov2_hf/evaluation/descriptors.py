@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..data.crops import as_crop, resample
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open_image
 from ..data.photometric import as_unit, normalize
 from ..data.sources import find_images, load
+from ..data.transform import Size
 from .base import Evaluation, given
 
 
@@ -79,24 +80,29 @@ class BoxedImages:
 
 @dataclass(frozen=True)
 class WholeTransform:
-    """The whole image squeezed into a square, and normalised."""
+    """The whole image squeezed into one size, and normalised."""
 
-    crop_size: int
+    crop_size: int | Size
     mean: Sequence[float]
     std: Sequence[float]
     decoding: Decoding = DEFAULT_DECODING
 
+    @property
+    def size(self) -> Size:
+        """Height and width of the crops in pixels."""
+        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else self.crop_size
+
     def pixels(self, data: bytes) -> np.ndarray:
-        """An encoded image as `[C, crop_size, crop_size]`, of the type of training crops (`data.crops.as_crop`).
+        """An encoded image as `[C, *size]`, of the type of training crops (`data.crops.as_crop`).
 
         Raises:
             BrokenImage: the bytes cannot be decoded.
         """
         image = open_image(data, len(self.mean), self.decoding)
-        reduction = min(image.width, image.height) / self.crop_size / 2
+        reduction = min(image.height / self.size[0], image.width / self.size[1]) / 2
         with decoded(image, reduction, self.decoding) as (pixels, scale):
             box = (0, 0, image.width * scale, image.height * scale)
-            return as_crop(resample(pixels, box, (self.crop_size, self.crop_size))).numpy()
+            return as_crop(resample(pixels, box, self.size)).numpy()
 
     def normalize(self, pixels: Tensor) -> Tensor:
         return normalize(as_unit(pixels), self.mean, self.std)
@@ -179,8 +185,7 @@ def as_array(pixels: np.ndarray) -> bytes:
 
 
 def _scaled(transform: EvalTransform, scale: float, patch_size: int, whole: bool) -> WholeTransform | EvalTransform:
-    side = max(round(transform.crop_size * scale / patch_size), 1) * patch_size
+    scaled = transform.scaled(lambda side: max(round(side * scale / patch_size), 1) * patch_size)
     if whole:
-        return WholeTransform(side, transform.mean, transform.std, transform.decoding)
-    resize = round(transform.resize_size * side / transform.crop_size)
-    return replace(transform, resize_size=resize, crop_size=side)
+        return WholeTransform(scaled.crop_size, transform.mean, transform.std, transform.decoding)
+    return scaled

@@ -77,9 +77,9 @@ def _callback(
     transform = evaluation_transform(config)
 
     def measure(student: StudentFeatures) -> dict[str, float]:
-        def features(images: Tensor, count: int) -> list[Features]:
+        def features(images: Tensor, count: int, final_norm: bool = True) -> list[Features]:
             with accelerator.autocast():
-                found = student(images, count)
+                found = student(images, count, final_norm)
             return [Features(cls.float(), patches.float()) for cls, patches in found]
 
         shape = student.width, student.stride, student.num_layers

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..config.evaluations import RobustnessEvaluation
 from ..data import EvalTransform
+from ..data.transform import Size
 from ..features import FeatureSet
 from ..files import beside
 from .base import Evaluation, Result
@@ -45,8 +46,8 @@ class CorruptedTransform:
         return self.transform.mean
 
     @property
-    def crop_size(self) -> int:
-        return self.transform.crop_size
+    def size(self) -> Size:
+        return self.transform.size
 
     def pixels(self, data: bytes) -> np.ndarray:
         """As those of `transform`, corrupted. What is random in it follows from the bytes of the image."""

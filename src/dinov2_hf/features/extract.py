@@ -54,10 +54,10 @@ class Transform(Protocol):
     def mean(self) -> Sequence[float]: ...
 
     @property
-    def crop_size(self) -> int: ...
+    def size(self) -> tuple[int, int]: ...
 
     def pixels(self, data: bytes) -> np.ndarray:
-        """`[C, crop_size, crop_size]`.
+        """`[C, *size]`.
 
         Raises:
             BrokenImage: the bytes cannot be decoded.
@@ -140,7 +140,8 @@ def gather_features(
     reader = _Reader(images, transform)
     share = [_batches(blocks[number], batch_size, accelerator) for number in missing]
     total = sum(map(len, share))
-    size = batch_size * len(transform.mean) * transform.crop_size**2 * (1 if len(transform.mean) == 3 else 4)
+    height, width = transform.size
+    size = batch_size * len(transform.mean) * height * width * (1 if len(transform.mean) == 3 else 4)
     check_shared_memory(size, num_workers, total, "num_workers")
     loader = WorkerLoader(
         reader,
@@ -175,7 +176,8 @@ def _block_size(backbone, transform, layers: int, parts: Sequence[str], dtype: t
     """Images whose features are gathered, and written, at a time: whatever the batches and processes."""
     vectors = len(set(parts) - {"patches"})
     if "patches" in parts:
-        vectors += (transform.crop_size // backbone.stride) ** 2
+        height, width = transform.size
+        vectors += (height // backbone.stride) * (width // backbone.stride)
     return max(_BLOCK_BYTES // (layers * backbone.width * dtype.itemsize * vectors), 1)
 
 
@@ -208,8 +210,7 @@ class _Reader(Dataset):
                 return torch.from_numpy(np.ascontiguousarray(self._transform.pixels(data))), row
             except BrokenImage as error:
                 leave_out("image", name, error)
-        size, channels = self._transform.crop_size, len(self._transform.mean)
-        return as_crop(torch.zeros(channels, size, size, dtype=torch.uint8)), -1
+        return as_crop(torch.zeros(len(self._transform.mean), *self._transform.size, dtype=torch.uint8)), -1
 
 
 def _measure(backbone, transform, layers, parts, dtype, pixels: Tensor, index: Tensor) -> dict[str, Tensor]:

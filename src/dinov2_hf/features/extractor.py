@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone, Features, Layers
+from ..backbones import Backbone, Features, Layers, features_of
 from ..data.transform import EvalTransform
 
 # where a model came from, and what is set for training
@@ -26,7 +26,8 @@ class FeatureExtractor:
     """Features of the last blocks of a network, with what has to be known to use them."""
 
     features: Layers
-    """Without gradient, in float32; the last block last. Collective where the network is sharded."""
+    """Without gradient, in float32; the last block last. Collective where the network is sharded. A further argument
+    `final_norm=False` asks for features before the final norm, see `features_of`."""
     transform: EvalTransform
     """Of its preprocessor."""
     width: int
@@ -56,8 +57,8 @@ class FeatureExtractor:
         module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
         @torch.no_grad()
-        def features(images: Tensor, layers: int = 1) -> list[Features]:
-            found = module.features(images.to(device=device, dtype=dtype), layers)
+        def features(images: Tensor, layers: int = 1, final_norm: bool = True) -> list[Features]:
+            found = features_of(module, images.to(device=device, dtype=dtype), layers, final_norm)
             return [Features(cls_.float(), patches.float()) for cls_, patches in found]
 
         return cls(
@@ -82,6 +83,7 @@ def fingerprint_of(module: Backbone) -> str:
     config = getattr(module, "config", None)
     settings = {} if config is None else config.to_dict()
     settings = {name: value for name, value in settings.items() if name not in _NOT_OF_FEATURES}
+    settings |= getattr(module, "fingerprint_settings", {})
     digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True, default=str).encode())
     for name, tensor in module.state_dict().items():
         name = f"model.{name.removeprefix('model.')}"

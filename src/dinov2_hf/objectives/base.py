@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, c
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone, Features, find_family, recompute_blocks
+from ..backbones import Backbone, Features, features_of, find_family, recompute_blocks
 from ..config import RUNS, RunConfig
 from ..config.checks import IMPORT_FIRST
 from ..data import SSLBatch
@@ -211,12 +211,14 @@ class Objective(nn.Module, Generic[Config]):
         raise NotImplementedError
 
     @torch.no_grad()
-    def features(self, pixel_values: Tensor, layers: int = 1, student: str = "") -> list[Features]:
-        """Returns the features of the last `layers` blocks of a student's average.
+    def features(
+        self, pixel_values: Tensor, layers: int = 1, student: str = "", final_norm: bool = True
+    ) -> list[Features]:
+        """Returns the features of the last `layers` blocks of a student's average, after the final norm or before it.
 
         Collective where it is sharded.
         """
-        return backbone_of(self.networks[student].average).features(pixel_values, layers)
+        return features_of(backbone_of(self.networks[student].average), pixel_values, layers, final_norm)
 
     @torch.no_grad()
     def update_averages(self, values: Any) -> None:

@@ -26,8 +26,8 @@ class StudentFeatures:
     """Pixels between two neighbouring patches."""
     num_layers: int
 
-    def __call__(self, pixels: Tensor, layers: int = 1) -> list[Features]:
-        return self.layers(pixels, layers)
+    def __call__(self, pixels: Tensor, layers: int = 1, final_norm: bool = True) -> list[Features]:
+        return self.layers(pixels, layers, final_norm=final_norm)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ..backbones import Backbone, Dinov2Model
 from ..config import RunConfig
 from ..data import EvalTransform, default_colors
 from ..runs import RunFolder
+from .preprocessor import colors_of, has_colors, transform_of
 from .tensors import TensorFile, summary, tensors_of
 
 logger = logging.getLogger(__name__)
@@ -163,9 +164,8 @@ class Weights:
     @property
     def normalization(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of its images, per channel; those of `default_colors` where nothing says them."""
-        settings = self.preprocessor or {}
-        if settings.get("image_mean") and settings.get("image_std"):
-            return list(settings["image_mean"]), list(settings["image_std"])
+        if self.preprocessor is not None and has_colors(self.preprocessor):
+            return colors_of(self.preprocessor, self.num_channels, self.where)
         if self.num_channels == 3:
             logger.warning(
                 "%s does not say how its images are normalised; ImageNet's mean and std are taken", self.where
@@ -177,10 +177,11 @@ class Weights:
         """How images are prepared for it; `default_transform` where nothing says it.
 
         Raises:
-            ValueError: the preprocessor lacks sizes or colours.
+            ValueError: the preprocessor lacks sizes or colours, or does what `EvalTransform` cannot.
         """
         if self.preprocessor is not None:
-            return EvalTransform.of_preprocessor(self.preprocessor)
+            side = self.side or default_side(self.config)
+            return transform_of(self.preprocessor, self.num_channels, side, self.where)
         logger.warning(
             "%s has no preprocessor; its images are brought to %d pixels and normalised %s",
             self.where,

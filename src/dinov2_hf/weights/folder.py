@@ -24,6 +24,7 @@ from .base import Format, Place, Weights, misfits
 from .notes import Notes
 from .original import Converted, config_from_original, to_original, weights_of_file
 from .positions import rule_remarks
+from .preprocessor import read_settings
 from .tensors import (
     TensorFile,
     left_out,
@@ -53,7 +54,7 @@ def read_folder(place: Place) -> Weights:
         config = kind.config_class.from_pretrained(path)
         files = _weights_at(path)
         heads, preprocessor = _beside(path, HEADS_FILE), _beside(path, PREPROCESSOR_FILE)
-        settings = json.loads(preprocessor.read_text()) if preprocessor else None
+        settings = read_settings(preprocessor) if preprocessor else None
     except OSError as error:
         raise FileNotFoundError(
             f"{where} is not a run, a folder with a model, an original, timm or ONNX file, or a model on the Hub "

@@ -9,8 +9,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, PreTrai
 
 from ..backbones import family_of_model_type, load_stock_backbone
 from ..config.limits import check_config
+from ..files import first_line
 from .base import Format, Place, Weights
-from .folder import read_folder
+from .folder import PREPROCESSOR_FILE, read_folder
 
 
 def holds_stock(place: Place) -> bool:
@@ -39,9 +40,13 @@ def read_stock(place: Place) -> Weights:
     config = getattr(config, "vision_config", config)
     try:
         preprocessor = AutoImageProcessor.from_pretrained(place.path, trust_remote_code=False).to_dict()
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if (Path(place.path) / PREPROCESSOR_FILE).is_file() or isinstance(error, ValueError):
+            raise ValueError(
+                f"{place.where} has a preprocessor that cannot be read: {first_line(error)}; fetch or export it again"
+            ) from None
         preprocessor = None
-    size = getattr(config, "image_size", 224)
+    size = getattr(config, "image_size", None) or 224
     return Weights(
         place.where,
         f"model of another family ({config.model_type}) that transformers loads",

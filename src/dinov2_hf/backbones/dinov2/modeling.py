@@ -397,14 +397,17 @@ class Dinov2Model(_Transformer):
         parts = tokens.split(counts)
         return [Tokens(cls, patches) for cls, patches in zip(parts[::2], parts[1::2])]
 
-    def features(self, pixels: Tensor, layers: int = 1) -> list[Features]:
-        """CLS `[B, D]` and patches `[B, D, h, w]` of the last `layers` layers, ascending, each after the final norm.
+    def features(self, pixels: Tensor, layers: int = 1, final_norm: bool = True) -> list[Features]:
+        """CLS `[B, D]` and patches `[B, D, h, w]` of the last `layers` layers, ascending.
+
+        Args:
+            final_norm: each after the final norm, or before it.
 
         Raises:
             ValueError: more layers than there are.
         """
         check_layers(layers, self)
-        return [Features(cls, patches) for patches, cls in self.get_intermediate_layers(pixels, layers)]
+        return [Features(cls, patches) for patches, cls in self.get_intermediate_layers(pixels, layers, final_norm)]
 
     def attention(self, pixels: Tensor) -> Tensor:
         """Share of the attention of CLS that each patch gets in the last layer, for each head: `[B, heads, h, w]`."""

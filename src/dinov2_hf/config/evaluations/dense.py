@@ -9,6 +9,7 @@ from ..data import SourceConfig
 from .base import EvaluationConfig
 
 DEPTH_HEADS = ("linear", "linear4", "dpt")
+DPT_GRIDS = ("coarse", "fine")
 EVAL_CROPS = ("none", "nyu", "eigen", "garg")
 
 
@@ -162,6 +163,12 @@ class DepthEvaluation(DenseEvaluation):
     """Of the linear heads, evenly from `min_depth` to `max_depth`; published: 256."""
     dpt_channels: int = 256
     """Of the decoder's fusion; published: 256."""
+    dpt_grid: str = "coarse"
+    """Of the decoder, where the number of patches is odd: resize the map of the finer block to twice the coarser map
+    (coarse), or the coarser map to that of the finer block (fine, as before release 0.6); published: coarse."""
+    final_norm: bool = False
+    """Whether heads take features after the final norm of the backbone (true, as before release 0.6) or before it;
+    published: false."""
     crop: list[int] = field(default_factory=lambda: [416, 544])
     """Height and width in pixels of training crops; the next multiples of the patch are taken. Published: 416 x 544
     for NYU, 352 x 704 for KITTI."""
@@ -184,6 +191,7 @@ class DepthEvaluation(DenseEvaluation):
     def check(self) -> DepthEvaluation:
         super().check()
         choice("head", self.head, DEPTH_HEADS)
+        choice("dpt_grid", self.dpt_grid, DPT_GRIDS)
         if self.crop_size:
             raise ValueError(f"crop_size={self.crop_size}, but crops of depth have a height and a width; use crop")
         if len(self.crop) != 2:
