@@ -1,6 +1,7 @@
 """Configuration of a run: typed sections; defaults < YAML file < dotted overrides (`optim.base_lr=1e-3`).
 
-The defaults are the published ones (`ssl_default_config.yaml` and the paper's Appendix B) where the two agree on one.
+The defaults are those of the published `ssl_default_config.yaml`, but for patches of 14 pixels, local crops of 98, four
+registers and Sinkhorn-Knopp centering: docs/fidelity.md has the table.
 Everything a user can get wrong is refused here, before anything heavy is imported.
 """
 

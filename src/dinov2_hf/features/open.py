@@ -18,7 +18,7 @@ def open_backbone(
     name: str = "--model",
     num_attention_heads: int | None = None,
 ) -> FeatureExtractor:
-    """The backbone of a run, an export, a file of any format, or any vision transformer that `AutoModel` loads.
+    """The backbone of a run, an export, a file of any format, or any vision model that `AutoModel` loads.
 
     Args:
         path: what is there shows by itself what it is.
@@ -28,7 +28,7 @@ def open_backbone(
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: what is there is damaged, or not a vision transformer.
+        ValueError: what is there is damaged, or not a model of single images.
         ImportError: an ONNX file, and onnx is not installed.
     """
     weights = open_weights(path, name, num_attention_heads=num_attention_heads)

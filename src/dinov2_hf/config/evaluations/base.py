@@ -23,7 +23,8 @@ class EvaluationConfig:
     resize_size: int = 0
     """Short side in pixels to which images are resized; 0: as the preprocessor of the model says."""
     crop_size: int = 0
-    """Side in pixels of the centre crop, a multiple of the patch; 0: as the preprocessor of the model says."""
+    """Side in pixels of the centre crop, a multiple of the patch; 0: as the preprocessor of the model says. Set without
+    `resize_size`, images are resized to 256 / 224 of it."""
     precision: str = "auto"
     """Of the backbone: fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it, else fp32."""
     batch_size: int = 64
