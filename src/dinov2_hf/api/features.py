@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from ..config.checks import multiple_of_patch
 from ..data import EvalTransform, default_colors
 from ..data.broken import recording, unique
 from ..data.sources import HeldImages, ImageColumn, encoded_images, holding, is_sequence, open_images
+from ..data.transform import resize_for
 from ..features import FeatureExtractor, FeatureSet, gather_features, open_backbone
 from ..weights.base import default_side
 from .process import unchanged_process, usable_device
@@ -107,7 +109,7 @@ def extract_features(
         transform = backbone.transform
         if image_size is not None:
             multiple_of_patch("image_size", image_size, backbone.stride)
-            transform = EvalTransform.of_crop(image_size, transform.mean, transform.std, transform.decoding)
+            transform = replace(transform, resize_size=resize_for(image_size), crop_size=image_size)
         accelerator = Accelerator(cpu=backbone.device.type == "cpu")
         with recording() as broken:
             found = gather_features(

@@ -23,7 +23,7 @@ from ..files import first_line
 from .base import CropGroup, Features, Tokens, check_layers, tokens_of_maps
 from .index import check_indices
 
-_FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "layer_norm", "ln_post")
+_FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "layer_norm", "ln_post", "rms_norm")
 _COARSEST = 6
 """Doublings of the patch that a pyramid may have."""
 _REMEDY = "take a model of single images, such as ViT, DINOv3, Swin or ConvNeXt"
