@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import Dinov2Config as StockConfig
 from transformers import Dinov2Model as StockModel
+from transformers import SwinConfig, SwinModel, VideoMAEConfig, VideoMAEModel, ViTMAEConfig, ViTMAEModel
 
 from dinov2_hf.config import load_config, load_saved_config
 from dinov2_hf.data import EvalTransform
@@ -148,6 +149,27 @@ def test_stock_model_without_heads_teaches_features_alone(configure, tmp_path):
     assert {"teacher_momentum", "loss/cls_cosine", "loss/patch_smooth_l1"} <= logged.keys()
     assert "teacher_temp" not in logged  # nothing reads one
     assert trainer.step == 6 and set(results[""]) == {"backbone", "cls_projector", "patch_projector"}
+
+
+@pytest.mark.parametrize("name", ["swin", "vit_mae"])
+def test_models_of_others_teach_their_features(configure, tmp_path, name):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    swin = {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2, "image_size": 32, "patch_size": 4}
+    model = SwinModel(SwinConfig(**swin)) if name == "swin" else ViTMAEModel(ViTMAEConfig(**sizes))
+    model.save_pretrained(tmp_path / "stock")
+    trainer, _ = distil(configure(tmp_path / "stock", *FEATURES))
+    logged = [line["loss/patch_cosine"] for line in read_metrics(trainer.folder) if "loss/patch_cosine" in line]
+    assert trainer.step == 6 and logged[-1] < logged[0]
+
+
+def test_model_that_takes_no_single_images_teaches_nothing_and_is_refused_in_one_line(configure, tmp_path):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    VideoMAEModel(VideoMAEConfig(**sizes)).save_pretrained(tmp_path / "video")
+    with pytest.raises(
+        ValueError, match="distill.teacher=.*cannot be used: VideoMAEModel cannot take an image"
+    ) as caught:
+        distil(configure(tmp_path / "video", *FEATURES))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [PrototypeTeacher, FeatureTeacher])

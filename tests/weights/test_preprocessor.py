@@ -8,7 +8,10 @@ import torch
 import transformers
 from PIL import Image
 
+from dinov2_hf.config.evaluations import KnnEvaluation
 from dinov2_hf.data import EvalTransform, preprocessor_config
+from dinov2_hf.evaluation import Evaluation
+from dinov2_hf.features import FeatureExtractor
 from dinov2_hf.weights import open_weights
 from dinov2_hf.weights.preprocessor import colors_of, transform_of
 
@@ -105,15 +108,17 @@ def test_grey_images_are_resized_by_the_filter_of_the_preprocessor():
         ({"image_processor_type": "EfficientNetImageProcessor"}, "evaluation does not follow it"),
         ({"image_processor_type": "PoolFormerImageProcessor"}, "crop_pct=0.9: evaluation does not follow it"),
         ({"image_processor_type": "PerceiverImageProcessor"}, "Perceiver.*evaluation does not follow it"),
-        ({"size": {"shortest_edge": 8, "longest_edge": 9}}, "give shortest_edge, or height and width"),
+        (
+            {"size": {"shortest_edge": 8, "longest_edge": 9}, "do_normalize": False},
+            "give shortest_edge, or height and width",
+        ),
         ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, "size=None: give shortest_edge"),
         ({"size": 8}, "image_mean=None: give 3 values, or do_normalize=false"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_in_one_line(settings, message):
     with pytest.raises(ValueError, match=message) as refused:
-        settings.setdefault("image_mean", None if "image_mean" in message else [0.5] * 3)
-        transform_of({"image_std": [0.5] * 3, **settings}, 3, 224, "/my/model")
+        transform_of(settings, 3, 224, "/my/model")
     assert "\n" not in str(refused.value) and "preprocessor_config.json of /my/model" in str(refused.value)
 
 
@@ -147,3 +152,36 @@ def test_preprocessor_that_cannot_be_read_is_refused_and_not_left_out(text, tmp_
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(ValueError, match="has a preprocessor that cannot be read.*fetch or export it again"):
         open_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "keys, resize, crop",
+    [
+        ({}, (32, 64), (32, 64)),
+        ({"crop_size": 48}, 54, (48, 48)),
+        ({"crop_size": 48, "resize_size": 50}, 50, (48, 48)),
+        ({"resize_size": 80}, 80, (32, 64)),
+    ],
+)
+def test_sizes_of_an_evaluation_take_precedence_over_the_preprocessor(keys, resize, crop):
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 64}}
+    own = transform_of(settings, 3, 224, "model")
+    backbone = FeatureExtractor(len, own, 8, 16, 1, torch.device("cpu"))
+    transform = Evaluation(backbone, KnnEvaluation(**keys), None).transform
+    assert (transform.resize_size, transform.size, transform.resample) == (resize, crop, own.resample)
+
+
+def test_own_size_that_the_patch_does_not_divide_is_refused_with_what_to_use():
+    own = transform_of({"image_processor_type": "ViTImageProcessor", "size": SQUARE}, 3, 224, "model")
+    backbone = FeatureExtractor(len, own, 8, 14, 1, torch.device("cpu"))
+    with pytest.raises(ValueError, match="crop_size=48 is not a multiple.*use 42 or 56"):
+        _ = Evaluation(backbone, KnnEvaluation(), None).transform
+
+
+def test_a_photograph_that_is_decoded_at_reduced_scale_stays_near_the_processor_of_the_model():
+    data = encode(801, 604, kind="JPEG")
+    for fields in ({"size": SQUARE}, {"size": {"height": 48, "width": 96}, "resample": 1}):
+        expected = stock("ViTImageProcessor", fields)(Image.open(io.BytesIO(data)), return_tensors="pt")["pixel_values"]
+        transform = transform_of({"image_processor_type": "ViTImageProcessor", **fields}, 3, 48, "model")
+        found = transform.normalize(torch.from_numpy(transform.pixels(data).copy())[None])
+        assert (found - expected).abs().mean() < 0.5 / 127.5  # in steps of 1 / 127.5: under half a step of 8 bits

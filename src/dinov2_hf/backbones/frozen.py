@@ -75,7 +75,7 @@ class StockBackbone(nn.Module):
 
     @property
     def fingerprint_settings(self) -> dict[str, Any]:
-        """What of its features does not follow from config and weights, since release 0.6."""
+        """What of its features does not follow from config and weights, after release 0.5."""
         return {"final_norm": "ours"} if self._ending == "without norm" else {}
 
     def depth_of(self, name: str) -> int:

@@ -62,9 +62,9 @@ class HeadMeta:
     """Smallest and largest depth in metres."""
     inference: Inference = Inference()
     final_norm: bool = True
-    """Whether the features come after the final norm of the backbone, as those of every head before release 0.6."""
+    """Whether the features come after the final norm of the backbone, as those of every head up to release 0.5."""
     dpt_grid: str = "fine"
-    """Of the decoder: which of two maps gives the grid where the number of patches is odd; `fine` before 0.6."""
+    """Of the decoder: which of two maps gives the grid where the number of patches is odd; `fine` up to release 0.5."""
 
 
 class DenseHead(nn.Module):

@@ -165,9 +165,9 @@ class DepthEvaluation(DenseEvaluation):
     """Of the decoder's fusion; published: 256."""
     dpt_grid: str = "coarse"
     """Of the decoder, where the number of patches is odd: resize the map of the finer block to twice the coarser map
-    (coarse), or the coarser map to that of the finer block (fine, as before release 0.6); published: coarse."""
+    (coarse), or the coarser map to that of the finer block (fine, as up to release 0.5); published: coarse."""
     final_norm: bool = False
-    """Whether heads take features after the final norm of the backbone (true, as before release 0.6) or before it;
+    """Whether heads take features after the final norm of the backbone (true, as up to release 0.5) or before it;
     published: false."""
     crop: list[int] = field(default_factory=lambda: [416, 544])
     """Height and width in pixels of training crops; the next multiples of the patch are taken. Published: 416 x 544
