@@ -268,6 +268,8 @@ def test_feature_objective_equals_its_naive_twin(configure, name):
     options = {} if "dinov2" in name else {"interpolate_pos_encoding": True}
     with torch.no_grad():
         tokens = vision(pixel_values=pixels, **options).last_hidden_state
+        if name.startswith("clip"):  # which norms CLS only, for its pooled output
+            tokens = vision.post_layernorm(tokens)
     rows = side // teacher.backbone.stride
     patches = tokens[:, -rows * rows :]
     cls = patches.mean(1) if "without CLS" in name else tokens[:, 0]

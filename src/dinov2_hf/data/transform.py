@@ -18,7 +18,8 @@ from .photometric import as_unit, normalize
 
 Size = tuple[int, int]
 """Height and width in pixels."""
-BICUBIC, NEAREST = int(Image.Resampling.BICUBIC), int(Image.Resampling.NEAREST)
+BICUBIC = int(Image.Resampling.BICUBIC)
+_SMOOTH = (BICUBIC, int(Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,8 +106,8 @@ class EvalTransform:
         else:
             size = self.resize_size
             scale = max(size[0] / height, size[1] / width)
-        # keep twice the pixels for a clean resize; without a filter every pixel counts
-        return *size, 1.0 if self.resample == NEAREST else 1 / scale / 2
+        # keep twice the pixels for a clean resize, which needs a filter that is smooth
+        return *size, 1 / scale / 2 if self.resample in _SMOOTH else 1.0
 
     def _resample(self, pixels: Tensor, box: tuple[float, float, float, float], size: Size) -> Tensor:
         height, width = size
