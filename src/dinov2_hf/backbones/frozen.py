@@ -26,6 +26,8 @@ from .index import check_indices
 _FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "layer_norm", "ln_post", "rms_norm")
 _COARSEST = 6
 """Doublings of the patch that a pyramid may have."""
+_LARGEST_TRIED = 1024
+"""Side in pixels of the image that a model is tried on when it is opened."""
 _REMEDY = "take a model of single images, such as ViT, DINOv3, Swin or ConvNeXt"
 
 
@@ -336,10 +338,10 @@ def _check_inputs(model: nn.Module, name: str) -> set[str]:
 
 
 def _sides(image_size: Any) -> tuple[int, int]:
-    """Height and width of the images of a model; 224 where its config does not say it."""
-    if isinstance(image_size, (list, tuple)) and len(image_size) == 2:
-        return image_size[0], image_size[1]
-    return (image_size, image_size) if isinstance(image_size, int) and image_size else (224, 224)
+    """Height and width of the images of a model; 224 where its config does not say it, or asks for very large ones."""
+    sides = image_size if isinstance(image_size, (list, tuple)) else (image_size, image_size)
+    known = len(sides) == 2 and all(isinstance(side, int) and 0 < side <= _LARGEST_TRIED for side in sides)
+    return (sides[0], sides[1]) if known else (224, 224)
 
 
 def _patch(config: Any) -> int | None:
