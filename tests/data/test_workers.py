@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from dinov2_hf.data.workers import WorkerLoader, _naming_ends
+from dinov2_hf.data.workers import WorkerLoader, _interrupted_later, _naming_ends
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +113,12 @@ def test_a_worker_that_ends_raises_where_its_item_is_read_and_nowhere_else():
         re.search("a", "b")
     with pytest.raises(ChildProcessError, match=f"the data worker {worker} was killed by SIGKILL"):
         list(batches)
+
+
+def test_ctrl_c_while_workers_start_acts_after_it():
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        with _interrupted_later():
+            os.kill(os.getpid(), signal.SIGINT)
+            seen.append("the block goes on")
+    assert seen and signal.getsignal(signal.SIGINT) is signal.default_int_handler

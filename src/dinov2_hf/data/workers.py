@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess, parent_process
 from typing import Any
@@ -47,7 +48,8 @@ class WorkerLoader(DataLoader):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         on_child = signal.getsignal(signal.SIGCHLD)
         try:
-            batches = super().__iter__()
+            with _interrupted_later():
+                batches = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if threading.current_thread() is threading.main_thread() and on_child is not None:
@@ -55,6 +57,26 @@ class WorkerLoader(DataLoader):
             ours = getattr(on_child, "__module__", "") != "torch.utils.data._utils.signal_handling"
             signal.signal(signal.SIGCHLD, on_child if ours else signal.SIG_DFL)
         return _naming_ends(batches)
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Lets Ctrl-C act after the block, as torch cannot clean up what it has made in part.
+
+    Blocking it is not enough: another thread may take it for the main one.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _naming_ends(batches: Any) -> Iterator[Any]:
