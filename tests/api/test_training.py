@@ -5,6 +5,7 @@ import os
 import random
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -225,6 +226,8 @@ def test_keys_mean_the_same_however_they_are_given(given, image_folder, tmp_path
 
 
 class Stop:
+    trainer = SimpleNamespace(stopped_by=None)
+
     def run(self, end):
         assert not end  # the process of the caller goes on
 

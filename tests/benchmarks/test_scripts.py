@@ -80,7 +80,9 @@ def server():
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        # NiceGUI takes a process with PYTEST_CURRENT_TEST for one of its own tests
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
     )
     yield process
     process.stdin.close()

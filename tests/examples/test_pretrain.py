@@ -127,7 +127,7 @@ def test_data_that_cannot_be_read_is_answered_in_one_line(tmp_path):
 
 def test_help_shows_a_command():
     done = run("examples/pretrain.py", "--help", launcher=())
-    assert done.returncode == 0 and "accelerate launch examples/pretrain.py --config" in done.stdout
+    assert done.returncode == 0 and "python examples/pretrain.py --config" in done.stdout
 
 
 def test_readme_names_only_what_exists():

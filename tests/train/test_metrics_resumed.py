@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -89,7 +90,7 @@ def broken_of(trainer):
 
 def test_run_that_is_stopped_after_every_update_logs_evaluates_and_pushes_as_the_uninterrupted_one(run):
     whole = run("whole")
-    stops = [run("parts", at=lambda moment, trainer: trainer._terminated.set()) for _ in range(UPDATES)]
+    stops = [run("parts", at=lambda moment, trainer: signal.raise_signal(signal.SIGTERM)) for _ in range(UPDATES)]
     assert [trainer.step for trainer in stops] == [1, 2, 3, 4, 5, 6]
     assert [trainer.stopped for trainer in stops] == [True] * 5 + [False]
     assert lines_of(stops[-1]) == lines_of(whole)

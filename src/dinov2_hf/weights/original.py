@@ -62,7 +62,7 @@ def from_original(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     converted: dict[str, Tensor] = {}
     found = TensorFile.of(state_dict)
-    for name in found.left_out:
+    for name in [*found.left_out, *found.heads]:
         raise _foreign(name)
     for name, tensor in found.backbone.items():
         if name in _TOP:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TypeGuard, TypeVar
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import _has_any_global_hook
 
 Kind = TypeVar("Kind", bound=nn.Module)
+_ORDINARY = (nn.Parameter, Tensor, FakeTensor, type(None))
+"""Types of parameters; a fake tensor stands for an ordinary one while a module is traced."""
 
 
 def is_plain(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
@@ -23,6 +26,6 @@ def is_plain(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
         and "forward" not in module.__dict__
-        and all(type(parameter) in (nn.Parameter, Tensor, type(None)) for parameter in module._parameters.values())
+        and all(type(parameter) in _ORDINARY for parameter in module._parameters.values())
         and not _has_any_global_hook()
     )
