@@ -85,8 +85,13 @@ def _refusal_of_disk(error: Exception, path: Path) -> str:
         return os.strerror(int(match[1]))
     if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):  # torch.save, which hides the cause
         folder = next(each for each in path.absolute().parents if each.is_dir())
-        return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < _FULL else first_line(error)
+        return os.strerror(errno.ENOSPC) if is_full(folder) else first_line(error)
     return ""
+
+
+def is_full(folder: Path) -> bool:
+    """Whether there is no room left on the disk of a folder."""
+    return shutil.disk_usage(folder).free < _FULL
 
 
 def give_usual_mode(folder: Path) -> None:

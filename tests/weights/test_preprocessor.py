@@ -40,7 +40,7 @@ CASES = {
     "large convnext": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}),
     "fast": ("ViTImageProcessorFast", {"size": SQUARE}),
     "feature extractor": ("ViTFeatureExtractor", {"size": 48}),
-    "class alone": ("DeiTImageProcessor", {}),
+    "class only": ("DeiTImageProcessor", {}),
 }
 
 

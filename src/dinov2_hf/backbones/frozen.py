@@ -263,10 +263,8 @@ def load_stock_backbone(path: str, where: str) -> StockBackbone:
     try:
         check_indices(path)
         check_config(PreTrainedConfig.get_config_dict(path)[0], f"the config.json of {where}")
-        _check_weights(path, where)
-        model, report = AutoModel.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        lacking = _check_weights(path, where)
+        model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"{where} is not a model that can be read: {first_line(error)}") from None
     except (ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
@@ -277,17 +275,20 @@ def load_stock_backbone(path: str, where: str) -> StockBackbone:
         raise ValueError(f"{where} cannot be used: {error}") from None
     # transformers fills what is missing with fresh weights; poolers and mask tokens are not used
     inside = (backbone._blocks or "model.encoder").removeprefix("model.")
-    if missing := sorted(name for name in report["missing_keys"] if f"{inside}." in name):
+    if missing := sorted(name for name in lacking if f"{inside}." in name):
         raise ValueError(
             f"{where} lacks {len(missing)} weights of its blocks, such as {missing[0]}; fetch or export it again"
         )
     return backbone
 
 
-def _check_weights(path: str, where: str) -> None:
-    """Refuses a model of which the files hold less than half: transformers would draw the rest at random.
+def _check_weights(path: str, where: str) -> set[str]:
+    """Returns the names of the weights that the files lack, which transformers would draw at random.
 
     Reads names and shapes only; nothing is allocated.
+
+    Raises:
+        ValueError: the files hold less than half of the model.
     """
     log = logging.getLogger("transformers.modeling_utils")
     level = log.level
@@ -311,6 +312,7 @@ def _check_weights(path: str, where: str) -> None:
             f"the files hold {sum(sizes.values()) - missing:,} of the {sum(sizes.values()):,} numbers that config.json "
             "asks for; fetch the model again"
         )
+    return lacking
 
 
 def _check_inputs(model: nn.Module, name: str) -> set[str]:

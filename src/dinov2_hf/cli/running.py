@@ -34,8 +34,8 @@ def execute(parser: Parser, arguments: Sequence[str]) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", handlers=[_AboveBars()])
     logging.getLogger("dinov2_hf").setLevel(logging.INFO)
-    follow_launcher()
     args = parse(parser, arguments)
+    follow_launcher()
     command: Parser = args.parser
     try:
         import_parts(getattr(args, "imports", ()))

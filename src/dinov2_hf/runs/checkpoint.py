@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from ..config import RunConfig, dotted_keys, load_saved_config, paths_in, same_place, save_config, value_at
-from ..files import CHECKPOINTS, CONFIG_FILE, STATE_FILE, first_line, sync
+from ..files import CHECKPOINTS, CONFIG_FILE, STATE_FILE, first_line, is_full, sync
 from .manifest import Manifest, list_files, write_manifest
 from .metrics import current_name
 from .provenance import Provenance
@@ -40,9 +40,6 @@ from .together import on_all, on_main, rank_and_world
 _NAME = re.compile(r"step-(\d{8})")
 _FORMAT = 2
 """Of what is written here. 1 is that of dinov2_hf 0.5: no manifest, no provenance."""
-
-_FULL = 2**20
-"""Bytes that are free on a full disk, at most."""
 
 _MAY_DIFFER = re.compile(
     r"train\.(output_dir|log_every|checkpoint_epochs|keep_checkpoints|keep_every|max_skipped_updates"
@@ -340,5 +337,4 @@ def _reason(error: BaseException, folder: Path) -> str:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     # of another process only the last error is known
-    full = shutil.disk_usage(folder).free < _FULL
-    return f"{'No space left on device: ' if full else ''}{first_line(_cause(error))}"
+    return f"{'No space left on device: ' if is_full(folder) else ''}{first_line(_cause(error))}"

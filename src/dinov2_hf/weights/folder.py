@@ -26,6 +26,7 @@ from .original import Converted, config_from_original, to_original, weights_of_f
 from .positions import rule_remarks
 from .preprocessor import read_settings
 from .tensors import (
+    PARTS,
     TensorFile,
     left_out,
     read_safetensors,
@@ -109,10 +110,9 @@ def _of_backbone(tensors: Mapping[str, Tensor], kind: type[Any], where: str) -> 
 
 def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a `Dinov2Model`, and the names of others beside them, such as those of a classifier."""
-    parts = ("embeddings.", "encoder.", "layernorm.")
     return (
-        {name: tensor for name, tensor in tensors.items() if name.startswith(parts)},
-        [name for name in tensors if not name.startswith(parts)],
+        {name: tensor for name, tensor in tensors.items() if name.startswith(PARTS)},
+        [name for name in tensors if not name.startswith(PARTS)],
     )
 
 

@@ -27,6 +27,7 @@ from ..files import first_line
 from .base import Format, Place, Weights
 from .notes import Notes
 from .positions import bicubic_matrix
+from .tensors import PARTS
 
 OPSET = 20
 INPUT, OUTPUTS = "pixel_values", ("last_hidden_state", "pooler_output")
@@ -150,7 +151,7 @@ def read_onnx(path: str | PathLike[str], where: str) -> tuple[dict[str, Tensor],
     parts = [part for part in (Path(path), Path(f"{path}.data")) if part.is_file()]
     size, state = sum(part.stat().st_size for part in parts), {}
     for tensor in proto.graph.initializer:
-        if tensor.name.startswith(("embeddings.", "encoder.", "layernorm.")):
+        if tensor.name.startswith(PARTS):
             itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
             check_size(tensor.name, math.prod(tensor.dims) * itemsize, size, where)
             state[tensor.name] = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())

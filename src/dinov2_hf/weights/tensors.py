@@ -20,6 +20,8 @@ from .wrappings import is_head, tensors_in, unwrap
 
 NOTES = "dinov2_hf"
 """The attribute of a pickled state dict that holds our notes; code that does not know it does not see it."""
+PARTS = ("embeddings.", "encoder.", "layernorm.")
+"""What the names of the tensors of a `Dinov2Model` begin with."""
 
 SETTINGS = (
     "argparse.Namespace",
@@ -197,7 +199,8 @@ def _load_pickle(file: Path, where: str, device: str) -> Any:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(
             f"{where} is damaged or holds other objects than tensors, which are not loaded as they can run "
-            f"code{_names_of_others(file)}; save the state dict alone with torch.save, where you trust the file"
+            f"code{_names_of_others(file)}; save the state dict alone with torch.save, where you trust the file and "
+            "load it with weights_only=False"
         ) from None
 
 
