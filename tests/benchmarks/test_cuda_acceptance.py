@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ..patience import HANGS
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +54,7 @@ def accept(*arguments):
         [sys.executable, str(SCRIPT), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=HANGS,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
     )
 

@@ -17,8 +17,9 @@ from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.data import EvalTransform, preprocessor_config
 from dinov2_hf.weights.folder import write_folder
 
+from ..patience import HANGS
+
 ROOT = Path(__file__).parents[2]
-LIMIT = 240
 """Seconds, of a script that hangs."""
 
 SCRIPTS = {
@@ -61,7 +62,7 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
-            signal.alarm(LIMIT)
+            signal.alarm(HANGS)
             log = os.open(job["log"], os.O_WRONLY | os.O_CREAT)
             for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
                 os.dup2(file, number)

@@ -19,6 +19,8 @@ from dinov2_hf.cli.running import _AboveBars, execute
 from dinov2_hf.cli.train import is_of_lost_process
 from dinov2_hf.launcher import is_launcher
 
+from ..patience import HANGS
+
 
 @pytest.fixture
 def handler():
@@ -93,7 +95,7 @@ def test_ctrl_c_in_a_process_prints_one_line(name, small_run, small_set, image_f
             break
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 130 and said.endswith("dinov2-hf: stopped by Ctrl-C\n") and "Traceback" not in said
 
 

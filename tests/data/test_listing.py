@@ -15,6 +15,8 @@ from dinov2_hf.data.sources.columns import open_images
 from dinov2_hf.data.sources.listing import Pattern
 from dinov2_hf.data.sources.load import load
 
+from ..patience import HANGS
+
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
@@ -176,7 +178,7 @@ def test_one_process_lists_while_the_others_wait(root, cache, tmp_path, monkeypa
     processes = [context.Process(target=read, args=(barrier, results)) for _ in range(4)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=60) for _ in processes]
+    found = [results.get(timeout=HANGS) for _ in processes]
     for process in processes:
         process.join()
     assert found == [["a.jpg", "d.jpg", "c.jpg", "b.jpg"]] * 4

@@ -20,6 +20,8 @@ from dinov2_hf.data.sources.columns import find_images
 from dinov2_hf.data.sources.load import Loaded
 from dinov2_hf.data.sources.training import MapSource, open_training_source
 
+from ..patience import HANGS
+
 both = pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
 
 
@@ -221,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = faults.pop(0) if faults else None
         data = self.server.files[int(path[1:-4])]
         if fault == "hang":
-            self.server.hold.wait(30)
+            self.server.hold.wait(HANGS)
             return
         self.send_response(fault if isinstance(fault, int) else 200)
         self.send_header("Content-Length", str(len(data)))

@@ -25,6 +25,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ..hub.server import LoopbackHub
+from ..patience import HANGS
 from ..tiny import TINY, TINY_FEATURES, write_photographs
 from .conftest import FSDP2
 from .moments import MOMENTS
@@ -206,7 +207,7 @@ class Campaign:
     def _interrupt(self, launch: Launch, planned: Interruption) -> bool:
         """Waits for the end of an interrupted launch; whether the interruption came before the run had ended."""
         start, sent = time.monotonic(), planned.moment != "any time"
-        while set(codes := launch.codes()) == {None} and time.monotonic() < start + 240:
+        while set(codes := launch.codes()) == {None} and time.monotonic() < start + HANGS:
             if not sent and time.monotonic() > start + planned.delay:
                 sent = True
                 launch.signal(planned.signal)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ..patience import HANGS
+
 ROOT = Path(__file__).parents[2]
 
 FSDP2 = {
@@ -54,7 +56,7 @@ def launch():
             text=True,
             env=os.environ | base | (environment or {}),
             cwd=ROOT,
-            timeout=300,
+            timeout=HANGS,
             preexec_fn=use_one_core if processes == 1 else None,
         )
         assert done.returncode == 0, done.stderr[-4000:]

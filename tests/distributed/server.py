@@ -31,10 +31,10 @@ from dinov2_hf.config import load_config
 from dinov2_hf.runs.checkpoint import find_checkpoints, step_of
 from dinov2_hf.train import Trainer, build_accelerator
 
+from ..patience import HANGS
 from .moments import mark_moments
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 240  # seconds; what hangs waits for ever
 EXAMPLES = {"pretrain": "dinov2", "distill": "distill_prototypes"}
 """The objective of each, where the configuration names none."""
 
@@ -162,7 +162,7 @@ class Server:
     def close(self) -> None:
         """Ends the server, and kills what runs."""
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=HANGS)
 
     def launch(
         self,
@@ -216,20 +216,20 @@ class Launch:
 
     def wait_until(self, condition, what: str):
         """Waits until `condition()`, and gives its value."""
-        end = time.monotonic() + TIMEOUT
+        end = time.monotonic() + HANGS
         while not (found := condition()):
             assert None in self.codes(), f"ended before {what}: {self._tails()}"
             assert time.monotonic() < end, f"{what} did not come: {self._tails()}"
             time.sleep(0.001)
         return found
 
-    def finish(self, timeout: float = TIMEOUT) -> list[int]:
+    def finish(self) -> list[int]:
         """Waits for the end of all processes, and gives their exit codes."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + HANGS
         while None in (codes := self.codes()):
             if time.monotonic() > end:
                 self.signal(signal.SIGKILL)
-                raise AssertionError(f"ran for longer than {timeout} s: {self._tails()}")
+                raise AssertionError(f"ran for longer than {HANGS} s: {self._tails()}")
             time.sleep(0.01)
         return codes
 

@@ -21,10 +21,10 @@ from dinov2_hf.runs.checkpoint import read_model_tensors
 from dinov2_hf.runs.integrity import damage_of
 from dinov2_hf.runs.provenance import Provenance, digest_of
 
+from ..patience import HANGS
 from .conftest import use_one_core
 from .server import (
     ROOT,
-    TIMEOUT,
     Launch,
     assert_same_tensors,
     content,
@@ -318,14 +318,14 @@ def example(*arguments: str, launcher: tuple[str, ...] = ()):
 
 def stop_after(process: subprocess.Popen, folder: Path, update: int, number: signal.Signals) -> tuple[int, str]:
     """Sends a signal to the group after an update; gives the update after which the run saved, and what it printed."""
-    end = time.monotonic() + TIMEOUT
+    end = time.monotonic() + HANGS
     metrics = folder / "metrics.jsonl"
     while not metrics.exists() or not re.search(rf'"step": {update}\b', metrics.read_text()):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.01)
     os.killpg(process.pid, number)
-    output, errors = process.communicate(timeout=TIMEOUT)
+    output, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 128 + number and "Traceback" not in errors, errors
     name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
     told = re.search(rf"stopped by {name} after update (\d+); saved (\S+), launch again to continue", output)
@@ -356,15 +356,15 @@ def test_a_run_saves_and_ends_when_accelerate_launch_of_one_process_is_terminate
     overrides = [*tiny_overrides, "train.epochs=5000", "train.log_every=1", "train.checkpoint_epochs=1000"]
     launcher = ("-m", "accelerate.commands.launch", "--quiet", "--config_file", "configs/accelerate/cpu.yaml")
     with example(*overrides, launcher=launcher) as process:
-        end = time.monotonic() + TIMEOUT
+        end = time.monotonic() + HANGS
         while not (folder / "metrics.jsonl").exists() or not read_log(folder):
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.01)
         (training,) = psutil.Process(process.pid).children()
         process.terminate()
-        output, errors = process.communicate(timeout=TIMEOUT)  # ends when the run has closed its output
+        output, errors = process.communicate(timeout=HANGS)  # ends when the run has closed its output
         assert process.returncode == -signal.SIGTERM and "Traceback" not in errors
-        training.wait(TIMEOUT)
+        training.wait(HANGS)
     (saved,) = names_in(folder)
     assert f"saved {folder}/checkpoints/{saved}, launch again to continue" in output
 
@@ -433,7 +433,7 @@ def test_run_that_its_data_end_does_not_wait_for_its_workers(server, tiny_overri
             path.write_text("not an image")
     overrides = [*tiny_overrides, "data.num_workers=2", f"data.train.path={images}", "data.max_broken_share=0.001"]
     launch = server.launch(1, [*overrides, "train.epochs=5000"])
-    assert launch.finish(timeout=60) == [1]
+    assert launch.finish() == [1]
     message = "100 images in a row cannot be decoded" if broken == "all" else r"more than data.max_broken_share=0.001"
     assert re.search(rf"ValueError: .*{message}", launch.logs()[0])
     with pytest.raises(ProcessLookupError):  # nobody is left in its group

@@ -9,6 +9,7 @@ import sys
 import huggingface_hub
 import pytest
 
+from ..patience import HANGS
 from .server import LoopbackHub
 
 
@@ -31,7 +32,7 @@ def hub_process(hub, tmp_path_factory):
 
     def run(script: str, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
         done = start(script, *arguments, **environment)
-        stdout, stderr = done.communicate(timeout=300)
+        stdout, stderr = done.communicate(timeout=HANGS)
         assert not check or done.returncode == 0, stderr[-4000:]
         return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from ..patience import HANGS
 from .routes import ROUTES
 from .storage import HubError, Repository
 
@@ -202,7 +203,7 @@ class Handler(BaseHTTPRequestHandler):
         if halfway:
             self.fault.reached.set()
             if self.fault.kind == "hold":
-                self.fault.release.wait(60)
+                self.fault.release.wait(HANGS)
             raise _Cut
         if len(body) < length:
             raise ConnectionError("the client went away")

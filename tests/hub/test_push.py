@@ -15,6 +15,8 @@ from safetensors.numpy import save_file
 from dinov2_hf.cli import main
 from dinov2_hf.hub import push_folder
 
+from ..patience import HANGS
+
 NAMES = ["README.md", "config.json", "heads.safetensors", "model.safetensors", "preprocessor_config.json"]
 PUSH = "import sys; from dinov2_hf.cli import main; main(['push', *sys.argv[1:]])"
 
@@ -34,7 +36,7 @@ def puts_of(hub, path):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -85,7 +87,7 @@ def test_killed_upload_goes_on_with_what_is_missing(hub_login, hub_process, expo
     model, heads = export / "model.safetensors", export / "heads.safetensors"
     fault = hub.fail("PUT", sha256(model), "hold")
     process = hub_process.start(PUSH, export, "tester/tiny")
-    assert fault.reached.wait(60)
+    assert fault.reached.wait(HANGS)
     wait_until(lambda: [request.status for request in puts_of(hub, heads)] == [200])
     process.send_signal(signal.SIGKILL)
     process.communicate()

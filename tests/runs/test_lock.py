@@ -17,6 +17,8 @@ import pytest
 from dinov2_hf.runs import RunFolder, lock
 from dinov2_hf.runs.lock import Owner, RunLock, start_of
 
+from ..patience import HANGS
+
 HERE = socket.gethostname()
 
 
@@ -78,7 +80,7 @@ def test_another_process_with_the_same_number_is_not_taken_for_the_owner(tmp_pat
 
 def test_a_process_that_ended_and_was_not_waited_for_is_gone():
     process = subprocess.Popen([sys.executable, "-c", ""])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS
     while start_of(process.pid) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -150,7 +152,7 @@ def test_one_of_many_launches_takes_over(tmp_path, ended):
     processes = [context.Process(target=_try, args=(tmp_path, barrier, results)) for _ in range(6)]
     for process in processes:
         process.start()
-    assert sorted(results.get(timeout=60) for _ in processes) == ["held", *["refused"] * 5]
+    assert sorted(results.get(timeout=HANGS) for _ in processes) == ["held", *["refused"] * 5]
     for process in processes:
         process.join()
     assert list(tmp_path.iterdir()) == []

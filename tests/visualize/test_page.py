@@ -39,6 +39,8 @@ from dinov2_hf.visualize.page import serve_page
 from dinov2_hf.visualize.sheet import heat_colors
 from dinov2_hf.visualize.similarity import similarity_range
 
+from ..patience import HANGS
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 IMAGE_SIZE = 96
 # where a change is tested for others, a missing browser is an error and not a reason to say nothing
@@ -68,7 +70,7 @@ def served(model_folder, log, image_size):
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
-        until = time.monotonic() + 240
+        until = time.monotonic() + HANGS
         while time.monotonic() < until and process.poll() is None:
             with socket.socket() as trial:
                 if trial.connect_ex(("127.0.0.1", port)) == 0:
@@ -80,7 +82,7 @@ def served(model_folder, log, image_size):
         assert "Traceback" not in log.read_text(), log.read_text()
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(HANGS)
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +131,11 @@ class Visit:
     def all(self, selector):
         return self.browser.find_elements("css selector", selector)
 
-    def wait(self, condition, seconds=30):
+    def wait(self, condition):
         from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        patient = WebDriverWait(self.browser, seconds, 0.05, [StaleElementReferenceException])
+        patient = WebDriverWait(self.browser, HANGS, 0.05, [StaleElementReferenceException])
         return patient.until(lambda _: condition())
 
     def upload(self, *paths, cards=None):
@@ -411,7 +413,7 @@ def test_a_visitor_does_not_wait_for_all_images_of_another(visit, address, photo
         other.upload(photographs[0], cards=1)
         visit.browser.switch_to.window(first)
         assert not visit.all(".card") and "Looking at image" in visit.text(".drop")
-        visit.wait(lambda: len(visit.all(".card")) == 12, 120)
+        visit.wait(lambda: len(visit.all(".card")) == 12)
     finally:
         for handle in visit.browser.window_handles:
             if handle != first:
@@ -468,7 +470,7 @@ def test_a_body_that_is_too_long_is_refused_and_not_kept(page, length):
     head = [f"POST {upload} HTTP/1.1", f"Host: {place.netloc}", "Content-Type: multipart/form-data; boundary=b", length]
     part = b'--b\r\nContent-Disposition: form-data; name="f"; filename="f.jpg"\r\n\r\n'
     sent = 0
-    with socket.create_connection((place.hostname, place.port), timeout=60) as client:
+    with socket.create_connection((place.hostname, place.port), timeout=HANGS) as client:
         client.sendall(("\r\n".join(head) + "\r\n\r\n").encode())
         client.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
         try:
@@ -492,7 +494,7 @@ def client_of(html):
 
 def ask(address, path, method="GET", **headers):
     """Status and text of a request without a body."""
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=HANGS)
     connection.putrequest(method, path, skip_host="Host" in headers)
     for name, value in headers.items():
         connection.putheader(name, value)
