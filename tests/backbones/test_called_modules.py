@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from dinov2_hf.backbones.dinov2.modeling import Dinov2Layer
-from dinov2_hf.backbones.dinov2.packing import Packing
+from dinov2_hf.backbones.transformer.packing import Packing
 
 READ_DIRECTLY = {  # modules whose parameters, or whose parts, a fast path reads
     "query": "attention.attention.query",

@@ -8,8 +8,8 @@ import torch
 
 from dinov2_hf import Dinov2Backbone, Dinov2Config, Dinov2Model
 from dinov2_hf.backbones import recompute_blocks
-from dinov2_hf.backbones.dinov2.attention import SelfAttentionProjections, eager_attention_forward
-from dinov2_hf.backbones.dinov2.embeddings import interpolate_positions
+from dinov2_hf.backbones.transformer.attention import SelfAttentionProjections, eager_attention_forward
+from dinov2_hf.backbones.transformer.embeddings import interpolate_positions
 
 
 def test_rectangular_image_size_needs_no_interpolation_at_its_own_size(tiny):

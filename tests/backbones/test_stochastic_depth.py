@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from dinov2_hf.backbones.dinov2 import modeling
-from dinov2_hf.backbones.dinov2.packing import Group, Packing
-from dinov2_hf.backbones.dinov2.stochastic_depth import add_residual_of_kept, draw_kept
+from dinov2_hf.backbones.transformer import layer
+from dinov2_hf.backbones.transformer.packing import Group, Packing
+from dinov2_hf.backbones.transformer.stochastic_depth import add_residual_of_kept, draw_kept
 
 
 def masked(tokens, branch, packing, layer_scale, kept):
@@ -24,7 +24,7 @@ def test_efficient_equals_masked_given_the_same_kept_samples(tiny, monkeypatch):
     crops = [torch.randn(5, 3, 32, 32), torch.randn(7, 3, 16, 16)]
     results = []
     for function in (add_residual_of_kept, masked):
-        monkeypatch.setattr(modeling, "add_residual_of_kept", function)
+        monkeypatch.setattr(layer, "add_residual_of_kept", function)
         model = tiny(drop_path_rate=0.4).train()
         torch.manual_seed(3)  # draws the same kept samples
         outputs = model.forward_packed(crops)

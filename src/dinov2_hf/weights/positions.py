@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..backbones.dinov2.embeddings import interpolate_positions
+from ..backbones.transformer.embeddings import interpolate_positions
 
 
 def resize_position_embeddings(

@@ -5,17 +5,15 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
-
 from ...config import PRESETS
 from ...config.limits import check_config
+from ..transformer.configuration import TransformerConfig
 
 _WITHOUT_REGISTERS = "dinov2"
 _WITH_REGISTERS = "dinov2_with_registers"
 
 
-class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
+class Dinov2Config(TransformerConfig):
     """Architecture of a `Dinov2Model`; `save_pretrained` writes a file that the stock transformers classes read.
 
     The `model_type` that is written is `dinov2_with_registers` when there are register tokens and `dinov2` otherwise;
@@ -115,38 +113,6 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"preset={name!r} is not known; use one of {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **overrides})
 
-    @property
-    def patch_height_width(self) -> tuple[int, int]:
-        """Height and width of a patch in pixels."""
-        return _pair(self.patch_size)
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of patches that the position embeddings are made for."""
-        return _count_patches(("image_size", "image_size"), _pair(self.image_size), self.patch_height_width)
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens before the first patch: CLS and the registers."""
-        return 1 + self.num_register_tokens
-
-    @property
-    def drop_path_rates(self) -> list[float]:
-        """Stochastic-depth rate of every layer."""
-        last = max(self.num_hidden_layers - 1, 1)
-        return [
-            self.drop_path_rate * (1.0 if self.drop_path_uniform else layer / last)
-            for layer in range(self.num_hidden_layers)
-        ]
-
-    def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of an input of `height` x `width` pixels.
-
-        Raises:
-            ValueError: a side that the patch does not divide.
-        """
-        return _count_patches(("height", "width"), (height, width), self.patch_height_width)
-
     def to_dict(self) -> dict[str, Any]:
         output: dict[str, Any] = super().to_dict()  # type: ignore[no-untyped-call]
         output["model_type"] = _WITH_REGISTERS if self.num_register_tokens else _WITHOUT_REGISTERS
@@ -163,7 +129,6 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        check_config(config, f"the config.json of {pretrained_model_name_or_path}")
         model_type = config.pop("model_type", _WITHOUT_REGISTERS)
         if model_type not in (_WITHOUT_REGISTERS, _WITH_REGISTERS):
             raise ValueError(
@@ -175,31 +140,6 @@ class Dinov2Config(BackboneConfigMixin, PreTrainedConfig):
         return config, kwargs
 
     def _check(self) -> None:
-        check_config(vars(self), type(self).__name__)
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise ValueError(f"{name}={value!r} is not a whole number above 0; use that of the published model")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; "
-                "use heads of 64 channels, num_attention_heads = hidden_size / 64"
-            )
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate={self.drop_path_rate} is not in [0, 1); published runs use 0.3 and 0.4")
+        super()._check()
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens={self.num_register_tokens} is negative; use 0 for none or 4")
-        _ = self.grid_size  # refuses an image size that the patch does not divide
-
-
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _count_patches(names: tuple[str, str], sides: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches; refuses a side that its patch does not divide."""
-    for name, side, step in zip(names, sides, patch):
-        if side < step or side % step:
-            below, above = side // step * step, (side // step + 1) * step
-            remedy = f"use {below} or {above}" if below else f"use {above}"
-            raise ValueError(f"{name}={side} is not a multiple of patch_size={step}; {remedy}")
-    return sides[0] // patch[0], sides[1] // patch[1]

@@ -6,7 +6,7 @@ import torch
 
 from ...config import ModelConfig
 from ..base import register_backbone
-from .attention import check_attention
+from ..transformer.attention import check_attention
 from .configuration import Dinov2Config
 from .describe import describe_dinov2
 from .modeling import Dinov2ForImageClassification, Dinov2Model

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from .configuration import Dinov2Config
+from .configuration import TransformerConfig
 from .packing import Packing
 from .plain import is_plain
 
@@ -86,7 +86,7 @@ def check_attention(implementation: str, key: str) -> None:
 class SelfAttentionProjections(nn.Module):
     """Query, key and value projections, under the names of the interchange format."""
 
-    def __init__(self, config: Dinov2Config) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.query = nn.Linear(width, width, bias=config.qkv_bias)
@@ -109,7 +109,7 @@ class SelfAttentionProjections(nn.Module):
 class SelfAttentionOutput(nn.Module):
     """Output projection, under the names of the interchange format."""
 
-    def __init__(self, config: Dinov2Config) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -118,12 +118,12 @@ class SelfAttentionOutput(nn.Module):
         return output
 
 
-class Dinov2Attention(nn.Module):
+class Attention(nn.Module):
     """Self-attention of tokens `[B, T, D]`, or packed `[M, D]`: each token attends within its sequence."""
 
     is_causal = False  # read by transformers' attention functions
 
-    def __init__(self, config: Dinov2Config) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.num_heads = config.num_attention_heads

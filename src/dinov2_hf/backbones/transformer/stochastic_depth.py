@@ -24,7 +24,7 @@ def draw_kept(packing: Packing, rate: float, device: torch.device) -> list[Tenso
     ]
 
 
-def add_residual(tokens: Tensor, branch: Branch, packing: Packing | None, layer_scale: nn.Module) -> Tensor:
+def add_residual(tokens: Tensor, branch: Branch, packing: Packing | None, layer_scale: nn.Module | None) -> Tensor:
     """`tokens + layer_scale(branch(tokens))` for tokens `[B, T, D]`, or packed `[M, D]` with their `packing`."""
     return add_scaled(tokens, branch(tokens, packing), layer_scale)
 
@@ -46,10 +46,11 @@ def rows_of_kept(packing: Packing, kept: list[Tensor]) -> tuple[Tensor, Packing,
 
 
 def add_residual_of_kept(
-    tokens: Tensor, branch: Branch, packing: Packing, layer_scale: nn.Module, kept: list[Tensor]
+    tokens: Tensor, branch: Branch, packing: Packing, layer_scale: nn.Module | None, kept: list[Tensor]
 ) -> Tensor:
     """As `add_residual`, of the sequences `kept` of each group; the others pass unchanged."""
     rows, packing, weights = rows_of_kept(packing, kept)
-    residual = branch(tokens.index_select(0, rows), packing)
-    residual = layer_scale(residual.to(tokens.dtype)).to(tokens.dtype) * weights.to(tokens.dtype)
-    return tokens.index_add(0, rows, residual)
+    residual = branch(tokens.index_select(0, rows), packing).to(tokens.dtype)
+    if layer_scale is not None:
+        residual = layer_scale(residual).to(tokens.dtype)
+    return tokens.index_add(0, rows, residual * weights.to(tokens.dtype))

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .configuration import Dinov2Config
+from .configuration import TransformerConfig
 
 
 class PatchEmbeddings(nn.Module):
     """Linear projection of non-overlapping patches: `[B, C, H, W]` to `[B, N, D]`, row by row."""
 
-    def __init__(self, config: Dinov2Config) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         patch = config.patch_height_width
         self.projection = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
@@ -27,16 +27,20 @@ class PatchEmbeddings(nn.Module):
         return patches.flatten(2).transpose(1, 2)
 
 
-class Dinov2Embeddings(nn.Module):
-    """Tokens of a batch of images of one size, `[B, 1 + R + N, D]`: CLS, registers, patches."""
+class Embeddings(nn.Module):
+    """Tokens of a batch of images of one size, `[B, 1 + R + N, D]`: CLS, registers, patches.
 
-    def __init__(self, config: Dinov2Config) -> None:
+    Args:
+        mask_shape: of the mask token, as the stock class of the family has it; None: the model takes no masks.
+    """
+
+    def __init__(self, config: TransformerConfig, mask_shape: tuple[int, ...] | None) -> None:
         super().__init__()
         rows, columns = config.grid_size
         width = config.hidden_size
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.mask_token = nn.Parameter(torch.zeros(1, width))
+        self.mask_token = None if mask_shape is None else nn.Parameter(torch.zeros(mask_shape))
         self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + rows * columns, width))
         self.register_tokens = None
         if config.num_register_tokens:
@@ -48,7 +52,8 @@ class Dinov2Embeddings(nn.Module):
         """Tokens `[B, T, D]` of `pixel_values` `[B, C, H, W]`; patches where `bool_masked_pos` `[B, N]` are masked.
 
         Raises:
-            ValueError: another number of channels, a side that the patch does not divide, a mask of another shape.
+            ValueError: another number of channels, a side that the patch does not divide, a mask of another shape or
+                for a model without mask token.
         """
         batch, channels, height, width = pixel_values.shape
         if channels != self.config.num_channels:
@@ -59,6 +64,8 @@ class Dinov2Embeddings(nn.Module):
         rows, columns = self.config.grid_of(height, width)
         patches = self.patch_embeddings(pixel_values)
         if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError("the model has no mask token; leave bool_masked_pos out, or build it with one")
             if bool_masked_pos.shape != patches.shape[:2]:
                 raise ValueError(
                     f"bool_masked_pos has shape {list(bool_masked_pos.shape)}, the batch {list(patches.shape[:2])} "

@@ -1,0 +1,1 @@
+"""What the families of vision transformers are made of."""
