@@ -29,6 +29,7 @@ from .dinov2 import (
     check_attention,
 )
 from .frozen import StockBackbone, load_stock_backbone
+from .vit import ViTConfig, ViTLayer, ViTModel
 
 __all__ = [
     "PRESETS",
@@ -47,6 +48,9 @@ __all__ = [
     "PretrainedBackbone",
     "StockBackbone",
     "Tokens",
+    "ViTConfig",
+    "ViTLayer",
+    "ViTModel",
     "check_attention",
     "describe_backbone",
     "family_of",

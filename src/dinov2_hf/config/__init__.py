@@ -27,8 +27,11 @@ from .terms import (
     TermConfig,
 )
 from .training import HubConfig, KnnConfig, OptimConfig, RunEvaluationConfig, TrainConfig
+from .vit import VIT_PRESETS, ViTModelConfig
 
 __all__ = [
+    "VIT_PRESETS",
+    "ViTModelConfig",
     "FAMILIES",
     "PRESETS",
     "RUNS",

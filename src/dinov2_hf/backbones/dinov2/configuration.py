@@ -5,6 +5,8 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
+from transformers.backbone_utils import BackboneConfigMixin
+
 from ...config import PRESETS
 from ...config.limits import check_config
 from ..transformer.configuration import TransformerConfig
@@ -13,7 +15,7 @@ _WITHOUT_REGISTERS = "dinov2"
 _WITH_REGISTERS = "dinov2_with_registers"
 
 
-class Dinov2Config(TransformerConfig):
+class Dinov2Config(BackboneConfigMixin, TransformerConfig):
     """Architecture of a `Dinov2Model`; `save_pretrained` writes a file that the stock transformers classes read.
 
     The `model_type` that is written is `dinov2_with_registers` when there are register tokens and `dinov2` otherwise;

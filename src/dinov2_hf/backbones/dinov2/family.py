@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from ...config import ModelConfig
 from ..base import register_backbone
-from ..transformer.attention import check_attention
+from ..transformer.attention import choose_attention
 from .configuration import Dinov2Config
 from .describe import describe_dinov2
 from .modeling import Dinov2ForImageClassification, Dinov2Model
@@ -26,7 +24,5 @@ def build_dinov2(section: ModelConfig, image_size: int, drop_path_rate: float) -
         ValueError: the package of `model.attn_implementation` is not installed.
     """
     architecture = section.architecture() | {"drop_path_rate": drop_path_rate, "image_size": image_size}
-    if architecture["attn_implementation"] == "auto":
-        architecture["attn_implementation"] = "sdpa" if torch.accelerator.is_available() else "eager"
-    check_attention(architecture["attn_implementation"], "model.attn_implementation")
+    architecture["attn_implementation"] = choose_attention(section.attn_implementation)
     return Dinov2Model(Dinov2Config.preset(section.preset, **architecture))

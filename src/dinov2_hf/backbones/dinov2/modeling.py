@@ -96,12 +96,13 @@ class Dinov2PreTrainedModel(TakesStockNames, PreTrainedTransformer):
     def _init_prefix(self, embeddings: Embeddings) -> None:
         """CLS and registers ~ N(0, 1e-6)."""
         init.normal_(embeddings.cls_token, std=1e-6)
-        init.zeros_(embeddings.mask_token)
+        if embeddings.mask_token is not None:
+            init.zeros_(embeddings.mask_token)
         if embeddings.register_tokens is not None:
             init.normal_(embeddings.register_tokens, std=1e-6)
 
 
-class _Transformer(Dinov2PreTrainedModel, VisionTransformer):
+class _Transformer(Dinov2PreTrainedModel):
     """Embeddings, layers and the final norm: what `Dinov2Model` and `Dinov2Backbone` share."""
 
     def __init__(self, config: Dinov2Config) -> None:
@@ -112,10 +113,8 @@ class _Transformer(Dinov2PreTrainedModel, VisionTransformer):
         self.post_init()
 
 
-class Dinov2Model(_Transformer):
+class Dinov2Model(_Transformer, VisionTransformer):
     """The backbone. `Dinov2Model(config)` starts from scratch, `from_pretrained` reads the published checkpoints."""
-
-    takes_masks = True
 
 
 class Dinov2Backbone(BackboneMixin, _Transformer):

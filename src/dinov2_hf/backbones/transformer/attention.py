@@ -83,6 +83,18 @@ def check_attention(implementation: str, key: str) -> None:
         raise ValueError(f'{key}=xformers needs the xformers package: pip install "dinov2_hf[xformers]", or use sdpa')
 
 
+def choose_attention(implementation: str) -> str:
+    """The implementation that `model.attn_implementation` names; `auto`: the fastest on this machine.
+
+    Raises:
+        ValueError: its package is not installed.
+    """
+    if implementation == "auto":
+        implementation = "sdpa" if torch.accelerator.is_available() else "eager"
+    check_attention(implementation, "model.attn_implementation")
+    return implementation
+
+
 class SelfAttentionProjections(nn.Module):
     """Query, key and value projections, under the names of the interchange format."""
 

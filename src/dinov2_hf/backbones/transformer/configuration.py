@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig
 
 from ...config.limits import check_config
-from transformers.backbone_utils import BackboneConfigMixin
 
 
-class TransformerConfig(BackboneConfigMixin, PreTrainedConfig):
+class TransformerConfig(PreTrainedConfig):
     """Base of the configurations of vision transformers, which set these attributes and call `_check`."""
 
     if TYPE_CHECKING:  # transformers makes a dataclass of what a class annotates
@@ -31,8 +30,6 @@ class TransformerConfig(BackboneConfigMixin, PreTrainedConfig):
         num_register_tokens: int
         interpolate_antialias: bool
         interpolate_offset: float
-        apply_layernorm: bool
-        reshape_hidden_states: bool
 
     @property
     def patch_height_width(self) -> tuple[int, int]:

@@ -100,7 +100,7 @@ class TransformerLayer(GradientCheckpointingLayer):
 
     def _forward_at(self, tokens: Tensor, packing: Packing, positions: Tensor) -> Tensor:
         wanted = tokens.index_select(0, positions)
-        factors = [None if scale is None else scale.lambda1 for scale in self.layer_scales]
+        factors: list[Tensor | None] = [None if scale is None else scale.lambda1 for scale in self.layer_scales]
         if self._drops:
             rows, kept, weights = rows_of_kept(packing, draw_kept(packing, self.drop_path_rate, tokens.device))
             mixed = self.attention.mix(self.norm_for_attention(tokens.index_select(0, rows)), kept)

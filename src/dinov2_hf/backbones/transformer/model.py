@@ -34,6 +34,9 @@ class PreTrainedTransformer(PreTrainedModel):
     """Initialisation and what transformers has to know about the models of all families."""
 
     config: TransformerConfig
+    embeddings: Embeddings
+    encoder: Encoder
+    layernorm: nn.LayerNorm
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]  # a tuple in the classes of transformers too
     supports_gradient_checkpointing = True
@@ -86,14 +89,6 @@ class PreTrainedTransformer(PreTrainedModel):
         """Starts CLS, mask token and registers."""
         raise NotImplementedError
 
-
-class VisionTransformer(PreTrainedTransformer):
-    """Embeddings, layers and the final norm: the contract `Backbone`, on packed groups of crops."""
-
-    embeddings: Embeddings
-    encoder: Encoder
-    layernorm: nn.LayerNorm
-
     def _encode(
         self,
         pixel_values: Tensor,
@@ -117,6 +112,15 @@ class VisionTransformer(PreTrainedTransformer):
         patches = tokens[:, self.config.num_prefix_tokens :]
         maps: Tensor = patches.unflatten(1, grid).permute(0, 3, 1, 2)
         return maps.contiguous()
+
+
+class VisionTransformer(PreTrainedTransformer):
+    """Embeddings, layers and the final norm: the contract `Backbone`, on packed groups of crops."""
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether there is a mask token."""
+        return self.embeddings.mask_token is not None
 
     @property
     def width(self) -> int:
