@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         Dinov2Config,
         Dinov2ForImageClassification,
         Dinov2Model,
+        ViTConfig,
+        ViTModel,
         register_backbone,
     )
     from .data import register_source
@@ -51,6 +53,8 @@ _PLACES = {
         "Dinov2Config",
         "Dinov2ForImageClassification",
         "Dinov2Model",
+        "ViTConfig",
+        "ViTModel",
         "register_backbone",
     ),
     "data": ("register_source",),
@@ -65,6 +69,8 @@ __all__ = [
     "Dinov2ForImageClassification",
     "Dinov2Model",
     "Run",
+    "ViTConfig",
+    "ViTModel",
     "__version__",
     "distill",
     "evaluate",

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,3 +140,72 @@ def test_wanted_tokens_equal_those_of_the_whole_forward(vit, drop_path_rate):
     torch.testing.assert_close(*(tokens for tokens, _ in results), atol=1e-5, rtol=1e-5)
     for found, expected in zip(*(gradients for _, gradients in results), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+PUBLISHED = Path(__file__).parents[1] / "parity" / "data" / "dino_steps.safetensors"
+NAMES = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+    "norm": "layernorm",
+}
+
+
+def of_published(name):
+    """A parameter of the published code under our name, without query, key and value."""
+    module, _, kind = name.rpartition(".")
+    if name in NAMES:
+        return NAMES[name]
+    if module.startswith("blocks."):
+        _, layer, part = module.split(".", 2)
+        return f"encoder.layer.{layer}.{NAMES[part]}.{kind}"
+    return f"{NAMES[module]}.{kind}"
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The backbone of the published code of DINO, and what it computes."""
+    tensors = load_file(PUBLISHED)
+    state = {}
+    for name, value in tensors.items():
+        if not name.startswith("init.student.backbone."):
+            continue
+        name = name.removeprefix("init.student.backbone.")
+        if ".attn.qkv." in name:
+            _, layer, *_, kind = name.split(".")
+            for part, piece in zip(("query", "key", "value"), value.chunk(3)):
+                state[f"encoder.layer.{layer}.attention.attention.{part}.{kind}"] = piece
+        else:
+            state[of_published(name)] = value
+    config = ViTConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=192,
+        image_size=32,
+        patch_size=8,
+        layer_norm_eps=1e-6,
+        interpolate_offset=0.1,
+        attn_implementation="eager",
+    )
+    model = ViTModel(config).eval()
+    model.load_state_dict(state)
+    return tensors, model
+
+
+@pytest.mark.parametrize("size", ["native", "small", "wide", "large"])
+@torch.no_grad()
+def test_features_and_attention_equal_the_published_code(published, size):
+    """See tests/parity/data/README.md: atol 1e-5, rtol 1e-4."""
+    tensors, model = published
+    close = {"atol": 1e-5, "rtol": 1e-4}
+    found = {name: tensors[f"forward.{size}.{name}"] for name in ("pixel_values", "last", "before_last", "attention")}
+    output = model(found["pixel_values"], output_hidden_states=True, output_attentions=True)
+    torch.testing.assert_close(output.last_hidden_state, found["last"], **close)
+    torch.testing.assert_close(model.layernorm(output.hidden_states[-2]), found["before_last"], **close)
+    torch.testing.assert_close(output.attentions[-1], found["attention"], **close)

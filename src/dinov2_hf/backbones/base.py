@@ -146,7 +146,7 @@ _BUILDER = "section, image_size, drop_path_rate"
 
 @dataclass(frozen=True)
 class Description:
-    """What people are told of a backbone."""
+    """What people read about a backbone."""
 
     title: str
     """Such as `DINOv2 ViT-S/14 with 4 registers`."""
@@ -156,6 +156,8 @@ class Description:
     """Rows of the table of its architecture in a model card."""
     table: dict[str, str]
     """Rows of what `dinov2-hf inspect` prints."""
+    outputs: str = "`pooler_output` is the CLS token."
+    """How the stock class returns features, beside `last_hidden_state`."""
 
 
 def describe_backbone(backbone: Backbone) -> Description:
@@ -191,6 +193,8 @@ class Family:
     """`model_type` in the `config.json` of published files and of exports, which the stock class writes too."""
     describe: Callable[[Any], Description] | None = None
     """Describes a backbone by its config; None: by what every backbone has."""
+    loading: str = ""
+    """Arguments of `AutoModel.from_pretrained` that stock transformers needs for an export, such as `option=value`."""
 
     def build(self, section: Any, image_size: int, drop_path_rate: float) -> Backbone:
         """A backbone with fresh weights.
@@ -217,6 +221,7 @@ def register_backbone(
     classifier: type | None = None,
     model_types: Sequence[str] = (),
     describe: Callable[[Any], Description] | None = None,
+    loading: str = "",
 ) -> Callable[[_Registered], _Registered]:
     """Registers the decorated class, or function that builds one, as the family `name`.
 
@@ -244,7 +249,7 @@ def register_backbone(
                 f"family {name!r} is registered already, by {'.'.join(_origin(known.builder))}; take another name"
             )
         FAMILIES[name] = config
-        _FAMILIES[name] = Family(name, config, backbone, builder, classifier, tuple(model_types), describe)
+        _FAMILIES[name] = Family(name, config, backbone, builder, classifier, tuple(model_types), describe, loading)
         return builder
 
     return register

@@ -115,7 +115,9 @@ def is_of_lost_process(error: RuntimeError) -> bool:
 
 def describe(done: Run) -> str:
     """Returns the accuracies of a run, where its files are, and what to do next, as text."""
+    from ..backbones import find_family
     from ..runs import RunFolder
+    from ..weights import FORMATS
 
     lines, text = RunFolder(done.folder).read_metrics(), []
     network = "the student" if dict(models_of(done.config)).get("distill.teacher") else "the teacher"
@@ -125,18 +127,23 @@ def describe(done: Run) -> str:
         if accuracies:
             first, last = accuracies[0], accuracies[-1]
             text.append(f"\nk-NN accuracy of {student or network}: {first:.1f} % at first, {last:.1f} % at the end")
-    model = done.exports[""]
+    model, family = done.exports[""], find_family(done.config.model.family)
+    arguments = ", ".join(filter(None, [f'"{model}"', family.loading]))
+    files = [
+        name for name, known in FORMATS.items() if known.suffix and family.name in (known.families or (family.name,))
+    ]
+    others = f"   # or {', '.join(files[1:])}" if files[1:] else ""
     text += [
         f"Curves and pictures:  {', '.join(map(str, done.pictures))}",
         f"Metrics:              {done.folder / 'metrics.jsonl'} (TensorBoard: tensorboard --logdir {done.folder})",
         *(f"Model:                {folder}" for folder in done.exports.values()),
         "\nLoad it with nothing but transformers:\n",
-        f'    from transformers import AutoModel, pipeline\n    model = AutoModel.from_pretrained("{model}")',
+        f"    from transformers import AutoModel, pipeline\n    model = AutoModel.from_pretrained({arguments})",
         f'    features = pipeline("image-feature-extraction", model="{model}")',
         "\nNext:\n",
         f"    dinov2-hf evaluate knn --model {done.folder} --data LABELLED_IMAGES",
         f"    dinov2-hf visualize pca IMAGE --model {done.folder}",
-        f"    dinov2-hf export {done.folder} FILE --format timm   # or original, onnx",
+        *([f"    dinov2-hf export {done.folder} FILE --format {files[0]}{others}"] if files else []),
         f"    dinov2-hf push {done.folder} NAMESPACE/NAME --dry-run",
     ]
     return "\n".join(text)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
+from .model import FAMILIES
 from .run import RUNS, RunConfig
 
 
@@ -91,6 +92,11 @@ def refuse_unknown(given: dict[str, Any], known: list[str], origin: str, kind: t
             refuse_unknown(value, known, origin, kind, f"{key}.")
         elif key not in known:
             candidates = known + sorted(sections)
+            if f"{prefix}family" in known and (families := _families_that_read(str(name))):
+                raise ValueError(
+                    f"{key} in {origin} is not read by the chosen {prefix}family; remove it, or set "
+                    f"{prefix}family={' or '.join(families)}"
+                )
             if readers := _objectives_that_read(key, kind):
                 raise ValueError(
                     f"{key} in {origin} is not read by objective={kind.objective}; remove it, or set "
@@ -101,6 +107,11 @@ def refuse_unknown(given: dict[str, Any], known: list[str], origin: str, kind: t
             ]
             hint = f"; did you mean {near[0]}?" if near else f"; known sections: {', '.join(sorted(sections))}"
             raise ValueError(f"{key} in {origin} is not a config key{hint}")
+
+
+def _families_that_read(name: str) -> list[str]:
+    """The families of backbones whose section has a key."""
+    return [family for family, section in FAMILIES.items() if any(item.name == name for item in fields(section))]
 
 
 def _objectives_that_read(key: str, kind: type[Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..backbones import Backbone, Description, PretrainedBackbone, describe_backbone
+from ..backbones import Backbone, Description, PretrainedBackbone, describe_backbone, family_of, find_family
 from ..config import (
     BackboneConfig,
     DINOv2RunConfig,
@@ -77,6 +77,8 @@ def model_card(
         template_str=resources.files("dinov2_hf.model_cards").joinpath("template.md").read_text(),
         title=title,
         what=description.what,
+        description=description,
+        loading=find_family(model.family).loading,
         method=find_objective(config).describe(config),
         architecture=backbone.config,
         tables={name: rows for name, rows in tables.items() if rows},
@@ -100,13 +102,18 @@ def converted_card(
         origin: where it comes from.
         remarks: what else a reader has to know.
     """
+    family = family_of(backbone)
     data = ModelCardData(
-        library_name="transformers", pipeline_tag="image-feature-extraction", tags=["dinov2", "dinov2_hf"]
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=[family.name if family else "dinov2", "dinov2_hf"],
     )
     card: ModelCard = ModelCard.from_template(
         data,
         template_str=resources.files("dinov2_hf.model_cards").joinpath("converted.md").read_text(),
         architecture=backbone.config,
+        description=describe_backbone(backbone),
+        loading=family.loading if family else "",
         num_parameters=f"{backbone.num_parameters() / 1e6:.1f} M",
         preprocessor=preprocessor,
         has_heads=has_heads,

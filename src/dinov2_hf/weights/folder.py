@@ -203,8 +203,12 @@ def write_heads(folder: Path, heads: Mapping[str, Mapping[str, Tensor]]) -> None
 
 def folder_usage(path: str, config: PreTrainedConfig) -> str:
     """Python that loads an exported folder."""
-    loader = "transformers.AutoModel" if _can_run_in_transformers(config) else "dinov2_hf.Dinov2Model"
-    return f'model = {loader}.from_pretrained("{path}")'
+    family = family_of_model_type(config.to_dict().get("model_type", ""))
+    if not _can_run_in_transformers(config):
+        kind = family.backbone if family else Dinov2Model
+        return f'model = dinov2_hf.{kind.__name__}.from_pretrained("{path}")'
+    arguments = ", ".join(filter(None, [f'"{path}"', family.loading if family else ""]))
+    return f"model = transformers.AutoModel.from_pretrained({arguments})"
 
 
 def folder_limits(config: PreTrainedConfig) -> list[str]:

@@ -42,4 +42,7 @@ def describe_vit(config: ViTConfig) -> Description:
             "image size": f"{height} x {width}, a grid of {config.grid_size[0]} x {config.grid_size[1]} patches",
             "other sizes": f"position embeddings bicubic without antialias, {rule}",
         },
+        outputs="`pooler_output` is absent: the CLS token is `last_hidden_state[:, 0]`. Without "
+        "`add_pooling_layer=False` the stock class adds a pooler with random weights. "
+        "Images of another size need `interpolate_pos_encoding=True`.",
     )

@@ -10,7 +10,13 @@ from .describe import describe_vit
 from .modeling import ViTModel
 
 
-@register_backbone("vit", config=ViTModelConfig, model_types=("vit",), describe=describe_vit)
+@register_backbone(
+    "vit",
+    config=ViTModelConfig,
+    model_types=("vit",),
+    describe=describe_vit,
+    loading="add_pooling_layer=False",
+)
 def build_vit(section: ViTModelConfig, image_size: int, drop_path_rate: float) -> ViTModel:
     """A backbone with fresh weights, with the attention that is fastest on this machine where `auto` is set.
 
