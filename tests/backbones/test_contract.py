@@ -27,7 +27,7 @@ from dinov2_hf.backbones import (
     register_backbone,
     tokens_of_maps,
 )
-from dinov2_hf.config import BackboneConfig, ModelConfig
+from dinov2_hf.config import BackboneConfig, ModelConfig, ViTModelConfig
 
 WIDTH, STRIDE, DEPTH = 32, 8, 2
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": 2, "intermediate_size": 48}
@@ -77,6 +77,11 @@ def ours(drop_path_rate: float = 0.0, **settings):
     return find_family("dinov2").build(section, 32, drop_path_rate)
 
 
+def vit(**settings):
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": 2, "patch_size": STRIDE}
+    return find_family("vit").build(ViTModelConfig(**sizes, **settings), 32, 0.0)
+
+
 def stock(network, config, **settings):
     return StockBackbone(network(config(**SIZES, **settings)))
 
@@ -85,6 +90,8 @@ BACKBONES = {
     "dinov2": lambda: ours(num_register_tokens=0),
     "dinov2 with registers": lambda: ours(num_register_tokens=2),
     "dinov2 with swiglu": lambda: ours(use_swiglu_ffn=True),
+    "vit": vit,
+    "vit without mask token": lambda: vit(mask_token=False, interpolate_offset=0.1),
     "stock dinov2": lambda: stock(Dinov2WithRegistersModel, Dinov2WithRegistersConfig, num_register_tokens=2),
     "stock vit": lambda: stock(ViTModel, ViTConfig),
     "stock clip": lambda: stock(CLIPVisionModel, CLIPVisionConfig),

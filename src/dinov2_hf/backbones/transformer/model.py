@@ -218,7 +218,12 @@ class VisionTransformer(PreTrainedTransformer):
 
         Returns:
             For each group CLS `[B, D]` and the wanted patches `[M, D]`, after the final norm.
+
+        Raises:
+            ValueError: a group has a mask, and the model takes none.
         """
+        if not self.takes_masks and any(group.mask is not None for group in groups):
+            raise ValueError(f"{type(self).__name__} takes no masks without a mask token; leave CropGroup.mask out")
         prefix, start = self.config.num_prefix_tokens, 0
         positions, counts = [], []
         for group in groups:
