@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from .checks import choice, positive
+from .checks import choice, positive, share
 from .model import ATTENTION, FAMILIES, BackboneConfig
 
 VIT_PRESETS: dict[str, dict[str, Any]] = {
@@ -15,7 +15,6 @@ VIT_PRESETS: dict[str, dict[str, Any]] = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
 """Architectures of the published code of DINO (tiny, small, base) and iBOT (large)."""
-OFFSETS = (0.0, 0.1)
 
 
 @dataclass
@@ -64,8 +63,7 @@ class ViTModelConfig(BackboneConfig):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) is not None:
                 positive(f"{key}.{name}", getattr(self, name))
-        if self.interpolate_offset not in OFFSETS:
-            raise ValueError(f"{key}.interpolate_offset={self.interpolate_offset} is not 0 or 0.1; use one of these")
+        share(f"{key}.interpolate_offset", self.interpolate_offset, below_one=True)
         choice(f"{key}.attn_implementation", self.attn_implementation, ATTENTION)
 
     def architecture(self) -> dict[str, Any]:

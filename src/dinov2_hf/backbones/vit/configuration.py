@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...config import VIT_PRESETS
+from ...config.limits import check_config
 from ..transformer.configuration import TransformerConfig
 
 
@@ -21,7 +22,7 @@ class ViTConfig(TransformerConfig):
         use_mask_token: whether patches can be masked (iBOT). The stock `ViTModel` leaves the token out.
 
     Raises:
-        ValueError: sizes that do not fit each other, named with the rule and a remedy.
+        ValueError: sizes that do not fit each other or that no model has, named with the rule and a remedy.
     """
 
     model_type = "vit"
@@ -49,6 +50,7 @@ class ViTConfig(TransformerConfig):
         use_mask_token: bool = False,
         **kwargs: Any,
     ) -> None:
+        check_config(kwargs, type(self).__name__)  # before a list of labels is made of their number
         super().__init__(**kwargs)
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers

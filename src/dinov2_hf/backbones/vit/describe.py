@@ -25,7 +25,9 @@ def describe_vit(config: ViTConfig) -> Description:
     height, width = (count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
     patch = "x".join(map(str, dict.fromkeys(config.patch_height_width)))
     size = f"ViT of width {config.hidden_size} and {layers}, patch {patch}"
-    rule = "by a scale factor with offset 0.1" if config.interpolate_offset else "to the size"
+    rule = (
+        f"by a scale factor with offset {config.interpolate_offset:g}" if config.interpolate_offset else "to the size"
+    )
     return Description(
         f"{_SIZES[preset]}/{patch}" if preset else size,
         "vision transformer",
