@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import ViTConfig, ViTModel
+from transformers import ViTMSNConfig, ViTMSNModel
 
 from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.data import EvalTransform, preprocessor_config
@@ -66,10 +66,10 @@ def test_equal_weights_have_the_same_fingerprint_wherever_they_lie(folder, tmp_p
 
 
 def test_model_of_another_kind_is_read_with_its_own_preprocessor(tmp_path):
-    config = ViTConfig(
+    config = ViTMSNConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, patch_size=8, image_size=32
     )
-    model = ViTModel(config).eval()
+    model = ViTMSNModel(config).eval()
     model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps(
@@ -89,8 +89,8 @@ def test_model_of_another_kind_is_read_with_its_own_preprocessor(tmp_path):
 
 
 def test_model_without_a_preprocessor_gets_the_colours_of_imagenet_and_says_so(tmp_path, caplog):
-    ViTModel(
-        ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, image_size=32)
+    ViTMSNModel(
+        ViTMSNConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, image_size=32)
     ).save_pretrained(tmp_path)
     transform = open_backbone(str(tmp_path)).transform
     assert (transform.resize_size, transform.crop_size) == (36, 32)

@@ -148,7 +148,7 @@ def test_text_of_a_transform_is_that_under_which_features_lie_on_disk():
 
 @pytest.mark.parametrize("text", ["{broken", '{"image_processor_type": "NothingProcessor"}'])
 def test_preprocessor_that_cannot_be_read_is_refused_and_not_left_out(text, tmp_path):
-    transformers.ViTConfig(image_size=32).save_pretrained(tmp_path)
+    transformers.ViTMSNConfig(image_size=32).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(ValueError, match="has a preprocessor that cannot be read.*fetch or export it again"):
         open_weights(str(tmp_path))

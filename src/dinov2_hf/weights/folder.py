@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
@@ -66,8 +67,11 @@ def read_folder(place: Place) -> Weights:
             f"{where} cannot be read: {first_line(error)}; give a DINOv2 model that transformers loads"
         ) from None
 
+    with torch.device("meta"):
+        parts = tuple(f"{name}." for name, _ in kind(config).named_children())
+
     def read(device: str) -> tuple[dict[str, Tensor], list[str]]:
-        return _of_backbone(read_safetensors(files, where, device)[0], kind, where)
+        return _of_backbone(read_safetensors(files, where, device)[0], kind, parts, where)
 
     def network(_: str) -> dict[str, Tensor]:
         tensors = read_safetensors([heads], where, place.device)[0] if heads else {}
@@ -96,24 +100,28 @@ def read_folder(place: Place) -> Weights:
     return weights
 
 
-def _of_backbone(tensors: Mapping[str, Tensor], kind: type[Any], where: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a backbone as its class names them, and the names of others in the same files."""
+def _of_backbone(
+    tensors: Mapping[str, Tensor], kind: type[Any], parts: tuple[str, ...], where: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a backbone as its class names them, and the names of others in the same files.
+
+    Args:
+        parts: what the names of the backbone's tensors begin with; others, as of a classifier, are left out.
+    """
     if kind is Dinov2Model:
         found = TensorFile.of(tensors, where)
-        state, others = _split(published_names(found.backbone))
+        state, others = _split(published_names(found.backbone), parts)
         return state, [*found.left_out, *others]
     prefix = f"{kind.base_model_prefix}."
     inner = {name for name in tensors if name.startswith(prefix)}
-    state = tensors_of(tensors, prefix) if inner else dict(tensors)
-    return state, sorted(tensors.keys() - inner) if inner else []
+    state, others = _split(tensors_of(tensors, prefix) if inner else tensors, parts)
+    return state, [*others, *sorted(tensors.keys() - inner if inner else ())]
 
 
-def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a `Dinov2Model`, and the names of others beside them, such as those of a classifier."""
-    return (
-        {name: tensor for name, tensor in tensors.items() if name.startswith(PARTS)},
-        [name for name in tensors if not name.startswith(PARTS)],
-    )
+def _split(tensors: Mapping[str, Tensor], parts: tuple[str, ...] = PARTS) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors whose names begin with one of `parts`, and the names of others beside them, as of a classifier."""
+    inside = {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}
+    return inside, [name for name in tensors if name not in inside]
 
 
 def _weights_at(path: str) -> list[Path]:
