@@ -70,28 +70,30 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if cause := _refusal_of_disk(error, path):
+        if cause := refusal_of_disk(error, path):
             raise OSError(
                 f"{path} cannot be written: {cause}; make room on its disk or give a place on another one"
             ) from error
         raise
 
 
-def _refusal_of_disk(error: Exception, path: Path) -> str:
-    """Why the disk refused to write, if that is what an exception says; else empty."""
-    if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno in _REFUSALS else ""
-    if match := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
-        return os.strerror(int(match[1]))
-    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):  # torch.save, which hides the cause
-        folder = next(each for each in path.absolute().parents if each.is_dir())
-        return os.strerror(errno.ENOSPC) if is_full(folder) else first_line(error)
+def refusal_of_disk(error: BaseException, path: Path) -> str:
+    """Returns why the disk refused to write `path`, if an exception or what it came from says so; else nothing."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for each in chain:
+        if isinstance(each, OSError) and each.errno in _REFUSALS:
+            return os.strerror(each.errno)
+        if match := re.search(r"\(os error (\d+)\)", str(each)):  # safetensors
+            return os.strerror(int(match[1]))
+    for each in chain:  # torch.save hides the cause
+        if "PytorchStreamWriter" in str(each) or "inline_container" in str(each):
+            folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+            return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < _FULL else first_line(each)
     return ""
-
-
-def is_full(folder: Path) -> bool:
-    """Whether there is no room left on the disk of a folder."""
-    return shutil.disk_usage(folder).free < _FULL
 
 
 def give_usual_mode(folder: Path) -> None:

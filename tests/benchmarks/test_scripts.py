@@ -20,7 +20,6 @@ from dinov2_hf.weights.folder import write_folder
 from ..patience import HANGS
 
 ROOT = Path(__file__).parents[2]
-"""Seconds, of a script that hangs."""
 
 SCRIPTS = {
     "curate": ("--rows 4000 --workers 1", "Of the true 32 nearest neighbours, the index found"),
@@ -40,6 +39,7 @@ SCRIPTS = {
     "seeded_faults": ("--source . --list", "40. "),
     "soak": ("--objective distill_features --minutes 0.1 --every 0.2 --output OUTPUT", "| disk, checkpoints, MB |"),
     "startup": ("--runs 1", "| `import dinov2_hf.config` | "),
+    "step_against": ("--tiny --pairs 1 --other ROOT", "| tiny | "),
     "step": ("--tiny --steps 1 --warmup 1 --profile", '"seconds_per_update": '),
     "stopped_runs": ("--only dinov2-hf --ends SIGTERM", "| dinov2-hf | SIGTERM | 143 | "),
 }
@@ -108,7 +108,7 @@ def test_every_script_has_its_smallest_arguments_here():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_benchmark_runs_to_its_end_and_prints_what_it_measures(name, server, model, tmp_path):
     arguments, printed = SCRIPTS[name]
-    places = {"MODEL": str(model), "OUTPUT": str(tmp_path / "output")}
+    places = {"ROOT": str(ROOT), "MODEL": str(model), "OUTPUT": str(tmp_path / "output")}
     job = {"script": str(ROOT / "benchmarks" / f"{name}.py"), "log": str(tmp_path / "log.txt")}
     job["arguments"] = [places.get(argument, argument) for argument in arguments.split()]
     print(json.dumps(job), file=server.stdin, flush=True)

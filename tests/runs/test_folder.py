@@ -3,11 +3,14 @@
 import json
 
 import pytest
+from accelerate import Accelerator
 
 from dinov2_hf.config import load_config
+from dinov2_hf.config.loading import save_config
 from dinov2_hf.files import made_run
 from dinov2_hf.runs import RunFolder
 from dinov2_hf.runs.checkpoint import check_same_run
+from dinov2_hf.runs.metrics import MetricLog
 
 
 @pytest.fixture
@@ -54,6 +57,18 @@ def test_paths_on_resume_are_compared_by_what_they_lead_to(tmp_path, monkeypatch
     monkeypatch.chdir("elsewhere")
     with pytest.raises(ValueError, match="data.train.path="):
         check(tmp_path / "photos")
+
+
+def test_channels_of_the_source_are_read_at_the_start_and_may_change_later(tmp_path):
+    started = load_config(None, ["data.train.path=photos", "init.path=me/model", "init.channels=mean"])
+    save_config(started, tmp_path / "config.yaml")
+    check_same_run(tmp_path, load_config(None, ["data.train.path=photos"]), 4, 4)
+
+
+def test_a_line_of_metrics_on_a_full_disk_names_the_remedy(tmp_path, small_disk):
+    log = MetricLog(tmp_path, Accelerator(cpu=True), 0)
+    with small_disk(), pytest.raises(OSError, match=r"metrics.jsonl cannot be written: .*; make room on its disk"):
+        log.write(1, {f"loss/{number}": 1.0 for number in range(1000)})
 
 
 def test_state_is_that_of_the_newest_checkpoint_in_which_it_can_be_read(run):

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from ..config import RunConfig, dotted_keys, load_saved_config, paths_in, same_place, save_config, value_at
-from ..files import CHECKPOINTS, CONFIG_FILE, STATE_FILE, first_line, is_full, sync
+from ..files import CHECKPOINTS, CONFIG_FILE, STATE_FILE, first_line, refusal_of_disk, sync
 from .manifest import Manifest, list_files, write_manifest
 from .metrics import current_name
 from .provenance import Provenance
@@ -46,7 +46,7 @@ _MAY_DIFFER = re.compile(
     r"|batch_size|gradient_accumulation_steps)"  # not the global batch: check_same_run
     r"|data\.(num_workers|start_method|max_broken_share|max_broken_shards|pixel_budget)"
     r"|model\.(attn_implementation|gradient_checkpointing|compile)"
-    r"|init\.path"  # read once, at the start
+    r"|init\.(path|channels)"  # read once, at the start
     r"|(knn|hub)\..*"
 )
 
@@ -191,7 +191,8 @@ def save_checkpoint(
         files = {name: entry for shard in shards for name, entry in shard.items()}
         on_main(lambda: _finish(partial, final, run, config, provenance, files))
     except (OSError, CheckpointException) as error:
-        reason = _reason(error, folder)
+        cause = _cause(error)
+        reason = refusal_of_disk(cause, partial) or first_line(cause)
         shutil.rmtree(partial, ignore_errors=True)
         good = find_checkpoints(folder)
         last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
@@ -327,14 +328,3 @@ def _cause(error: BaseException) -> BaseException:
     """What a writer said, out of what `torch.distributed.checkpoint` wraps around it."""
     failures = getattr(error, "failures", None)
     return next(iter(failures.values()))[0] if failures else error
-
-
-def _reason(error: BaseException, folder: Path) -> str:
-    """Why a checkpoint cannot be written: what the disk said, also where torch then fails to close the file."""
-    cause: BaseException | None = _cause(error)
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    # of another process only the last error is known
-    return f"{'No space left on device: ' if is_full(folder) else ''}{first_line(_cause(error))}"

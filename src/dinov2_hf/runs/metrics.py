@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..files import METRICS_FILE, beside, sync
+from ..files import METRICS_FILE, beside, sync, writing
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +94,8 @@ class MetricLog:
         """One line: the values after `step` updates; `null` where one is not finite, as JSON has no other word."""
         if self._accelerator.is_main_process:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            try:
-                with self._path.open("a") as file:
-                    file.write(json.dumps({"step": step, **finite}) + "\n")
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self._path)) from error
+            with writing(self._path), self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **finite}) + "\n")
         self._track(step, values)
 
     def sync(self) -> None:
