@@ -7,19 +7,25 @@
 Two processes of one thread each, one for each tree, make updates in turn, as `benchmarks/step.py` of their tree makes
 them. Each update is timed in CPU seconds of its process, so that other work on the machine disturbs little. Prints a
 table in Markdown: the median of both, and the median of the ratios of neighbouring updates, this tree to the other,
-with its 95 % interval (bootstrap over pairs). Without keys: three sizes, fp32 and bf16. `--tiny` only shows that the
-script runs: its numbers mean nothing.
+with its 95 % interval (bootstrap over pairs). Free of noise are the last two columns: the tensor operations of an
+update, and of those that only one of the trees makes, the elements of the largest operand; views and empty operands do
+not count. Without keys: three sizes, fp32 and bf16. `--tiny` only shows that the script runs: its numbers mean nothing.
 """
 
 import argparse
 import itertools
+import json
+import math
 import os
+import re
 import runpy
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,10 +55,36 @@ def work(tree: Path, keys: list[str]) -> None:
     model = (step.get("DINOv2") or step["DINOv2Pretraining"])(config)  # the second one until 0.5
     batch = step["make_batch"](config)
     update = step["TrainingStep"](model, config, accelerator)
-    for index, _ in enumerate(sys.stdin):
+    for index, line in enumerate(sys.stdin):
+        if line.strip():
+            print(json.dumps(count_operations(lambda: update(lambda: batch, step["VALUES"], index))), flush=True)  # noqa: B023
+            continue
         start = time.process_time()
         update(lambda: batch, step["VALUES"], index)
         print(time.process_time() - start, flush=True)
+
+
+def count_operations(action) -> dict[str, int]:
+    """How often `action` calls each tensor operation, by its name and the types and shapes of its operands."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    def operands(value: Any) -> str:
+        if isinstance(value, torch.Tensor):
+            return f"{value.dtype}{list(value.shape)}" if value.numel() else ""
+        return " ".join(filter(None, map(operands, value))) if isinstance(value, (list, tuple)) else ""
+
+    counts: Counter[str] = Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if not function.is_view:
+                counts[f"{function} {operands(args)}"] += 1
+            return function(*args, **(kwargs or {}))
+
+    with Count():
+        action()
+    return counts
 
 
 class Tree:
@@ -68,12 +100,20 @@ class Tree:
         )
 
     def update(self) -> float:
+        """The CPU seconds of an update."""
+        return float(self._ask(""))
+
+    def operations(self) -> Counter[str]:
+        """The operations of an update."""
+        return Counter(json.loads(self._ask("operations")))
+
+    def _ask(self, what: str) -> str:
         assert self._process.stdin and self._process.stdout
-        print(file=self._process.stdin, flush=True)
+        print(what, file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"a process ended with status {self._process.wait()}; its output is above")
-        return float(line)
+        return line
 
     def end(self) -> None:
         assert self._process.stdin
@@ -82,7 +122,7 @@ class Tree:
 
 
 def compare(other: Path, keys: list[str], pairs: int) -> str:
-    """Returns the cells of a row: both medians, the median of the ratios and its interval."""
+    """Returns the cells of a row: both medians, the median of the ratios, its interval, and operations."""
     trees = [Tree(ROOT, keys), Tree(other, keys)]
     for tree in trees:
         tree.update()  # the first one allocates
@@ -90,13 +130,20 @@ def compare(other: Path, keys: list[str], pairs: int) -> str:
     for index in range(pairs):
         for which in (0, 1) if index % 2 else (1, 0):
             seconds[index, which] = trees[which].update()
+    here, there = (tree.operations() for tree in trees)
+    elements = [
+        math.prod(json.loads(shape))
+        for name in (here - there) + (there - here)
+        for shape in re.findall(r"\[.*?\]", name)
+    ]
+    operations = f"{here.total():,} / {there.total():,} | {max(elements, default=0):,}"
     for tree in trees:
         tree.end()
     ratios = seconds[:, 0] / seconds[:, 1]
     drawn = np.random.default_rng(0).choice(ratios, (2000, pairs))
     low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    here, there = np.median(seconds, axis=0)
-    return f"{here:.2f} | {there:.2f} | {np.median(ratios):.3f} | {low:.3f} to {high:.3f}"
+    medians = " | ".join(f"{median:.2f}" for median in np.median(seconds, axis=0))
+    return f"{medians} | {np.median(ratios):.3f} | {low:.3f} to {high:.3f} | {operations}"
 
 
 def main() -> None:
@@ -120,7 +167,8 @@ def main() -> None:
         settings = {"tiny": runpy.run_path(str(ROOT / "benchmarks" / "step.py"), run_name="step")["TINY"]}
     elif args.keys:
         settings = {" ".join(args.keys): [*PLAIN, *args.keys]}
-    print("| Update of | this tree, s | the other, s | ratio | 95 % interval |\n|---|---:|---:|---:|---:|", flush=True)
+    print("| Update of | This tree, s | The other, s | Ratio | 95 % interval | Operations | Largest that differs |")
+    print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     for name, keys in settings.items():
         print(f"| {name} | {compare(args.other.resolve(), keys, args.pairs)} |", flush=True)
 
