@@ -39,6 +39,7 @@ def test_defaults_hold_where_nothing_is_said():
     config = load_config(None, [PATH])
     expected = DINOv2RunConfig()
     expected.data.train.path, expected.train.output_dir = "/images", "runs/dinov2"
+    expected.optim.betas = [0.9, 0.999]  # of the optimiser
     assert config == expected
 
 
@@ -270,6 +271,35 @@ def test_missing_file_is_named(tmp_path):
         ("optim.clip_grad=-1", "optim.clip_grad=-1.0 is below 0; use 0 or more"),
         ("optim.betas=[0.9]", "optim.betas=[0.9] has not 2 values; published: [0.9, 0.999]"),
         ("optim.betas=[0.9,1]", "optim.betas=1.0 is not in [0, 1); it is a share"),
+        ("optim.optimizer=adam", "optim.optimizer='adam' is not one of adamw, sgd, lars"),
+        ("optim.lr_rule=cubic", "optim.lr_rule='cubic' is not one of sqrt, linear"),
+        ("optim.clip_by=layer", "optim.clip_by='layer' is not one of network, parameter"),
+        (
+            "optim.freeze_last_layer_by=zero",
+            "optim.freeze_last_layer_by='zero' is not one of learning_rate, gradients",
+        ),
+        ("optim.optimizer=sgd optim.momentum=1", "optim.momentum=1.0 is not in [0, 1); it is a share"),
+        (
+            "optim.momentum=0.9",
+            "optim.momentum=0.9 is not read by optim.optimizer=adamw; leave it out, or set optim.optimizer=sgd or lars",
+        ),
+        (
+            "optim.optimizer=sgd optim.betas=[0.9,0.999]",
+            "optim.betas=[0.9, 0.999] is not read by optim.optimizer=sgd; leave it out, or set optim.optimizer=adamw",
+        ),
+        (
+            "optim.optimizer=lars optim.betas=[0.8,0.9]",
+            "optim.betas=[0.8, 0.9] is not read by optim.optimizer=lars; leave it out, or set optim.optimizer=adamw",
+        ),
+        (
+            "teacher.update=ema",
+            "teacher.update='ema' is not one of momentum, previous_update, previous_epoch",
+        ),
+        ("model.drop_path_schedule=cosine", "model.drop_path_schedule='cosine' is not one of uniform, linear"),
+        (
+            "model.family=vit ibot.loss_weight=0 model.drop_path_schedule=cosine",
+            "model.drop_path_schedule='cosine' is not one of uniform, linear",
+        ),
         ("train.precision=fp8", "train.precision='fp8' is not one of auto, fp32, bf16, fp16"),
         ("train.batch_size=0", "train.batch_size=0 is not positive; use a value above 0"),
         ("train.epochs=1e-9", "train.epochs=1e-09 of 1250 updates is no update at all; use more"),
@@ -320,6 +350,37 @@ def test_value_that_no_run_can_use_is_refused_naming_its_key(override):
 )
 def test_values_at_the_border_are_allowed(override):
     load_config(None, [PATH, override])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "betas", "momentum"), [("adamw", [0.9, 0.999], None), ("sgd", None, 0.9), ("lars", None, 0.9)]
+)
+def test_an_optimiser_has_the_settings_it_reads_and_no_others(tmp_path, optimizer, betas, momentum):
+    config = load_config(None, [PATH, f"optim.optimizer={optimizer}"])
+    assert (config.optim.betas, config.optim.momentum) == (betas, momentum)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_saved_config(tmp_path / "config.yaml").optim == config.optim
+
+
+def test_key_of_stochastic_depth_of_0_5_is_read_and_said_in_one_line(tmp_path, caplog):
+    path = write(tmp_path, "model: {drop_path_uniform: false}\ndata: {train: {path: /images}}\n")
+    config, (line,) = said_of(path, caplog, load_config)
+    assert config.model.drop_path_schedule == "linear"
+    assert line == (f"drop_path_uniform in {path} is a key of dinov2_hf 0.5; read as model.drop_path_schedule=linear")
+    assert load_config(path, ["model.drop_path_schedule=uniform"]).model.drop_path_schedule == "uniform"
+    assert load_config(path, ["model.drop_path_uniform=true"]).model.drop_path_schedule == "uniform"
+    students = load_config(
+        None,
+        [
+            "objective=distill_features",
+            "distill.teacher=t",
+            PATH,
+            "students.b.drop_path_uniform=false",
+            "crops.num_local=0",
+        ],
+    ).students
+    assert students["b"].drop_path_schedule == "linear"
+    assert "model.drop_path_uniform" in refusal("model.drop_path_uniform=maybe")
 
 
 def test_batch_of_one_is_allowed_without_koleo():
@@ -556,7 +617,8 @@ def test_masks_in_a_config_of_0_5_that_distils_prototypes_are_refused(tmp_path):
 def test_config_that_a_run_of_0_5_saved_is_read(name, caplog):
     """Files as 0.5 wrote them, every key in them; the values are not the defaults."""
     path = Path(__file__).parent / "configs_0_5" / f"{name}.yaml"
-    config, lines = said_of(path, caplog, load_saved_config)
+    config, (renamed, *lines) = said_of(path, caplog, load_saved_config)
+    assert renamed.startswith(f"drop_path_uniform in {path} is a key of dinov2_hf 0.5; read as ")
     assert config.objective == {"pretrain": "dinov2"}.get(name, name)
     assert (config.optim.base_lr, config.train.seed, config.teacher.momentum) == (0.003, 7, 0.99)
     assert config.data.mix["web"].weight == 2.0

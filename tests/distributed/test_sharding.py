@@ -16,6 +16,13 @@ CONFIGS = {
     "accumulated": ["train.gradient_accumulation_steps=2"],
     "checkpointed": ["model.gradient_checkpointing=true"],
     "compiled": ["model.compile=true"],
+    "clipped": [
+        *("optim.clip_by=parameter", "optim.clip_grad=0.02", "optim.freeze_last_layer_by=gradients"),
+        *("optim.lr_rule=linear", "teacher.update=previous_epoch", "train.epoch_length=4"),
+        *("optim.warmup_epochs=0.5", "optim.freeze_last_layer_epochs=0.5"),
+    ],
+    "sgd": ["optim.optimizer=sgd", "teacher.update=previous_update"],
+    "lars": ["optim.optimizer=lars", "optim.clip_by=parameter", "optim.clip_grad=0.001", "optim.base_lr=2"],
     "distilled": ["objective=distill_prototypes", "distill.teacher=made"],
 }
 
@@ -166,6 +173,7 @@ def test_losses_norms_and_health_equal_those_of_one_process(runs):
         "grad_norm_of/layer_00",
         "rankme",
         "target_entropy/dino",
+        "target_kl/ibot",
         "prototypes_used/ibot",
     }
     for kind, other in others.items():

@@ -29,6 +29,8 @@ SIGNS = {
     "target_entropy/ibot",
     "prototypes_used/dino",
     "prototypes_used/ibot",
+    "target_kl/dino",
+    "target_kl/ibot",
 }
 PARTS = {
     "backbone": ["embeddings", "layer_00", "layer_01", "layernorm"],
@@ -320,6 +322,8 @@ NO_READS = [
     ["teacher.centering=softmax", "optim.clip_grad=0"],
     ["train.gradient_accumulation_steps=2", "model.drop_path_rate=0"],
     ["train.precision=bf16", "ibot.separate_head=false", "koleo.distributed=true"],
+    ["optim.optimizer=sgd", "optim.clip_by=parameter", "teacher.update=previous_update"],
+    ["optim.optimizer=lars", "optim.freeze_last_layer_by=gradients"],
 ]
 
 
@@ -402,6 +406,8 @@ def observe(trainer, states):
         ["teacher.centering=softmax", "teacher.momentum=1.0"],
         ["teacher.centering=sinkhorn_knopp", "train.gradient_accumulation_steps=2"],
         ["teacher.centering=softmax", "train.precision=bf16"],
+        ["teacher.centering=softmax", "optim.optimizer=sgd", "optim.clip_by=parameter"],
+        ["teacher.centering=softmax", "optim.optimizer=lars"],
     ],
 )
 def test_crop_that_is_infinite_leaves_weights_moments_and_centre_as_they_were(tiny_config, overrides):
@@ -548,10 +554,11 @@ def test_scaled_gradients_are_unscaled_before_they_are_measured_and_clipped(tiny
         assert [line[name] for line in second] == pytest.approx([line[name] for line in first], rel=2e-3)
 
 
-def test_overflow_skips_the_update_and_halves_the_scale(tiny_config):
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_overflow_skips_the_update_and_halves_the_scale(tiny_config, optimizer):
     """At a scale of 2^30 every gradient overflows."""
     states = []
-    config = tiny_config("teacher.momentum=1.0", "teacher.centering=softmax")
+    config = tiny_config("teacher.momentum=1.0", "teacher.centering=softmax", f"optim.optimizer={optimizer}")
     scale = 2**30
     trainer = train_scaled(config, scale, prepare=lambda trainer: observe(trainer, states))
     assert trainer.accelerator.scaler.get_scale() == scale / 2**6
@@ -566,14 +573,16 @@ def test_overflow_skips_the_update_and_halves_the_scale(tiny_config):
     assert read_metrics(trainer.folder)[-1]["skipped_updates"] == 6.0
 
 
-def test_infinite_crop_under_a_scaler_skips_one_update(tiny_config):
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_infinite_crop_under_a_scaler_skips_one_update(tiny_config, optimizer):
     states = []
 
     def prepare(trainer):
         spoil(2)(trainer)
         observe(trainer, states)
 
-    trainer = train_scaled(tiny_config("koleo.loss_weight=0"), 2**9, prepare=prepare)
+    config = tiny_config("koleo.loss_weight=0", f"optim.optimizer={optimizer}")
+    trainer = train_scaled(config, 2**9, prepare=prepare)
     (before, *_), (after, _, counters, _) = states[1:3]
     student = [name for name in before if name.startswith("student.")]
     assert counters == [1.0, 1.0] and states[-1][2] == [1.0, 0.0]

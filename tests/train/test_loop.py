@@ -41,7 +41,17 @@ def test_training_changes_student_and_teacher_and_lowers_the_loss(tiny_config, t
         assert not torch.equal(first[name], last[name])
 
 
-@pytest.mark.parametrize("overrides", [[], ["teacher.centering=softmax"], ["train.gradient_accumulation_steps=2"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["teacher.centering=softmax"],
+        ["train.gradient_accumulation_steps=2"],
+        ["optim.optimizer=sgd", "teacher.update=previous_epoch", "train.checkpoint_epochs=0.5"],
+        ["optim.optimizer=lars", "optim.clip_by=parameter", "teacher.update=previous_update"],
+        ["optim.freeze_last_layer_by=gradients", "optim.freeze_last_layer_epochs=2.5", "optim.lr_rule=linear"],
+    ],
+)
 def test_resume_matches_uninterrupted_run(tiny_config, tmp_path, overrides):
     """Ended after update 5, resumed from the checkpoint at 4: every tensor bit for bit, stochastic depth included."""
     whole = train(tiny_config(f"train.output_dir={tmp_path / 'whole'}", *overrides))
@@ -53,6 +63,83 @@ def test_resume_matches_uninterrupted_run(tiny_config, tmp_path, overrides):
     moments = [trainer.training_step.optimizer.state_dict()["state"] for trainer in (whole, again)]
     for first, second in zip(*(list(state.values()) for state in moments), strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def observe(trainer, seen):
+    """Keeps student and average before every update."""
+    update = trainer.update
+
+    def step(*args, **kwargs):
+        seen.append(parameters(trainer))
+        return update(*args, **kwargs)
+
+    trainer.update = step
+
+
+def of(role, tensors):
+    return {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{role}.")}
+
+
+@pytest.mark.parametrize("update", ["previous_update", "previous_epoch"])
+def test_teacher_is_the_student_of_before(tiny_config, update):
+    """Six updates in three epochs."""
+    seen = []
+    trainer = train(tiny_config(f"teacher.update={update}"), prepare=lambda trainer: observe(trainer, seen))
+    seen.append(parameters(trainer))
+    assert_equal(of("teacher", seen[0]), of("student", seen[0]))
+    for step in range(1, 7):
+        source = step - 1 if update == "previous_update" else step // 2 * 2
+        assert_equal(of("teacher", seen[step]), of("student", seen[source]))
+    changed = [
+        name for name, value in of("student", seen[6]).items() if not torch.equal(value, of("student", seen[5])[name])
+    ]
+    assert len(changed) > 10
+
+
+@pytest.mark.parametrize("by", ["learning_rate", "gradients"])
+def test_frozen_prototypes_keep_their_values_and_with_dropped_gradients_their_moments(tiny_config, by):
+    """Frozen for four of six updates."""
+    states = []
+
+    def prepare(trainer):
+        update = trainer.update
+
+        def step(*args, **kwargs):
+            result = update(*args, **kwargs)
+            layer = trainer.objective.student["dino_head"].last_layer.weight_v
+            state = trainer.training_step.optimizer.state[layer]
+            states.append((layer.detach().clone(), {name: value.clone() for name, value in state.items()}))
+            return result
+
+        trainer.update = step
+
+    trainer = train(
+        tiny_config("optim.freeze_last_layer_epochs=2", f"optim.freeze_last_layer_by={by}"), prepare=prepare
+    )
+    frozen, moved = states[:4], states[4:]
+    assert all(torch.equal(weight, frozen[0][0]) for weight, _ in frozen)
+    assert not torch.equal(moved[0][0], frozen[0][0])
+    assert [state["step"].item() for _, state in states] == (
+        [0, 0, 0, 0, 1, 2] if by == "gradients" else [*range(1, 7)]
+    )
+    assert all(state["exp_avg"].any() == (by == "learning_rate") for _, state in frozen)
+    lines = read_metrics(trainer.folder)
+    assert [line["last_layer_lr"] == 0 for line in lines] == [True, True, False]
+    assert all(line["grad_norm/dino_head"] > 0 for line in lines)
+
+
+def test_clipping_of_each_parameter_logs_the_norm_of_the_whole_gradient(tiny_config, tmp_path):
+    """The norms of the first update are the same, whatever is clipped; what it moves is not."""
+    runs = {}
+    for by in ("network", "parameter"):
+        keys = [f"optim.clip_by={by}", "optim.clip_grad=0.01", "optim.optimizer=sgd", "optim.warmup_epochs=0"]
+        runs[by] = train(tiny_config(*keys, "train.log_every=1", f"train.output_dir={tmp_path / by}"), until=2)
+    lines = [read_metrics(run.folder) for run in runs.values()]
+    for name in ("backbone", "dino_head", "ibot_head"):
+        first, second = (line[0][f"grad_norm/{name}"] for line in lines)
+        assert first == pytest.approx(second, rel=1e-6) and first > 0.01
+    weights = [run.objective.student["backbone"].state_dict() for run in runs.values()]
+    assert [name for name in weights[0] if torch.equal(weights[0][name], weights[1][name])] == []
 
 
 def test_resumed_log_has_every_line_once(tiny_config, tmp_path):

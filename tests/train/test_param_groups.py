@@ -62,3 +62,23 @@ def test_backbone_stands_still_bit_for_bit_at_a_scale_of_zero(tiny_config):
     for name, parameter in model.student.named_parameters():
         assert torch.equal(parameter, before[name]) == name.startswith("backbone."), name
         assert optimizer.state[parameter]["exp_avg"].abs().max() > 0
+
+
+def test_one_rate_for_all_gives_the_groups_of_the_published_dino_code_and_the_last_layer(tiny_config):
+    """Its rule: biases and vectors are not decayed."""
+    config = tiny_config("optim.layerwise_decay=1", "optim.patch_embed_lr_mult=1")
+    model = DINOv2(config)
+    groups = build_param_groups(model.student, config.optim)
+    names = {id(parameter): name for name, parameter in model.student.named_parameters()}
+    found = {
+        (group["weight_decay_multiplier"], group["is_last_layer"]): {names[id(p)] for p in group["params"]}
+        for group in groups
+    }
+    expected = {(0.0, False): set(), (1.0, False): set(), (1.0, True): set()}
+    for name, parameter in model.student.named_parameters():
+        decayed = not (name.endswith(".bias") or parameter.ndim == 1)
+        expected[float(decayed), "last_layer" in name].add(name)
+    assert found == expected and len(groups) == 3
+    assert all(group["lr_multiplier"] == 1 for group in groups)
+    warmed = build_param_groups(model.student, config.optim, head_warmup=True)
+    assert [group["is_backbone"] for group in warmed].count(True) == 2 and len(warmed) == 5

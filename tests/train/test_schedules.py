@@ -25,6 +25,31 @@ def test_learning_rate_follows_the_square_root_of_the_global_batch():
         assert max(schedules["lr"][step] for step in range(200)) == pytest.approx(0.004 * factor)
 
 
+def test_linear_rule_counts_the_global_batch_in_steps_of_256():
+    for batch, factor in ((256, 1.0), (64, 0.25), (4096, 16.0)):
+        run = config()
+        run.optim.lr_rule = "linear"
+        schedules = schedules_of(run, batch)
+        assert max(schedules["lr"][step] for step in range(200)) == pytest.approx(0.004 * factor)
+        assert schedules["lr"][200] == 1e-6  # which does not grow
+
+
+def momenta(update):
+    run = config()
+    run.teacher.update = update
+    return [values_at(schedules_of(run, 1024), step).teacher_momentum for step in range(201)]
+
+
+def test_teacher_of_the_epoch_before_is_copied_at_the_end_of_every_epoch():
+    found = momenta("previous_epoch")
+    assert [step for step, momentum in enumerate(found) if momentum == 0] == list(range(19, 200, 20))
+    assert set(found) == {0.0, 1.0}
+
+
+def test_teacher_of_the_update_before_is_copied_at_every_update():
+    assert set(momenta("previous_update")) == {0.0}
+
+
 def test_prototypes_are_frozen_for_the_configured_epochs():
     schedules = schedules_of(config(), 1024)
     frozen = [schedules["last_layer_lr"][step] for step in range(10)]

@@ -9,6 +9,7 @@ from typing import ClassVar
 from .checks import IMPORT_FIRST, named
 from .data import ColorsConfig, CropsConfig, DataConfig
 from .model import BackboneConfig, InitConfig, ModelConfig
+from .terms import MomentumConfig
 from .training import HubConfig, KnnConfig, OptimConfig, RunEvaluationConfig, TrainConfig
 
 
@@ -43,6 +44,12 @@ class RunConfig:
     def masks(self) -> tuple[float, tuple[float, float]]:
         """Share of the global crops that are masked, and the smallest and largest share of masked patches in these."""
         return 0.0, (0.0, 0.0)
+
+    @property
+    def average_update(self) -> str:
+        """How the averages follow the students: `teacher.update`, where the objective has that section."""
+        teacher = getattr(self, "teacher", None)
+        return teacher.update if isinstance(teacher, MomentumConfig) else "momentum"
 
     def check(self) -> RunConfig:
         """Refuses impossible values and combinations.

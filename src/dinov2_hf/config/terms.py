@@ -77,14 +77,18 @@ class KoleoConfig:
 
 @dataclass
 class MomentumConfig:
-    """The exponential moving average (EMA) of the student."""
+    """The teacher as an average of the student, mostly an exponential moving one (EMA)."""
 
+    update: str = "momentum"
+    """What the teacher is: momentum (EMA of the student), previous_update (the student one update before), or
+    previous_epoch (the student at the end of the epoch before)."""
     momentum: float = 0.992
-    """EMA momentum at the start."""
+    """EMA momentum at the start; read with update=momentum, as the next."""
     final_momentum: float = 1.0
     """EMA momentum at the end (cosine)."""
 
     def check(self) -> None:
+        choice("teacher.update", self.update, ("momentum", "previous_update", "previous_epoch"))
         share("teacher.momentum", self.momentum)
         share("teacher.final_momentum", self.final_momentum)
 

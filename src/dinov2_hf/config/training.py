@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from .checks import at_least, choice, multiple_of_patch, positive, share
 from .data import SourceConfig
@@ -12,10 +13,15 @@ from .paths import path_to
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedules."""
+    """The optimiser and its schedules."""
 
+    optimizer: str = "adamw"
+    """adamw, sgd or lars (SGD whose learning rate follows the norm of each matrix, for large batches)."""
     base_lr: float = 0.004
-    """Learning rate of a global batch of 1024; others get base_lr * sqrt(global_batch / 1024)."""
+    """Learning rate of the global batch that `lr_rule` names."""
+    lr_rule: str = "sqrt"
+    """How the learning rate grows with the global batch: sqrt, base_lr * sqrt(global_batch / 1024), or linear,
+    base_lr * global_batch / 256."""
     min_lr: float = 1e-6
     """Learning rate at the end (cosine)."""
     warmup_epochs: float = 10
@@ -24,18 +30,51 @@ class OptimConfig:
     """Weight decay at the start."""
     weight_decay_end: float = 0.4
     """Weight decay at the end (cosine)."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """AdamW's."""
+    betas: list[float] | None = None
+    """Of adamw, which only reads them; default: [0.9, 0.999]."""
+    momentum: float | None = None
+    """Of sgd and lars, which only read it; default: 0.9."""
     clip_grad: float = 3.0
-    """Largest gradient norm of backbone, DINO head and iBOT head, each by itself; 0 for no clipping."""
+    """Largest norm of the gradient of what `clip_by` names; 0 for no clipping."""
+    clip_by: str = "network"
+    """What is clipped by itself: network (backbone, DINO head, iBOT head), or parameter (each tensor)."""
     layerwise_decay: float = 0.9
     """Factor on the learning rate for each layer further from the output."""
     patch_embed_lr_mult: float = 0.2
     """Further factor on the learning rate of the patch embedding."""
     freeze_last_layer_epochs: float = 1
     """Epochs at the start in which the prototypes do not move."""
+    freeze_last_layer_by: str = "learning_rate"
+    """What keeps them: learning_rate (0, while the optimiser gathers their moments), or gradients (dropped, so that
+    the optimiser does not see them)."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys that only some optimisers read, those that this one reads, with their defaults."""
+        if self.optimizer == "adamw":
+            return {"betas": [0.9, 0.999] if self.betas is None else self.betas}
+        return {"momentum": 0.9 if self.momentum is None else self.momentum}
+
+    def peak_lr(self, global_batch_size: int) -> float:
+        """The learning rate after the warm-up, with the images of all processes and accumulated gradients."""
+        linear = self.lr_rule == "linear"
+        return self.base_lr * (global_batch_size / 256 if linear else (global_batch_size / 1024) ** 0.5)
 
     def check(self) -> None:
+        """Refuses impossible values and those that the optimiser does not read; sets its defaults."""
+        choice("optim.optimizer", self.optimizer, ("adamw", "sgd", "lars"))
+        choice("optim.lr_rule", self.lr_rule, ("sqrt", "linear"))
+        choice("optim.clip_by", self.clip_by, ("network", "parameter"))
+        choice("optim.freeze_last_layer_by", self.freeze_last_layer_by, ("learning_rate", "gradients"))
+        for name, readers in (("betas", "adamw"), ("momentum", "sgd or lars")):
+            value = getattr(self, name)
+            if name not in self.settings and value is not None:
+                raise ValueError(
+                    f"optim.{name}={value} is not read by optim.optimizer={self.optimizer}; leave it out, or set "
+                    f"optim.optimizer={readers}"
+                )
+        for name, value in self.settings.items():
+            setattr(self, name, value)
         for name in ("base_lr", "layerwise_decay"):
             positive(f"optim.{name}", getattr(self, name))
         for name in (
@@ -48,10 +87,13 @@ class OptimConfig:
             "freeze_last_layer_epochs",
         ):
             at_least(f"optim.{name}", getattr(self, name), 0)
-        if len(self.betas) != 2:
-            raise ValueError(f"optim.betas={self.betas} has not 2 values; published: [0.9, 0.999]")
-        for value in self.betas:
-            share("optim.betas", value, below_one=True)
+        if self.betas is not None:
+            if len(self.betas) != 2:
+                raise ValueError(f"optim.betas={self.betas} has not 2 values; published: [0.9, 0.999]")
+            for value in self.betas:
+                share("optim.betas", value, below_one=True)
+        if self.momentum is not None:
+            share("optim.momentum", self.momentum, below_one=True)
 
 
 @dataclass
@@ -118,6 +160,8 @@ class KnnConfig:
     """Labelled images whose neighbours vote."""
     query: SourceConfig = field(default_factory=lambda: SourceConfig(split="validation"))
     """Labelled images that are classified."""
+    student: bool = False
+    """Measure the student too, beside the teacher: `knn_accuracy/student`."""
     epochs: float = 5
     """Epochs between two evaluations; the start and the end always have one."""
     k: int = 20

@@ -37,6 +37,7 @@ from ..runs import RunFolder
 from ..runs.checkpoint import (
     RunState,
     load_checkpoint,
+    read_state,
     save_checkpoint,
     step_of,
 )
@@ -111,9 +112,11 @@ class Trainer:
             backbones = [backbone_of(networks.student) for networks in objective.networks.values()]
             logger.info(describe_compute(accelerator, backbones, compiled))
         head_warmup_steps = 0
-        if config.init.path and checkpoint is None and initialize(objective, config.init):
+        if checkpoint is not None:
+            head_warmup_steps = read_state(checkpoint)[0].head_warmup_steps
+        elif config.init.path and initialize(objective, config.init):
             head_warmup_steps = round(config.init.head_warmup_epochs * train.epoch_length)
-        self.training_step = TrainingStep(objective, config, accelerator)
+        self.training_step = TrainingStep(objective, config, accelerator, head_warmup=head_warmup_steps > 0)
         self.state = RunState(0, self.global_batch_size, head_warmup_steps, listing=self._listing())
         if checkpoint is not None:
             self._load(checkpoint)
@@ -352,19 +355,22 @@ class Trainer:
 
     def _measure(self, log: MetricLog, shown: dict[str, str]) -> bool:
         """Measures and logs what is due after this update. Returns whether anything was. Collective."""
-        due = [callback.measure for callback in self.callbacks if callback.measure and self._is_due(callback)]
+        due = [callback for callback in self.callbacks if callback.measure and self._is_due(callback)]
         if not due:
             return False
         self.objective.eval()
         results: dict[str, float] = {}
         for student, networks in self.objective.networks.items():
-            backbone = backbone_of(networks.average)
-            layers = partial(self.objective.features, student=student)
-            features = StudentFeatures(student, layers, backbone.width, backbone.stride, len(backbone.blocks))
-            found: dict[str, float] = {}
-            for measure in due:
-                found |= measure(features)
-            results |= {f"{student}.{name}" if student else name: value for name, value in found.items()}
+            backbone, prefix = backbone_of(networks.average), f"{student}." if student else ""
+            for callback in due:
+                measured: dict[str, dict[str, bool]] = {"": {}}
+                if callback.student:
+                    measured["/student"] = {"average": False}
+                for suffix, chosen in measured.items():
+                    layers = partial(self.objective.features, student=student, **chosen)
+                    features = StudentFeatures(student, layers, backbone.width, backbone.stride, len(backbone.blocks))
+                    found = callback.measure(features) if callback.measure else {}
+                    results |= {f"{prefix}{name}{suffix}": value for name, value in found.items()}
         if isinstance(self.objective, FSDPModule):
             self.objective.reshard()  # what is gathered for a forward stays so until the next backward
         log.write(self.step, results)

@@ -26,14 +26,21 @@ class Multipliers:
     weight_decay: float
     is_last_layer: bool
     is_backbone: bool
+    """Whether it belongs to the backbone, where that makes a difference."""
 
 
-def build_param_groups(networks: nn.ModuleDict, optim: OptimConfig) -> list[dict[str, Any]]:
+def build_param_groups(networks: nn.ModuleDict, optim: OptimConfig, head_warmup: bool = False) -> list[dict[str, Any]]:
     """Builds the optimiser groups of a student's trainable parameters, one for each set of equal multipliers.
 
     In the backbone the learning rate falls by `optim.layerwise_decay` with each block below the output, and the patch
     embedding has `optim.patch_embed_lr_mult` on top. Vectors (biases, gains of norms, LayerScale) are not decayed.
+    Where both multipliers are 1 there are three groups, as in the published DINO code: matrices, vectors, and the
+    prototypes, which may be frozen.
+
+    Args:
+        head_warmup: whether the schedule scales the learning rate of the backbone: it then has groups of its own.
     """
+    separate = head_warmup or optim.layerwise_decay != 1 or optim.patch_embed_lr_mult != 1
     groups: dict[Multipliers, list[nn.Parameter]] = {}
     backbone = backbone_of(networks)
     last_layers = {
@@ -55,7 +62,7 @@ def build_param_groups(networks: nn.ModuleDict, optim: OptimConfig) -> list[dict
             lr=lr,
             weight_decay=0.0 if parameter.ndim < 2 else 1.0,
             is_last_layer=id(parameter) in last_layers,
-            is_backbone=part == "backbone",
+            is_backbone=separate and part == "backbone",
         )
         groups.setdefault(key, []).append(parameter)
     return [

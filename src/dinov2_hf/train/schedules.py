@@ -19,6 +19,7 @@ class Schedule:
         final_value: value the cosine falls (or rises) to at `total_steps`.
         warmup_steps: steps of a straight line from `warmup_value` to `base_value`, both ends included.
         frozen_steps: steps at the start whose value is overwritten by 0.
+        zero_every: the last one of so many steps has the value 0; 0: none has.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Schedule:
         warmup_steps: int = 0,
         warmup_value: float = 0.0,
         frozen_steps: int = 0,
+        zero_every: int = 0,
     ) -> None:
         self.final_value = final_value
         warmup_steps = min(warmup_steps, total_steps)
@@ -37,6 +39,8 @@ class Schedule:
         cosine = final_value + 0.5 * (base_value - final_value) * (1 + np.cos(np.pi * progress))
         self._values = np.concatenate((warmup, cosine))
         self._values[:frozen_steps] = 0.0
+        if zero_every:
+            self._values[zero_every - 1 :: zero_every] = 0.0
 
     def __getitem__(self, step: int) -> float:
         return float(self._values[step]) if step < len(self._values) else float(self.final_value)
@@ -57,9 +61,10 @@ def build_schedules(
 ) -> Mapping[str, Schedule]:
     """Builds the schedules of a run, by the names of `StepValues`.
 
-    `lr` follows the published rule `base_lr * sqrt(global_batch_size / 1024)`, where the global batch counts all
-    processes and accumulated gradients. Lengths given in epochs are multiplied by `train.epoch_length`. The backbone
-    stands still for `head_warmup_steps`, then its learning rate rises over the warm-up's length.
+    `lr` follows `optim.lr_rule`, where the global batch counts all processes and accumulated gradients. Lengths given
+    in epochs are multiplied by `train.epoch_length`. The backbone stands still for `head_warmup_steps`, then its
+    learning rate rises over the warm-up's length. The momentum of an average that copies the student (`teacher.update`)
+    is 0 where it does and 1 elsewhere.
 
     Args:
         scheduled: the values of the objective, `Objective.schedules_of`.
@@ -70,12 +75,17 @@ def build_schedules(
 
     optim, total = config.optim, config.train.num_steps
     learning_rate = dict(
-        base_value=optim.base_lr * (global_batch_size / 1024) ** 0.5,
+        base_value=optim.peak_lr(global_batch_size),
         final_value=optim.min_lr,
         total_steps=total,
         warmup_steps=steps(optim.warmup_epochs),
     )
     rise = max(steps(optim.warmup_epochs), 1)
+    copies = {
+        "momentum": {},
+        "previous_update": {"teacher_momentum": Schedule(0.0, 0.0, 0)},
+        "previous_epoch": {"teacher_momentum": Schedule(1.0, 1.0, total, zero_every=config.train.epoch_length)},
+    }
     return {
         "lr": Schedule(**learning_rate),
         "last_layer_lr": Schedule(**learning_rate, frozen_steps=steps(optim.freeze_last_layer_epochs)),
@@ -98,6 +108,7 @@ def build_schedules(
             warmup_value=-head_warmup_steps / rise,
             frozen_steps=head_warmup_steps,
         ),
+        **copies[config.average_update],
     }
 
 

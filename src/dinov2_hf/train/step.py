@@ -19,6 +19,8 @@ from ..config import RunConfig
 from ..data import SSLBatch
 from ..objectives import Objective
 from .accelerator import compute_dtype, shard_by_blocks
+from .norms import clip_each_
+from .optimizers import build_optimizer, create_state
 from .param_groups import apply_schedule, build_param_groups
 from .schedules import StepValues
 
@@ -30,21 +32,33 @@ class TrainingStep:
 
     A gradient that is not finite is skipped before it reaches weights or teacher, without asking the device: the
     optimiser gets a flag. `counters` `[2]` holds the updates skipped so far, and in a row.
+
+    Args:
+        model: the objective, with the weights that the run starts from.
+        config: of the run.
+        accelerator: prepares the model.
+        head_warmup: whether the backbone has a learning rate of its own at the start, see `init.head_warmup_epochs`.
     """
 
-    def __init__(self, model: Objective[Any], config: RunConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self, model: Objective[Any], config: RunConfig, accelerator: Accelerator, head_warmup: bool = False
+    ) -> None:
         optim = config.optim
         self.config = config
         self.accelerator = accelerator
         self.model = model
         _refuse_parameters_of_no_student(model)
-        groups = [group for student, _ in model.networks.values() for group in build_param_groups(student, optim)]
-        beta1, beta2 = optim.betas
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), fused=True)
+        groups = [
+            group for student, _ in model.networks.values() for group in build_param_groups(student, optim, head_warmup)
+        ]
+        optimizer = build_optimizer(groups, optim)
+        dropped = optim.freeze_last_layer_epochs if optim.freeze_last_layer_by == "gradients" else 0
+        self._dropped_steps = round(dropped * config.train.epoch_length)
         self._wrapped: nn.Module
         self._optimizer: AcceleratedOptimizer
         shard_by_blocks(accelerator, model)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
+        create_state(self.optimizer)
         register_fsdp_forward_method(model, "features")  # does nothing where parameters are not sharded
         for teacher in model.frozen:
             teacher.place(accelerator.device, compute_dtype(accelerator), sharded=isinstance(model, FSDPModule))
@@ -52,7 +66,7 @@ class TrainingStep:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW itself, as it was before accelerate wrapped it."""
+        """The optimiser itself, as it was before accelerate wrapped it."""
         optimizer: torch.optim.Optimizer = self._optimizer.optimizer
         return optimizer
 
@@ -89,18 +103,29 @@ class TrainingStep:
         if diagnose:
             scalars |= output.diagnostics | self._norms_of_parts()
         scalars |= self._clip()
+        if step < self._dropped_steps:
+            self._drop_last_layer()
+        lagging = self.config.average_update == "previous_update"
+        if lagging:
+            self.model.update_averages(values)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self.model.update_averages(values)
+        if not lagging:
+            self.model.update_averages(values)
         return scalars
 
     def _clip(self) -> dict[str, Tensor]:
-        """Clips the gradient of each network by itself, and makes the optimiser skip one that is not finite."""
+        """Clips the gradient of each network or parameter, and makes the optimiser skip one that is not finite.
+
+        Returns:
+            The norm of the gradient of each network before clipping.
+        """
         limit = self.config.optim.clip_grad or float("inf")
-        norms = {
-            f"grad_norm/{name}": _whole(nn.utils.clip_grad_norm_(network.parameters(), limit))
-            for name, network in self._networks()
-        }
+        by_parameter = self.config.optim.clip_by == "parameter"
+        norms = {}
+        for name, network in self._networks():
+            clip = clip_each_ if by_parameter else nn.utils.clip_grad_norm_
+            norms[f"grad_norm/{name}"] = _whole(clip(network.parameters(), limit))
         skip = (~torch.isfinite(torch.stack(list(norms.values()))).all()).float()
         if self.accelerator.scaler is None:  # in fp16 the gradient scaler does the same
             optimizer: Any = self.optimizer  # what its kernel reads is not declared
@@ -108,6 +133,13 @@ class TrainingStep:
         skip = skip.to(self.counters.device)
         self.counters = (self.counters + skip) * torch.stack((torch.ones_like(skip), skip))
         return {name: _finite(norm).to(self.counters.device) for name, norm in norms.items()}
+
+    def _drop_last_layer(self) -> None:
+        """Leaves the prototypes without gradient, so that the optimiser sees neither them nor their weight decay."""
+        for group in self._optimizer.param_groups:
+            if group["is_last_layer"]:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _networks(self) -> Iterator[tuple[str, nn.Module]]:
         """The trained networks, by name; where there are several students, after the name of theirs."""

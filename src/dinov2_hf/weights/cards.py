@@ -30,6 +30,13 @@ _SHAPES += ["ibot.separate_head", "crops.global_size", "crops.num_local", "crops
 _SHAPES += ["colors.mean", "colors.std"]
 """Keys besides those of the model that whoever continues it has to set as they were; the crops fit its patches."""
 
+_OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD", "lars": "LARS"}
+_COPIES = {
+    "previous_update": "the student one update before",
+    "previous_epoch": "the student at the end of the epoch before",
+}
+"""What the teacher is, by `teacher.update`, where it is not a moving average."""
+
 Rows = dict[str, str | None]
 
 
@@ -150,8 +157,12 @@ def _recipe(config: RunConfig, model: BackboneConfig, facts: RunFacts) -> Rows:
     optim, crops, train = config.optim, config.crops, config.train
     total, done = train.num_steps, facts.updates
     batch = facts.global_batch_size
-    lr = f"{optim.base_lr * (batch / 1024) ** 0.5:.3g}" if batch else None
+    lr = f"{optim.peak_lr(batch):.3g}" if batch else None
     momentum = find_objective(config).schedules_of(config).get("teacher_momentum")
+    values = {name: value if isinstance(value, list) else [value] for name, value in optim.settings.items()}
+    settings = "; ".join(f"{name} {_numbers(value)}" for name, value in values.items())
+    copied = _COPIES.get(config.average_update)
+    clipping = f"{optim.clip_grad:g}, each {optim.clip_by} by itself" if optim.clip_grad else None
     return {
         "Started from": public_name(config.init.path) if config.init.path else None,
         "Updates": f"{done:,} of {total:,}" if done is not None and done < total else f"{total:,}",
@@ -159,10 +170,13 @@ def _recipe(config: RunConfig, model: BackboneConfig, facts: RunFacts) -> Rows:
         "Crops": f"2 of {crops.global_size} pixels"
         + (f" and {crops.num_local} of {crops.local_size} pixels" if crops.num_local else ""),
         **find_objective(config).recipe(config),
-        "Teacher momentum": f"{momentum.base:g} to {momentum.final:g}" if momentum else None,
+        "Teacher momentum": f"{momentum.base:g} to {momentum.final:g}" if momentum and not copied else None,
+        "Teacher": copied,
+        "Optimiser": f"{_OPTIMIZERS[optim.optimizer]} ({settings})",
         "Peak learning rate": f"{lr} (base {optim.base_lr:g})" if lr else f"base {optim.base_lr:g}",
         "Warm-up": f"{round(optim.warmup_epochs * train.epoch_length):,} updates",
         "Weight decay": f"{optim.weight_decay:g} to {optim.weight_decay_end:g}",
+        "Gradient clipping": clipping,
         "Layer-wise decay": f"{optim.layerwise_decay:g}",
         "Stochastic depth": f"{model.drop_path_rate:g}",
         "Precision": train.precision,

@@ -1,0 +1,65 @@
+"""Norms of tensors that may be sharded (`DTensor`), each tensor by itself, without waiting for the device.
+
+Axes: `N` tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+EPS = 1e-6
+"""Added to a norm before a limit is divided by it, as in the published code."""
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns this process' shard of a sharded tensor, which shares its memory; others as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Computes the L2 norms `[N]` of tensors, those of sharded ones over all shards. Collective where they are sharded.
+
+    All tensors that are sharded alike need one reduction.
+    """
+    norms: list[Tensor] = [torch.empty(0)] * len(tensors)
+    alike: dict[tuple[dist.ProcessGroup, ...], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        alike.setdefault(_groups_of(tensor), []).append(index)
+    for groups, indices in alike.items():
+        found = torch.stack(torch._foreach_norm([local(tensors[index]) for index in indices]))
+        if groups:
+            squares = found.square()
+            for group in groups:
+                dist.all_reduce(squares, group=group)
+            found = squares.sqrt()
+        for index, norm in zip(indices, found.unbind()):
+            norms[index] = norm
+    return torch.stack(norms)
+
+
+def clip_each_(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Clips the gradient of each parameter to the norm `limit`. Collective where they are sharded.
+
+    Returns:
+        The norm of all gradients together, before clipping.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norms = whole_norms(gradients)
+    scales = (limit / (norms + EPS)).clamp(max=1.0)
+    torch._foreach_mul_([local(gradient) for gradient in gradients], list(scales.unbind()))
+    return torch.linalg.vector_norm(norms)
+
+
+def _groups_of(tensor: Tensor) -> tuple[dist.ProcessGroup, ...]:
+    """The groups of processes that together hold a tensor, for each dimension of the mesh that it is sharded over."""
+    if not isinstance(tensor, DTensor):
+        return ()
+    mesh = tensor.device_mesh
+    return tuple(mesh.get_group(dim) for dim, place in enumerate(tensor.placements) if isinstance(place, Shard))
