@@ -53,7 +53,7 @@ SHORT = {
     "model.use_swiglu_ffn": None,
     "model.layerscale_value": 1e-5,
     "model.drop_path_rate": 0.3,
-    "model.drop_path_uniform": True,
+    "model.drop_path_schedule": "uniform",
     "dino.loss_weight": 1.0,
     "dino.num_prototypes": 65536,
     "dino.hidden_dim": 2048,

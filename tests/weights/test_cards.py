@@ -136,7 +136,7 @@ def test_overrides_for_continuing_give_the_same_architecture_and_heads():
         for key in dotted_keys(config):
             section, _, name = key.rpartition(".")
             if (section == "model" and name in config.model.architecture()) or name in heads:
-                if name not in ("attn_implementation", "drop_path_rate", "drop_path_uniform", "layerscale_value"):
+                if name not in ("attn_implementation", "drop_path_rate", "layerscale_value"):
                     assert value_at(again, key) == value_at(config, key), f"{path.name}: {key}"
 
 

@@ -20,6 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Architectures of DINOv2 (Appendix B, table 17): `small`, `base`, `large` and `giant` (ViT-g); `tiny` is ours."""
 CHANNELS = ("mean", "repeat", "random")
 """How the first convolution gets another number of channels than that of the source."""
+DROP_PATH_SCHEDULES = ("uniform", "linear")
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention", "xformers")
 
 
@@ -89,8 +90,8 @@ class ModelConfig(BackboneConfig):
     """SwiGLU (true) or MLP (false) in place of the preset's."""
     layerscale_value: float = 1e-5
     """Initial LayerScale."""
-    drop_path_uniform: bool = True
-    """The same rate in every layer, or a linear rise from 0."""
+    drop_path_schedule: str = "uniform"
+    """Stochastic depth over the layers: uniform (the same rate in each) or linear (from 0 to the rate)."""
     interpolate_offset: float = 0.0
     """How position embeddings are interpolated for crops of another size than the global ones: 0 to the size, as
     transformers and the released models with registers; 0.1 by the scale factor `(patches + 0.1) / positions`, as the
@@ -101,7 +102,7 @@ class ModelConfig(BackboneConfig):
     _OF_TRAINING: ClassVar[tuple[str, ...]] = (
         *BackboneConfig._OF_TRAINING,
         "layerscale_value",
-        "drop_path_uniform",
+        "drop_path_schedule",
         "interpolate_offset",
         "attn_implementation",
     )
@@ -119,13 +120,15 @@ class ModelConfig(BackboneConfig):
             if getattr(self, name) is not None:
                 positive(f"{key}.{name}", getattr(self, name))
         share(f"{key}.interpolate_offset", self.interpolate_offset, below_one=True)
+        choice(f"{key}.drop_path_schedule", self.drop_path_schedule, DROP_PATH_SCHEDULES)
         choice(f"{key}.attn_implementation", self.attn_implementation, ATTENTION)
 
     def architecture(self) -> dict[str, Any]:
-        """The arguments of `Dinov2Config.preset` that this section sets, `preset` aside."""
+        """The arguments of `Dinov2Config.preset` that this section sets, without `preset`."""
         values = {name: value for name, value in asdict(self).items() if value is not None}
         for name in ("family", "preset", "gradient_checkpointing", "compile"):
             values.pop(name)
+        values["drop_path_uniform"] = values.pop("drop_path_schedule") == "uniform"
         return values
 
 

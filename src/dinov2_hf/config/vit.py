@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from .checks import choice, positive, share
-from .model import ATTENTION, FAMILIES, BackboneConfig
+from .model import ATTENTION, DROP_PATH_SCHEDULES, FAMILIES, BackboneConfig
 
 VIT_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
@@ -23,7 +23,7 @@ class ViTModelConfig(BackboneConfig):
 
     family: str = "vit"
     drop_path_rate: float = 0.1
-    """Stochastic depth of the student, share of samples left out in the last layer; see `drop_path_uniform`."""
+    """Stochastic depth of the student, share of samples left out in the last layer; see `drop_path_schedule`."""
     preset: str = "small"
     """Architecture: tiny, small, base or large."""
     patch_size: int = 16
@@ -36,8 +36,8 @@ class ViTModelConfig(BackboneConfig):
     """Heads in place of the preset's."""
     mask_token: bool = True
     """A token for masked patches. Without it the model takes no masks: the masked term has to be off."""
-    drop_path_uniform: bool = False
-    """The same rate in every layer, or a linear rise from 0."""
+    drop_path_schedule: str = "linear"
+    """Stochastic depth over the layers: uniform (the same rate in each) or linear (from 0 to the rate)."""
     interpolate_offset: float = 0.0
     """How position embeddings are interpolated for crops of another size than the global ones: 0 to the size, as the
     stock class does at every size; 0.1 by the scale factor `(patches + 0.1) / positions`, as the published code of DINO
@@ -47,7 +47,7 @@ class ViTModelConfig(BackboneConfig):
 
     _OF_TRAINING: ClassVar[tuple[str, ...]] = (
         *BackboneConfig._OF_TRAINING,
-        "drop_path_uniform",
+        "drop_path_schedule",
         "interpolate_offset",
         "attn_implementation",
     )
@@ -64,6 +64,7 @@ class ViTModelConfig(BackboneConfig):
             if getattr(self, name) is not None:
                 positive(f"{key}.{name}", getattr(self, name))
         share(f"{key}.interpolate_offset", self.interpolate_offset, below_one=True)
+        choice(f"{key}.drop_path_schedule", self.drop_path_schedule, DROP_PATH_SCHEDULES)
         choice(f"{key}.attn_implementation", self.attn_implementation, ATTENTION)
 
     def architecture(self) -> dict[str, Any]:
@@ -71,6 +72,7 @@ class ViTModelConfig(BackboneConfig):
         values = {name: value for name, value in asdict(self).items() if value is not None}
         for name in ("family", "preset", "gradient_checkpointing", "compile"):
             values.pop(name)
+        values["drop_path_uniform"] = values.pop("drop_path_schedule") == "uniform"
         values["use_mask_token"] = values.pop("mask_token")
         return values
 
