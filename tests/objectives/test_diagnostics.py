@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dinov2_hf.backbones import CropGroup
 from dinov2_hf.data import PhotometricAugmentation, TrainingBatches, open_training_source
 from dinov2_hf.objectives import DINOv2
-from dinov2_hf.objectives.diagnostics import diagnose_batch, rankme
+from dinov2_hf.objectives.diagnostics import CrossEntropy, diagnose_batch, rankme
 from dinov2_hf.objectives.terms import Assignments, sinkhorn_knopp
 
 VALUES = SimpleNamespace(teacher_temp=0.05)
@@ -103,8 +104,74 @@ def test_signs_do_not_depend_on_the_chunk_size(elements, monkeypatch):
 
 
 def test_a_term_without_samples_has_zeros():
-    scalars = diagnose(ibot=sinkhorn_knopp(torch.zeros(0, 8), 0.1))
-    assert scalars["target_entropy/ibot"].item() == 0.0 and scalars["prototypes_used/ibot"].item() == 0.0
+    targets = {"ibot": sinkhorn_knopp(torch.zeros(0, 8), 0.1)}
+    answers = {"ibot": CrossEntropy(torch.zeros(()), torch.zeros(0))}
+    scalars = diagnose_batch(torch.randn(4, 3), None, targets, answers)
+    for sign in ("target_entropy", "prototypes_used", "target_kl"):
+        assert scalars[f"{sign}/ibot"].item() == 0.0
+
+
+@pytest.mark.parametrize("elements", [1, 40, 10**9])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_divergence_is_the_weighted_mean_of_that_of_each_sample(weighted, elements, monkeypatch):
+    monkeypatch.setattr("dinov2_hf.objectives.terms.assignments.CHUNK_ELEMENTS", elements)
+    target, student = (torch.softmax(torch.randn(9, 16) * 2, dim=1) for _ in range(2))
+    weights = torch.rand(9) if weighted else None
+    shares = weights if weighted else torch.full((9,), 1 / 9)
+    answer = CrossEntropy(-(shares @ (target * student.log()).sum(dim=1)), weights)
+    scalars = diagnose_batch(torch.randn(4, 3), None, {"dino": assigned(target)}, {"dino": answer})
+    divergence = (target * (target / student).log()).sum(dim=1)
+    assert scalars["target_kl/dino"].item() == pytest.approx((shares @ divergence / shares.sum()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(6, 8), torch.eye(8)[:6] * 50, torch.eye(8)[[2] * 6] * 50])
+def test_divergence_of_a_student_that_gives_the_targets_is_zero(logits):
+    """Uniform ones, one-hot ones, and all the same."""
+    targets = Assignments(logits, 1.0, torch.zeros(8))
+    rows = targets.rows()
+    answer = CrossEntropy(torch.special.entr(rows).sum(dim=1).mean())
+    scalars = diagnose_batch(torch.randn(4, 3), None, {"dino": targets}, {"dino": answer})
+    assert scalars["target_kl/dino"].item() == pytest.approx(0.0, abs=1e-6)
+    assert scalars["target_entropy/dino"].item() == pytest.approx(1.0 if not logits.any() else 0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn_knopp", "softmax"])
+def test_divergences_of_an_update_are_those_of_student_and_teacher(tiny_config, centering):
+    """Of CLS over all pairs of crops, and of the masked patches with the weights of the loss."""
+    config = tiny_config(f"teacher.centering={centering}", "model.drop_path_rate=0", "koleo.loss_weight=0")
+    torch.manual_seed(0)
+    model = DINOv2(config).train()
+    with torch.no_grad():
+        for parameter in model.student.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    batch = make_batch(config)
+    centers = {name: module.center[0].clone() for name, module in model.centering.items()}
+    output = model(batch, VALUES, diagnose=True)
+
+    def student(features, head):
+        return torch.log_softmax(model.student[head](features).logits / 0.1, dim=1)
+
+    def teacher(features, term):
+        logits = model.teacher[f"{term}_head"](features).logits
+        if centering == "softmax":
+            return torch.softmax((logits - centers[term]) / VALUES.teacher_temp, dim=1)
+        return sinkhorn_knopp(logits, VALUES.teacher_temp).rows()
+
+    with torch.no_grad():
+        crops = [CropGroup(batch.global_crops, batch.masks, batch.mask_indices), CropGroup(batch.local_crops)]
+        seen, local = model.student["backbone"].tokens(crops)
+        (told,) = model.teacher["backbone"].tokens([CropGroup(batch.global_crops, wanted=batch.mask_indices)])
+        views = [*student(seen.cls, "dino_head").chunk(2), *student(local.cls, "dino_head").chunk(2)]
+        targets = teacher(told.cls, "dino").chunk(2)
+        pairs = [(target, view) for i, target in enumerate(targets) for j, view in enumerate(views) if i != j]
+        of_cls = [(target * (target.log() - view)).sum(dim=1).mean() for target, view in pairs]
+        answers, target = student(seen.patches, "ibot_head"), teacher(told.patches, "ibot")
+        of_patches = (target * (target.log() - answers)).sum(dim=1)
+    weights = batch.mask_weights
+    expected = {"dino": torch.stack(of_cls).mean(), "ibot": weights @ of_patches / weights.sum()}
+    for term, value in expected.items():
+        assert output.diagnostics[f"target_kl/{term}"].item() == pytest.approx(value.item(), rel=1e-4), term
+        assert value > 0.01
 
 
 def make_batch(config):
@@ -125,7 +192,8 @@ def test_diagnosing_changes_neither_loss_nor_gradients(tiny_config, centering):
         results.append((output.loss.detach(), *(p.grad for p in model.student.parameters()), *model.buffers()))
         results[-1] += (torch.get_rng_state(),)
     assert all(torch.equal(plain, diagnosed) for plain, diagnosed in zip(*results, strict=True))
-    terms = {f"{sign}/{term}" for sign in ("target_entropy", "prototypes_used") for term in ("dino", "ibot")}
+    signs = ("target_entropy", "prototypes_used", "target_kl")
+    terms = {f"{sign}/{term}" for sign in signs for term in ("dino", "ibot")}
     assert output.diagnostics.keys() == {"rankme", "teacher_student_cosine"} | terms
     for value in output.diagnostics.values():
         assert value.dtype == torch.float32 and value.shape == () and not value.requires_grad
@@ -141,7 +209,7 @@ def test_terms_that_are_off_or_empty_are_diagnosed_as_such(tiny_config):
     config = tiny_config("dino.loss_weight=0", "ibot.mask_probability=0")
     output = DINOv2(config).train()(make_batch(config), VALUES, diagnose=True)
     found = {name: value.item() for name, value in output.diagnostics.items() if "/" in name}
-    assert found == {"target_entropy/ibot": 0.0, "prototypes_used/ibot": 0.0}
+    assert found == {"target_entropy/ibot": 0.0, "prototypes_used/ibot": 0.0, "target_kl/ibot": 0.0}
 
 
 def test_student_and_teacher_that_are_equal_agree(tiny_config):

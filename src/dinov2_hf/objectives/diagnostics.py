@@ -6,6 +6,7 @@ Axes: `B` images, `M` samples of this process, `K` prototypes, `D` width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +16,21 @@ from .terms.assignments import chunks
 from .terms.reduce import gather_rows, global_sum_
 
 
+class CrossEntropy(NamedTuple):
+    """How the student answers targets, of this process."""
+
+    value: Tensor
+    """`sum_m weights_m H(target_m, student_m)`, or the mean over several answers to a target; a scalar."""
+    weights: Tensor | None = None
+    """`[M]`; None: one over `M` each."""
+
+
 @torch.no_grad()
 def diagnose_batch(
-    student_cls: Tensor, teacher_cls: Tensor | None, targets: Mapping[str, Assignments]
+    student_cls: Tensor,
+    teacher_cls: Tensor | None,
+    targets: Mapping[str, Assignments],
+    answers: Mapping[str, CrossEntropy] | None = None,
 ) -> dict[str, Tensor]:
     """Scalars of the global batch, equal on all ranks. Collective: call on all ranks.
 
@@ -26,11 +39,15 @@ def diagnose_batch(
         teacher_cls: the teacher's features of the same crops, `[2B, D]`; without them, as where the teacher has another
             width, the rank is that of the student's features and there is no cosine.
         targets: the teacher's assignments by term.
+        answers: the cross-entropies of the student's assignments with them, by term.
 
     Returns:
         `rankme`: effective rank of the teacher's CLS; `teacher_student_cosine`: mean cosine of the two; and for each
-        term `target_entropy/<term>`: mean entropy of a target as a share of `ln K`, and `prototypes_used/<term>`: share
-        of the prototypes that are some sample's strongest, of those that could be (all, or as many as samples).
+        term `target_entropy/<term>`: mean entropy of a target as a share of `ln K`, `prototypes_used/<term>`: share
+        of the prototypes that are some sample's strongest, of those that could be (all, or as many as samples), and,
+        where there are answers, `target_kl/<term>`: weighted mean of the Kullback-Leibler divergence
+        `KL(target | student)` in nats, which is the cross-entropy less the entropy of the target. Where targets
+        collapse it falls to 0, whether they become uniform or all the same (DINO paper, section 5.3).
     """
     with torch.autocast(student_cls.device.type, enabled=False):
         ranked = student_cls if teacher_cls is None else teacher_cls
@@ -40,9 +57,13 @@ def diagnose_batch(
             total = global_sum_(torch.stack((cosine.sum(), cosine.new_tensor(float(len(cosine))))))
             scalars["teacher_student_cosine"] = total[0] / total[1]
         for term, assignments in targets.items():
-            entropy, used = _assignment_health(assignments)
+            answer = (answers or {}).get(term)
+            entropy, used, weighted = _assignment_health(assignments, answer.weights if answer else None)
             scalars[f"target_entropy/{term}"] = entropy
             scalars[f"prototypes_used/{term}"] = used
+            if answer:
+                divergence, weight = global_sum_(torch.stack((answer.value.float() - weighted[0], weighted[1])))
+                scalars[f"target_kl/{term}"] = torch.where(weight > 0, divergence / weight, 0.0)
     return scalars
 
 
@@ -58,16 +79,27 @@ def rankme(features: Tensor, eps: float = 1e-7) -> Tensor:
     return torch.where(finite, torch.exp(-(shares * shares.log()).sum()), torch.nan)
 
 
-def _assignment_health(assignments: Assignments) -> tuple[Tensor, Tensor]:
+def _assignment_health(assignments: Assignments, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy and use of prototypes, and `[2]` of this process: the weighted sum of entropies in nats, and of weights.
+
+    Args:
+        weights: `[M]`; None: one over `M` each.
+    """
     num_samples, num_prototypes = assignments.logits.shape
     entropy = torch.zeros(2, device=assignments.bias.device)
     entropy[1] = num_samples
     strongest = torch.zeros_like(assignments.bias)
+    if weights is None:
+        weights = torch.full((num_samples,), 1 / max(num_samples, 1), device=entropy.device)
+    weighted = torch.stack((entropy[0], weights.float().sum()))
     for start, stop in chunks(num_samples, num_prototypes):
         rows = assignments.rows(start, stop)
         strongest.index_fill_(0, rows.argmax(dim=1), 1.0)
-        entropy[0] += torch.special.entr(rows).sum()
+        entropies = torch.special.entr(rows)
+        entropy[0] += entropies.sum()
+        weighted[0] += entropies.sum(dim=1) @ weights[start:stop].float()
     mean, count = global_sum_(entropy)
     used = (global_sum_(strongest) > 0).sum()
     possible = count.clamp(1, num_prototypes)
-    return mean / count.clamp_min(1) / torch.log(count.new_tensor(float(num_prototypes))), used / possible
+    share = mean / count.clamp_min(1) / torch.log(count.new_tensor(float(num_prototypes)))
+    return share, used / possible, weighted

@@ -20,6 +20,7 @@ from .further import FURTHER_TERMS, TermInput
 from .prototypes import (
     build_centering,
     build_heads,
+    prototype_answers,
     prototype_recipe,
     prototype_schedules_of,
     prototype_targets,
@@ -94,7 +95,8 @@ class DINOv2(Objective[DINOv2RunConfig]):
         loss = cast(Tensor, sum(declared[name].weight * term for name, term in terms.items()))
         output = ObjectiveOutput(loss, {name: term.detach() for name, term in terms.items()})
         if diagnose:
-            output.diagnostics = diagnose_batch(tokens.cls, compared.cls, targets)
+            answers = prototype_answers(terms, batch.mask_weights, len(tokens.cls))
+            output.diagnostics = diagnose_batch(tokens.cls, compared.cls, targets, answers)
         return output
 
 

@@ -24,6 +24,7 @@ from .prototypes import (
     build_centering,
     build_heads,
     ibot_head_name,
+    prototype_answers,
     prototype_recipe,
     prototype_schedules_of,
     prototype_targets,
@@ -81,9 +82,11 @@ class PrototypeDistillation(Distillation[PrototypeDistillationConfig]):
         for name, networks in self.networks.items():
             wanted, weights = batch.patches_of(backbone_of(networks.student).stride)
             tokens, local_cls = tokens_of(networks.student, batch, wanted)
-            self.add(output, name, prototype_terms(config, networks.student, tokens, local_cls, weights, targets))
+            terms = prototype_terms(config, networks.student, tokens, local_cls, weights, targets)
+            self.add(output, name, terms)
             if diagnose and not name:
-                output.diagnostics = diagnose_batch(tokens.cls, None, targets)
+                answers = prototype_answers(terms, weights, len(tokens.cls))
+                output.diagnostics = diagnose_batch(tokens.cls, None, targets, answers)
         return output
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..backbones import Tokens
 from ..config import DINOv2RunConfig, HeadConfig, PrototypeDistillationConfig
 from .base import Scheduled, Term
+from .diagnostics import CrossEntropy
 from .heads import DINOHead
 from .terms import (
     NUM_GLOBAL_CROPS,
@@ -168,3 +169,20 @@ def prototype_terms(
         per_view = [koleo_loss(view, config.koleo.distributed) for view in tokens.cls.chunk(NUM_GLOBAL_CROPS)]
         terms["koleo"] = cast(Tensor, sum(per_view))
     return terms
+
+
+def prototype_answers(terms: Mapping[str, Tensor], patch_weights: Tensor, num_global: int) -> dict[str, CrossEntropy]:
+    """Returns the cross-entropies among the terms of a student, by target, for `diagnose_batch`.
+
+    Args:
+        terms: of `prototype_terms`.
+        patch_weights: as of `prototype_terms`.
+        num_global: global crops of this process.
+    """
+    answers = {}
+    if "dino_global" in terms:
+        local = terms.get("dino_local")
+        answers["dino"] = CrossEntropy(terms["dino_global"] if local is None else terms["dino_global"] + local)
+    if "ibot" in terms:
+        answers["ibot"] = CrossEntropy(terms["ibot"], patch_weights / num_global)
+    return answers

@@ -172,14 +172,15 @@ def plot_metrics(folder: Path) -> Path:
     lines = read_metrics(folder)
     panels = {
         "Objective": ("loss", "loss/"),
-        "k-NN accuracy of the teacher (%)": ("knn_accuracy",),
+        "k-NN accuracy (%) of the teacher, and of the student where measured": ("knn_accuracy", "knn_accuracy/"),
         "Gradient norm before clipping": ("grad_norm/",),
         "Learning rate": ("lr", "last_layer_lr"),
         "Targets: entropy (of its maximum) and share of prototypes used": ("target_entropy/", "prototypes_used/"),
         "Effective rank of the teacher's CLS (RankMe)": ("rankme",),
+        "KL divergence of the student from the targets (nats)": ("target_kl/",),
     }
-    figure = Figure(figsize=(12, 12), layout="constrained")
-    axes = figure.subplots(3, 2)
+    figure = Figure(figsize=(12, 16), layout="constrained")
+    axes = figure.subplots(4, 2)
     logged = dict.fromkeys(name for line in lines for name in line)
     for axis, (title, wanted) in zip(axes.flat, panels.items()):
         for name in (n for w in wanted for n in logged if n == w or (w.endswith("/") and n.startswith(w))):
@@ -193,6 +194,8 @@ def plot_metrics(folder: Path) -> Path:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
     path = folder / "loss.png"
     figure.savefig(path, dpi=110)
     return path
