@@ -80,6 +80,7 @@ def runs(server, tiny_overrides, image_folder, tmp_path):
         "knn.crop_size=32",
         "knn.batch_size=5",
         "knn.k=3",
+        "knn.student=true",
     ]
     folders = []
     for processes in (1, 2):
@@ -96,7 +97,11 @@ def test_two_processes_train_the_model_of_one(server, runs):
     lines = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]] == [0, 2, 4, 6, 6]
     for one, two in zip(*lines, strict=True):
-        for name in ("loss", "grad_norm/backbone", "grad_norm/dino_head", "knn_accuracy"):
+        for name in (
+            *("loss", "grad_norm/backbone", "grad_norm/dino_head", "target_kl/dino"),
+            *("knn_accuracy", "knn_accuracy/student"),
+        ):
+            assert (name in one) == (("loss" in one) != name.startswith("knn_accuracy"))
             if name in one:
                 assert two[name] == pytest.approx(one[name], rel=1e-4), (one["step"], name)
     one, two = (load_file(folder / "export" / "model.safetensors") for folder in folders)

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from dinov2_hf.backbones import features_of
 from dinov2_hf.cli import main
 from dinov2_hf.config import load_config
 from dinov2_hf.config.evaluations import KnnEvaluation as Knn
 from dinov2_hf.evaluation import evaluations_of, load_evaluations
 from dinov2_hf.runs import read_metrics
-from dinov2_hf.train import build_accelerator
+from dinov2_hf.train import Callback, build_accelerator
 
 from .running import train
 
@@ -60,6 +62,37 @@ def test_figures_of_every_evaluation_are_logged_under_its_name_on_its_own_cadenc
     assert [line["step"] for line in probed] == [0, 4, 6]
     assert {"probe.accuracy_1_cls", "probe.accuracy_2_cls", "probe.accuracy_2_cls_mean"} <= probed[0].keys()
     assert all(0 <= line["probe.accuracy"] <= 100 for line in probed)
+
+
+def test_student_is_measured_beside_its_average_where_asked(tiny_config, image_folder):
+    """At first both are equal; an average that stands still then stays where it is."""
+    config = tiny_config(
+        f"knn.reference.path={image_folder}",
+        f"knn.query.path={image_folder}",
+        *("knn.query.split=train", "knn.resize_size=40", "knn.crop_size=32", "knn.epochs=1", "knn.student=true"),
+        *("teacher.momentum=1", "optim.warmup_epochs=0", "optim.base_lr=10"),
+    )
+    accelerator = build_accelerator(config.train)
+    callbacks = evaluations_of(config, accelerator)
+    seen = []
+
+    def cls(features):
+        seen.append(features(torch.ones(1, 3, 32, 32))[-1].cls)
+        return {}
+
+    trainer = train(config, accelerator=accelerator, callbacks=[*callbacks, Callback(1, cls, student=True)])
+    lines = [line for line in read_metrics(Path(config.train.output_dir)) if "knn_accuracy" in line]
+    assert [line["step"] for line in lines] == [0, 2, 4, 6]
+    assert lines[0]["knn_accuracy"] == lines[0]["knn_accuracy/student"]
+    assert {line["knn_accuracy"] for line in lines} == {lines[0]["knn_accuracy"]}
+    assert {line["knn_accuracy/student"] for line in lines} != {lines[0]["knn_accuracy"]}
+    averages, students = seen[::2], seen[1::2]
+    assert torch.equal(averages[-1], averages[0]) and torch.equal(students[0], averages[0])
+    trainer.objective.eval()
+    with torch.no_grad():
+        last = features_of(trainer.objective.student["backbone"], torch.ones(1, 3, 32, 32))[-1].cls
+    assert torch.equal(students[-1], last) and not torch.equal(last, averages[0])
+    assert not any("/student" in name for line in lines for name in line if not name.startswith("knn_accuracy"))
 
 
 def test_an_evaluation_in_the_run_gives_what_the_command_gives_for_its_export(

@@ -123,10 +123,12 @@ def describe(done: Run) -> str:
     network = "the student" if dict(models_of(done.config)).get("distill.teacher") else "the teacher"
     for student in done.exports:
         metric = f"{student}.knn_accuracy" if student else "knn_accuracy"
-        accuracies = [line[metric] for line in lines if metric in line]
-        if accuracies:
-            first, last = accuracies[0], accuracies[-1]
-            text.append(f"\nk-NN accuracy of {student or network}: {first:.1f} % at first, {last:.1f} % at the end")
+        named = {metric: student or network, f"{metric}/student": f"{student or 'the student'}, without averaging"}
+        for name, who in named.items():
+            accuracies = [line[name] for line in lines if name in line]
+            if accuracies:
+                first, last = accuracies[0], accuracies[-1]
+                text.append(f"\nk-NN accuracy of {who}: {first:.1f} % at first, {last:.1f} % at the end")
     model, family = done.exports[""], find_family(done.config.model.family)
     arguments = ", ".join(filter(None, [f'"{model}"', family.loading]))
     files = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -56,7 +57,8 @@ def evaluations_of(config: RunConfig, accelerator: Accelerator) -> list[Callback
         references = open_labeled(knn.reference, sets, "knn.reference")
         same_classes(references, open_labeled(knn.query, sets, "knn.query"))  # before the run starts
         evaluate = find_evaluator("knn").evaluate
-        found.append(_callback(evaluate, settings, knn.epochs, "knn_accuracy", config, accelerator, sets))
+        measured = _callback(evaluate, settings, knn.epochs, "knn_accuracy", config, accelerator, sets)
+        found.append(replace(measured, student=knn.student))
     for name, chosen in load_evaluations(config).items():
         item = config.evaluations[name]
         evaluate = find_evaluator(item.protocol).evaluate

@@ -212,17 +212,25 @@ class Objective(nn.Module, Generic[Config]):
 
     @torch.no_grad()
     def features(
-        self, pixel_values: Tensor, layers: int = 1, student: str = "", final_norm: bool = True
+        self, pixel_values: Tensor, layers: int = 1, student: str = "", final_norm: bool = True, average: bool = True
     ) -> list[Features]:
         """Returns the features of the last `layers` blocks of a student's average, after the final norm or before it.
 
         Collective where it is sharded.
+
+        Args:
+            average: False: of the student itself.
         """
-        return features_of(backbone_of(self.networks[student].average), pixel_values, layers, final_norm)
+        networks = self.networks[student]
+        backbone = backbone_of(networks.average if average else networks.student)
+        return features_of(backbone, pixel_values, layers, final_norm)
 
     @torch.no_grad()
     def update_averages(self, values: Any) -> None:
-        """Moves the averages one step, over local shards: `average = m average + (1 - m) student`."""
+        """Moves the averages one step, over local shards: `average = m average + (1 - m) student`.
+
+        At a momentum of 0 they become the student, at 1 they keep what they are.
+        """
         for student, average in self.networks.values():
             averaged: list[Tensor] = list(average.parameters())
             trained: list[Tensor] = list(student.parameters())

@@ -15,7 +15,7 @@ Results = dict[str, dict[str, nn.Module]]
 
 @dataclass(frozen=True)
 class StudentFeatures:
-    """The features of the average of a student, with what has to be known to use them."""
+    """The features of the average of a student, or of the student itself, with what has to be known to use them."""
 
     name: str
     """Of the student; `""` for the first one."""
@@ -40,7 +40,9 @@ class Callback:
     epochs: float
     """Epochs between two calls."""
     measure: Callable[[StudentFeatures], dict[str, float]] | None = None
-    """Called at the start, at the end and in between for each student; its numbers are logged. Collective: called on
-    all ranks."""
+    """Called at the start, at the end and in between with the average of each student; its numbers are logged.
+    Collective: called on all ranks."""
+    student: bool = False
+    """Call `measure` with the student itself too; its numbers are logged as `NAME/student`."""
     act: Callable[[int, Results], None] | None = None
     """Called in between with the number of updates and the averages, on the main process."""
