@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from ..backbones import Layers
 from ..config import RunConfig
 from ..data import (
     PhotometricAugmentation,
@@ -363,11 +364,10 @@ class Trainer:
         for student, networks in self.objective.networks.items():
             backbone, prefix = backbone_of(networks.average), f"{student}." if student else ""
             for callback in due:
-                measured: dict[str, dict[str, bool]] = {"": {}}
+                measured: dict[str, Layers] = {"": partial(self.objective.features, student=student)}
                 if callback.student:
-                    measured["/student"] = {"average": False}
-                for suffix, chosen in measured.items():
-                    layers = partial(self.objective.features, student=student, **chosen)
+                    measured["/student"] = partial(self.objective.features, student=student, average=False)
+                for suffix, layers in measured.items():
                     features = StudentFeatures(student, layers, backbone.width, backbone.stride, len(backbone.blocks))
                     found = callback.measure(features) if callback.measure else {}
                     results |= {f"{prefix}{name}{suffix}": value for name, value in found.items()}

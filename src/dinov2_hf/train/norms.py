@@ -54,7 +54,8 @@ def clip_each_(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     norms = whole_norms(gradients)
     scales = (limit / (norms + EPS)).clamp(max=1.0)
     torch._foreach_mul_([local(gradient) for gradient in gradients], list(scales.unbind()))
-    return torch.linalg.vector_norm(norms)
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
 
 
 def _groups_of(tensor: Tensor) -> tuple[dist.ProcessGroup, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -74,10 +75,11 @@ def build_schedules(
         return round(epochs * config.train.epoch_length)
 
     optim, total = config.optim, config.train.num_steps
-    learning_rate = dict(
-        base_value=optim.peak_lr(global_batch_size),
-        final_value=optim.min_lr,
-        total_steps=total,
+    learning_rate = partial(
+        Schedule,
+        optim.peak_lr(global_batch_size),
+        optim.min_lr,
+        total,
         warmup_steps=steps(optim.warmup_epochs),
     )
     rise = max(steps(optim.warmup_epochs), 1)
@@ -87,8 +89,8 @@ def build_schedules(
         "previous_epoch": {"teacher_momentum": Schedule(1.0, 1.0, total, zero_every=config.train.epoch_length)},
     }
     return {
-        "lr": Schedule(**learning_rate),
-        "last_layer_lr": Schedule(**learning_rate, frozen_steps=steps(optim.freeze_last_layer_epochs)),
+        "lr": learning_rate(),
+        "last_layer_lr": learning_rate(frozen_steps=steps(optim.freeze_last_layer_epochs)),
         "weight_decay": Schedule(optim.weight_decay, optim.weight_decay_end, total),
         **{
             name: Schedule(

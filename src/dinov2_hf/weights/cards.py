@@ -32,10 +32,10 @@ _SHAPES += ["colors.mean", "colors.std"]
 
 _OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD", "lars": "LARS"}
 _COPIES = {
-    "previous_update": "the student one update before",
-    "previous_epoch": "the student at the end of the epoch before",
+    "previous_update": "none: the teacher is the student one update before",
+    "previous_epoch": "none: the teacher is the student at the end of the epoch before",
 }
-"""What the teacher is, by `teacher.update`, where it is not a moving average."""
+"""What stands in the place of the momentum, by `teacher.update`, where the teacher is not a moving average."""
 
 Rows = dict[str, str | None]
 
@@ -161,7 +161,7 @@ def _recipe(config: RunConfig, model: BackboneConfig, facts: RunFacts) -> Rows:
     momentum = find_objective(config).schedules_of(config).get("teacher_momentum")
     values = {name: value if isinstance(value, list) else [value] for name, value in optim.settings.items()}
     settings = "; ".join(f"{name} {_numbers(value)}" for name, value in values.items())
-    copied = _COPIES.get(config.average_update)
+    average = f"{momentum.base:g} to {momentum.final:g}" if momentum else None
     clipping = f"{optim.clip_grad:g}, each {optim.clip_by} by itself" if optim.clip_grad else None
     return {
         "Started from": public_name(config.init.path) if config.init.path else None,
@@ -170,8 +170,7 @@ def _recipe(config: RunConfig, model: BackboneConfig, facts: RunFacts) -> Rows:
         "Crops": f"2 of {crops.global_size} pixels"
         + (f" and {crops.num_local} of {crops.local_size} pixels" if crops.num_local else ""),
         **find_objective(config).recipe(config),
-        "Teacher momentum": f"{momentum.base:g} to {momentum.final:g}" if momentum and not copied else None,
-        "Teacher": copied,
+        "Teacher momentum": _COPIES.get(config.average_update, average),
         "Optimiser": f"{_OPTIMIZERS[optim.optimizer]} ({settings})",
         "Peak learning rate": f"{lr} (base {optim.base_lr:g})" if lr else f"base {optim.base_lr:g}",
         "Warm-up": f"{round(optim.warmup_epochs * train.epoch_length):,} updates",
