@@ -28,6 +28,10 @@ class SyncBatchNorm(_BatchNorm):
     Collective in training, in the backward pass too: call on all ranks.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2 or input.shape[1] != self.num_features:
             raise ValueError(f"the input is {list(input.shape)}; the norm takes [samples, {self.num_features}, …]")
@@ -35,7 +39,6 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         weight, bias, mean, var = self.weight.float(), self.bias.float(), self.running_mean, self.running_var
-        assert mean is not None and var is not None and self.num_batches_tracked is not None
         rows, several = input.numel() // self.num_features, _num_processes() > 1
         if not self.training or (rows == 0 and not several):
             return nn.functional.batch_norm(input, mean.float(), var.float(), weight, bias, eps=self.eps)
@@ -48,6 +51,7 @@ class SyncBatchNorm(_BatchNorm):
         if momentum:
             self.num_batches_tracked.add_(1)
         moved_mean, moved_var = mean.clone(), var.clone()
+        output: Tensor
         if several:
             output = _synchronised(input, weight, bias, moved_mean, moved_var, momentum, self.eps)
         else:
@@ -81,7 +85,7 @@ def _recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _synchronised(
     input: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
 ) -> Tensor:
