@@ -19,6 +19,7 @@ from transformers import (
 from dinov2_hf.backbones import (
     CropGroup,
     Features,
+    ResNetModel,
     StockBackbone,
     base,
     family_of,
@@ -27,7 +28,7 @@ from dinov2_hf.backbones import (
     register_backbone,
     tokens_of_maps,
 )
-from dinov2_hf.config import BackboneConfig, ModelConfig, ViTModelConfig
+from dinov2_hf.config import BackboneConfig, ModelConfig, ResNetModelConfig, ViTModelConfig
 
 WIDTH, STRIDE, DEPTH = 32, 8, 2
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": 2, "intermediate_size": 48}
@@ -82,6 +83,13 @@ def vit(**settings):
     return find_family("vit").build(ViTModelConfig(**sizes, **settings), 32, 0.0)
 
 
+def resnet(bottleneck: bool = True):
+    sizes = {"depths": [1, 2], "hidden_sizes": [WIDTH, WIDTH], "embedding_size": 8}
+    return find_family("resnet").build(
+        ResNetModelConfig(preset="resnet50" if bottleneck else "resnet18", **sizes), 32, 0.0
+    )
+
+
 def stock(network, config, **settings):
     return StockBackbone(network(config(**SIZES, **settings)))
 
@@ -92,12 +100,18 @@ BACKBONES = {
     "dinov2 with swiglu": lambda: ours(use_swiglu_ffn=True),
     "vit": vit,
     "vit without mask token": lambda: vit(mask_token=False, interpolate_offset=0.1),
+    "resnet": resnet,
+    "resnet of basic blocks": lambda: resnet(bottleneck=False),
     "stock dinov2": lambda: stock(Dinov2WithRegistersModel, Dinov2WithRegistersConfig, num_register_tokens=2),
     "stock vit": lambda: stock(ViTModel, ViTConfig),
     "stock clip": lambda: stock(CLIPVisionModel, CLIPVisionConfig),
     "stock siglip, which has no CLS": lambda: stock(SiglipVisionModel, SiglipVisionConfig),
     "convolutional": TinyConv,
 }
+
+
+LAST_ONLY = ResNetModel
+"""Networks whose blocks have other widths and strides each, so that there are features of the last one only."""
 
 
 @pytest.fixture(params=BACKBONES)
@@ -120,7 +134,13 @@ def test_width_stride_and_blocks_are_those_of_the_network(backbone):
 def test_features_are_cls_and_a_map_of_patches_of_the_last_blocks(backbone):
     images = torch.randn(2, 3, 32, 40)
     with torch.no_grad():
-        several, (last,) = backbone.features(images, DEPTH), backbone.features(images)
+        (last,) = backbone.features(images)
+        assert last.cls.shape == (2, WIDTH) and last.patches.shape == (2, WIDTH, 4, 5)
+        if isinstance(backbone, LAST_ONLY):
+            with pytest.raises(ValueError, match=f"layers={DEPTH}.* last stage only"):
+                backbone.features(images, DEPTH)
+            return
+        several = backbone.features(images, DEPTH)
     for found in several:
         assert found.cls.shape == (2, WIDTH) and found.patches.shape == (2, WIDTH, 4, 5)
     assert torch.equal(several[-1].cls, last.cls) and torch.equal(several[-1].patches, last.patches)
@@ -158,7 +178,8 @@ def test_tokens_are_those_of_the_features(backbone):
 
 def test_every_parameter_has_a_depth_and_blocks_have_theirs(backbone):
     depths = {name: backbone.depth_of(name) for name, _ in backbone.named_parameters()}
-    assert set(depths.values()) == set(range(DEPTH + 2))
+    after = set() if isinstance(backbone, LAST_ONLY) else {DEPTH + 1}  # a ResNet has no final norm
+    assert set(depths.values()) == set(range(DEPTH + 1)) | after
     of_blocks = {id(p): depth for depth, block in enumerate(backbone.blocks.values(), 1) for p in block.parameters()}
     for name, parameter in backbone.named_parameters():
         assert of_blocks.get(id(parameter), depths[name]) == depths[name]
@@ -169,7 +190,8 @@ def test_patch_embedding_is_the_first_projection(backbone):
     found = [name for name, _ in backbone.named_parameters() if backbone.is_patch_embedding(name)]
     assert found and {backbone.depth_of(name) for name in found} == {0}
     shapes = {name: p.shape for name, p in backbone.named_parameters()}
-    assert {shapes[name][1:] for name in found if name.endswith("weight")} == {(3, STRIDE, STRIDE)}
+    kernel = 7 if isinstance(backbone, LAST_ONLY) else STRIDE
+    assert {shapes[name][1:] for name in found if name.endswith("weight")} == {(3, kernel, kernel)}
 
 
 def test_masks_are_refused_where_the_network_takes_none(backbone):

@@ -29,6 +29,7 @@ from .dinov2 import (
     check_attention,
 )
 from .frozen import StockBackbone, load_stock_backbone
+from .resnet import ResNetConfig, ResNetModel, ResNetStage
 from .vit import ViTConfig, ViTLayer, ViTModel
 
 __all__ = [
@@ -46,6 +47,9 @@ __all__ = [
     "Features",
     "Layers",
     "PretrainedBackbone",
+    "ResNetConfig",
+    "ResNetModel",
+    "ResNetStage",
     "StockBackbone",
     "Tokens",
     "ViTConfig",

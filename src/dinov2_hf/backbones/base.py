@@ -115,7 +115,8 @@ class Backbone(Module, Protocol):
     def features(self, pixels: Tensor, layers: int = 1) -> list[Features]:
         """Features of images `[B, C, H, W]` after the last `layers` blocks, ascending, each after the final norm.
 
-        A network may take `final_norm=False` too, for features before it.
+        A network may take `final_norm=False` too, for features before it. One whose blocks have other widths or strides
+        gives the features of the last one only, and refuses more layers with a ValueError.
         """
         ...
 

@@ -13,6 +13,7 @@ from .model import FAMILIES, PRESETS, BackboneConfig, InitConfig, ModelConfig
 from .names import hub_name, name_of_source, public_name
 from .objectives import DINOv2RunConfig, FeatureDistillationConfig, PrototypeDistillationConfig
 from .paths import images_of, models_of, path_to, paths_in, same_place, with_absolute_paths
+from .resnet import RESNET_PRESETS, ResNetModelConfig
 from .run import RUNS, RunConfig, register_run_config
 from .secrets import find_tokens, masked, refuse_tokens_in_arguments
 from .terms import (
@@ -34,6 +35,7 @@ __all__ = [
     "ViTModelConfig",
     "FAMILIES",
     "PRESETS",
+    "RESNET_PRESETS",
     "RUNS",
     "TERMS",
     "BackboneConfig",
@@ -54,6 +56,7 @@ __all__ = [
     "OptimConfig",
     "PatchConfig",
     "PrototypeDistillationConfig",
+    "ResNetModelConfig",
     "RunConfig",
     "RunEvaluationConfig",
     "SourceConfig",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone, Features, features_of, find_family, recompute_blocks
+from ..backbones.batch_norm import batch_norms_of
 from ..config import RUNS, RunConfig
 from ..config.checks import IMPORT_FIRST
 from ..data import SSLBatch
@@ -86,7 +87,8 @@ class Objective(nn.Module, Generic[Config]):
 
     A subclass defines `terms_of`, `build_networks` and `forward`, calls `build_students()` in its constructor, and is
     registered with `register_objective`. The averages are in float32 like the students (increments vanish in half
-    precision), take no gradient, and never drop anything.
+    precision), take no gradient, and never drop anything. Batch norms in them normalise by the batch in training, as in
+    the published code of DINO, and keep running statistics of their own.
 
     Args:
         config: the run.
@@ -198,6 +200,8 @@ class Objective(nn.Module, Generic[Config]):
         super().train(mode)
         for networks in self.networks.values():
             networks.average.eval()
+            for norm in batch_norms_of(networks.average):
+                norm.train(mode)
         return self
 
     def forward(self, batch: SSLBatch, values: Any, diagnose: bool = False) -> ObjectiveOutput:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from ..backbones import CropGroup, Tokens
+from ..backbones.batch_norm import average_running_statistics
 from ..config import public_name
 from ..config.objectives.students import DistillationRunConfig
 from ..data import SSLBatch
@@ -50,6 +52,13 @@ class Distillation(Objective[Students]):
     def places_of(cls, config: Students) -> dict[str, Places]:
         further = {name: Places(f"further.{name}.student", f"further.{name}.average") for name in config.students}
         return {"": Places("student", "average")} | further
+
+    @torch.no_grad()
+    def update_averages(self, values: Any) -> None:
+        """As for every objective; running statistics too, because the averages see no batch."""
+        super().update_averages(values)
+        for student, average in self.networks.values():
+            average_running_statistics(average, student, values.teacher_momentum)
 
     @property
     def teacher(self) -> FrozenTeacher:

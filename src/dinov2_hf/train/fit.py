@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from ..backbones import Layers
@@ -316,7 +317,7 @@ class Trainer:
         for name, network in average.items():
             target = whole[name].state_dict() if main else {}
             for key, shard in network.state_dict().items():
-                tensor = shard.full_tensor()
+                tensor = shard.full_tensor() if isinstance(shard, DTensor) else shard  # buffers are whole
                 if main:
                     target[key].copy_(tensor)
         return whole

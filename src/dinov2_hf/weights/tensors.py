@@ -76,9 +76,10 @@ def refuse_integers(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuses quantised weights, which mean nothing as the numbers that they are stored as.
 
     Raises:
-        ValueError: a tensor that is not of floating-point numbers.
+        ValueError: a tensor that is not of floating-point numbers, and not the counter of a batch norm.
     """
-    if odd := next((name for name, tensor in tensors.items() if not tensor.is_floating_point()), None):
+    integers = (name for name, tensor in tensors.items() if not tensor.is_floating_point())
+    if odd := next((name for name in integers if not name.endswith("num_batches_tracked")), None):
         kind = str(tensors[odd].dtype).removeprefix("torch.")
         raise ValueError(
             f"{where} has {odd} in {kind}, as quantised weights are; write them in float32, float16 or bfloat16"
