@@ -12,7 +12,7 @@ from dinov2_hf.config import load_config
 from .hub.fixtures import hub, hub_login, hub_process  # noqa: F401 - fixtures for every folder
 from .reader import small_run, small_set  # noqa: F401 - fixtures for every folder
 from .tiny import TINY, write_photographs
-from .tiny_backbone import tiny  # noqa: F401 - a fixture for every folder
+from .tiny_backbone import tiny, tiny_vit  # noqa: F401 - fixtures for every folder
 
 
 @pytest.fixture(autouse=True)

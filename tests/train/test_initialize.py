@@ -1,6 +1,7 @@
 """Starting from a run, a released model, an export, an original checkpoint; what is refused; the warm-up of heads."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from transformers import Dinov2ForImageClassification as StockForImageClassifica
 from transformers import Dinov2Model as StockModel
 from transformers import Dinov2WithRegistersForImageClassification as StockWithRegistersForImageClassification
 
+from dinov2_hf.backbones import ViTConfig, ViTModel
+from dinov2_hf.config import load_config
 from dinov2_hf.data import EvalTransform
 from dinov2_hf.runs import RunFacts, read_metrics
 from dinov2_hf.train import Trainer, build_accelerator
@@ -337,6 +340,33 @@ def test_original_model_keeps_its_features_at_another_image_size(tiny_config, tm
     pixels = torch.randn(3, 3, size, size)
     expected = features(original, pixels)
     torch.testing.assert_close(features(trainer.objective.teacher["backbone"], pixels), expected, atol=1e-5, rtol=0)
+
+
+# the family vit
+
+
+@pytest.mark.parametrize("kind", ["stock", "original", "original with a mask token"])
+@pytest.mark.parametrize("takes_masks", [True, False])
+def test_weights_of_dino_start_a_run_with_or_without_masks(tiny_overrides, tmp_path, caplog, kind, takes_masks):
+    """DINO has no token for masked patches, iBOT has one: one that is missing starts as in a run from scratch."""
+    caplog.set_level(logging.INFO, "dinov2_hf")
+    shape = STOCK_SHAPE | {"intermediate_size": 128, "image_size": 32}
+    has_token = kind.endswith("mask token")
+    model = shake(ViTModel(ViTConfig(**shape, layer_norm_eps=1e-6, use_mask_token=has_token)))
+    path = tmp_path / ("source" if kind == "stock" else "source.pth")
+    model.save_pretrained(path) if kind == "stock" else torch.save(to_original(tensors(model)), path)
+    keys = [key for key in tiny_overrides if "register" not in key and "layerscale" not in key]
+    keys += ["model.family=vit", f"model.mask_token={str(takes_masks).lower()}", f"init.path={path}"]
+    keys += [] if takes_masks else ["ibot.loss_weight=0"]
+    trainer = started(load_config(None, keys))
+    expected, token = tensors(model), "embeddings.mask_token"
+    found = tensors(trainer.objective.teacher["backbone"])
+    assert (token in found) == takes_masks
+    assert [name for name in found if name in expected and not torch.equal(found[name], expected[name])] == []
+    if takes_masks and not has_token:
+        assert (found[token] == 0).all()
+    assert ("the token for masked patches is new" in caplog.text) == (takes_masks and not has_token)
+    assert ("its token for masked patches is left out" in caplog.text) == (has_token and not takes_masks)
 
 
 # another number of channels

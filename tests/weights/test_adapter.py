@@ -181,3 +181,20 @@ def test_adapter_of_another_model_is_refused(stock, tmp_path):
     adapter(tmp_path / "chain", stock, MLP, {"base_model_name_or_path": str(tmp_path / "chain")})
     with pytest.raises(ValueError, match="was trained on .*chain, another adapter; write the whole model"):
         open_weights(str(tmp_path / "chain"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"alpha_pattern": {"layers.1.attention.q_proj": 12}}])
+def test_adapter_of_the_stock_vit_is_read_with_the_names_that_it_has_in_memory(tmp_path, settings):
+    from transformers import ViTConfig, ViTModel
+
+    shape = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
+    model = ViTModel(ViTConfig(**shape, patch_size=8, image_size=32), add_pooling_layer=False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path / "base")
+    modules = ["layers.1.attention.q_proj", "layers.0.mlp.fc2", "layers.1.attention.o_proj"]
+    factors = adapter(tmp_path / "adapter", model, modules, settings)
+    scales = {name: 6 / RANK for name in modules} | ({modules[0]: 12 / RANK} if settings else {})
+    expected = adapted_features(model, factors, scales)
+    found = features(open_weights(str(tmp_path / "adapter")).build())
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

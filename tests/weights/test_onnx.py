@@ -36,10 +36,18 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+MODELS_OF_VIT = {
+    "vit": dict(use_mask_token=True),
+    "vit, rule of DINO": dict(interpolate_offset=0.1, layer_norm_eps=1e-12),
+}
+CASES = [("tiny", settings) for settings in MODELS.values()]
+CASES += [("tiny_vit", settings) for settings in MODELS_OF_VIT.values()]
+
+
+@pytest.mark.parametrize("family, settings", CASES, ids=[*MODELS, *MODELS_OF_VIT])
 @torch.no_grad()
-def test_onnxruntime_gives_our_features_at_every_size_and_batch(tiny, tmp_path, settings):
-    model = shaken(tiny, **settings)
+def test_onnxruntime_gives_our_features_at_every_size_and_batch(request, tmp_path, family, settings):
+    model = shaken(request.getfixturevalue(family), **settings)
     write_onnx(tmp_path / "model.onnx", model)
     for batch in (1, 3):
         # the training size, two that are not square, one patch, larger, and in between

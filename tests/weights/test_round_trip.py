@@ -23,13 +23,21 @@ MODELS = [
     dict(num_register_tokens=4, use_swiglu_ffn=True, image_size=16, qkv_bias=False),
     dict(num_register_tokens=2, mlp_ratio=3, num_channels=5, drop_path_rate=0.3, interpolate_antialias=False),
 ]
+MODELS_OF_VIT = [
+    dict(),
+    dict(use_mask_token=True, interpolate_offset=0.1),
+    dict(layer_norm_eps=1e-12, intermediate_size=100, qkv_bias=False, num_channels=5, interpolate_antialias=True),
+]
 NOT_SQUARE = [dict(image_size=[32, 56]), dict(image_size=[48, 16], patch_size=[8, 4], num_register_tokens=0)]
 
 
 def fields(config):
     """What of a config says something of the model."""
     settings = json.loads(config.to_json_string(use_diff=False))
-    for name in ("_name_or_path", "architectures", "transformers_version", "dtype", "use_mask_token"):
+    ignored = ["_name_or_path", "architectures", "transformers_version", "dtype"]
+    if config.model_type == "dinov2":  # the stock class notes that all have one
+        ignored.append("use_mask_token")
+    for name in ignored:
         settings.pop(name, None)
     return settings
 
@@ -43,23 +51,38 @@ def assert_same(found, model):
 
 
 def cases():
-    for settings in MODELS:
-        yield from (("original", settings), ("timm", settings))
-    for settings in NOT_SQUARE:
-        yield "timm", settings
-    for settings in (MODELS[2], MODELS[4], NOT_SQUARE[1]):  # tests/models/test_convert_onnx.py has others
-        yield pytest.param("onnx", settings | {"num_hidden_layers": 1}, marks=pytest.mark.slow)
+    for family, models in (("dinov2", MODELS), ("vit", MODELS_OF_VIT)):
+        for settings in models:
+            yield from ((family, "original", settings), (family, "timm", settings))
+    for family, settings in (("dinov2", NOT_SQUARE[0]), ("dinov2", NOT_SQUARE[1]), ("vit", dict(image_size=[32, 56]))):
+        yield family, "timm", settings
+    others = [("dinov2", settings) for settings in (MODELS[2], MODELS[4], NOT_SQUARE[1])]
+    for family, settings in (*others, ("vit", MODELS_OF_VIT[1])):  # tests/weights/test_onnx.py has more
+        yield pytest.param(family, "onnx", settings | {"num_hidden_layers": 1}, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("format", "settings"), cases())
-def test_round_trip_is_exact(tiny, tmp_path, format, settings):
-    model = tiny(**settings)
+@pytest.mark.parametrize(("family", "format", "settings"), cases())
+def test_round_trip_is_exact(tiny, tiny_vit, tmp_path, family, format, settings):
+    model = {"dinov2": tiny, "vit": tiny_vit}[family](**settings)
     write, name = WRITERS[format]
     write(tmp_path / name, model, PREPROCESSOR)
     weights = open_weights(str(tmp_path / name))
     assert_same(weights.build(), model)
     assert weights.preprocessor == PREPROCESSOR
     assert weights.knows_num_attention_heads and weights.remarks == []
+
+
+@pytest.mark.parametrize("untrained", [False, True])
+def test_token_for_masked_patches_is_in_the_file_where_it_was_trained(tiny_vit, tmp_path, untrained):
+    """iBOT's code reads one; DINO's, which has none, reads the file of a model that was never masked."""
+    model = tiny_vit(use_mask_token=True)
+    if untrained:
+        torch.nn.init.zeros_(model.embeddings.mask_token)
+    write_original(tmp_path / "model.pth", model)
+    state = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert ("masked_embed" in state) == (not untrained)
+    assert untrained or state["masked_embed"].shape == (1, 48)
+    assert_same(open_weights(str(tmp_path / "model.pth")).build(), model)
 
 
 @pytest.mark.parametrize("settings", [*MODELS[:4], NOT_SQUARE[0]])
@@ -83,8 +106,12 @@ def test_half_precision_survives_every_format_but_onnx_which_is_float32(tiny, tm
     assert model.dtype == torch.bfloat16
 
 
-def test_chain_through_all_formats_is_exact(tiny, tmp_path):
-    model = current = tiny(num_register_tokens=4, use_swiglu_ffn=True)
+@pytest.mark.parametrize("family", ["dinov2", "vit"])
+def test_chain_through_all_formats_is_exact(tiny, tiny_vit, tmp_path, family):
+    if family == "vit":
+        model = current = tiny_vit(use_mask_token=True, interpolate_offset=0.1)
+    else:
+        model = current = tiny(num_register_tokens=4, use_swiglu_ffn=True)
     for step, format in enumerate(("timm", "original", "timm", "onnx", "original")):
         write, name = WRITERS[format]
         write(tmp_path / f"{step}-{name}", current)
@@ -105,6 +132,22 @@ def test_files_hold_no_names_beyond_those_of_their_format(tiny, tmp_path):
         names = set(file.keys())
     top = {"cls_token", "reg_token", "pos_embed", "norm.weight", "norm.bias"}
     assert {name for name in names if not name.startswith("blocks.")} == top | patch
+
+
+@pytest.mark.parametrize("format", ["original", "timm"])
+def test_files_of_the_family_vit_hold_the_names_of_the_published_ones(tiny_vit, tmp_path, format):
+    """Those of `dino_deitsmall16_pretrain.pth`, which are also those of `vit_small_patch16_224.dino` in timm."""
+    write, name = WRITERS[format]
+    write(tmp_path / name, tiny_vit(num_hidden_layers=1))
+    if format == "original":
+        names = set(torch.load(tmp_path / name, weights_only=True))
+    else:
+        with safe_open(tmp_path / name, "pt") as file:
+            names = set(file.keys())
+    block = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    modules = {"patch_embed.proj", "norm", *(f"blocks.0.{module}" for module in block)}
+    expected = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+    assert names == expected | {"cls_token", "pos_embed"}
 
 
 @pytest.mark.parametrize(

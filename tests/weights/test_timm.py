@@ -1,13 +1,16 @@
 """timm's names, shapes and features: against a frozen list, a naive twin, and timm itself where it is installed."""
 
+import functools
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dinov2_hf import Dinov2Config, Dinov2Model
+from dinov2_hf.backbones import ViTConfig, ViTModel
 from dinov2_hf.weights import config_from_timm, from_timm, open_weights, timm_usage, to_timm, write_timm
 
-from .timm_twin import FROZEN, frozen_shapes, has_timm, import_timm, patch_of, timm_forward
+from .timm_twin import FROZEN, FROZEN_DINO, frozen_shapes, has_timm, import_timm, patch_of, timm_forward
 
 close = dict(atol=1e-5, rtol=1e-4)
 needs_timm = pytest.mark.skipif(
@@ -49,6 +52,68 @@ def test_architecture_is_read_off_timms_shapes(name):
     assert (config.interpolate_antialias, config.interpolate_offset) == (True, 0.0)
     wanted = {key: value.shape for key, value in model.state_dict().items()}
     assert {key: value.shape for key, value in from_timm(state).items()} == wanted
+
+
+@pytest.mark.parametrize("name", FROZEN_DINO)
+def test_sizes_of_dino_have_timms_names_and_shapes_both_ways(name):
+    preset, patch = name.split("_")[1], 8 if "patch8" in name else 16
+    config = ViTConfig.preset(preset, patch_size=patch)
+    with torch.device("meta"):
+        model = ViTModel(config)
+        state = {key: torch.empty(shape) for key, shape in frozen_shapes(name).items()}
+        found = config_from_timm(state)
+    assert {key: list(value.shape) for key, value in timm_state(model).items()} == frozen_shapes(name)
+    assert timm_usage("x.safetensors", config) == (
+        f'model = timm.create_model("{name}", dynamic_img_size=True, checkpoint_path="x.safetensors")'
+    )
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size"):
+        assert getattr(found, key) == getattr(config, key), key
+    assert (found.patch_size, found.layer_norm_eps, found.use_mask_token) == (patch, 1e-6, False)
+    assert (found.interpolate_antialias, found.interpolate_offset) == (True, 0.0)
+
+
+@torch.no_grad()
+def test_file_of_dino_that_timm_wrote_has_timms_features_at_every_size(tiny_vit, tmp_path):
+    state = timm_state(tiny_vit())
+    save_file(state, tmp_path / "model.safetensors")
+    weights = open_weights(str(tmp_path / "model.safetensors"), num_attention_heads=4)
+    model = weights.build()
+    assert weights.kind == "file under timm's names" and not weights.remarks and not model.takes_masks
+    for size in ((32, 32), (24, 40), (72, 16)):
+        pixels = torch.randn(2, 3, *size)
+        torch.testing.assert_close(model(pixels).last_hidden_state, timm_forward(state, pixels, 4, (4, 4)), **close)
+
+
+@torch.no_grad()
+def test_timm_gives_the_features_of_the_family_vit_at_its_own_size(tiny_vit, tmp_path):
+    model = tiny_vit(image_size=[32, 48], layer_norm_eps=1e-12).eval()
+    write_timm(tmp_path / "model.safetensors", model)
+    state, pixels = load_file(tmp_path / "model.safetensors"), torch.randn(2, 3, 32, 48)
+    found = timm_forward(state, pixels, 4, (4, 6), eps=1e-12)
+    torch.testing.assert_close(found, model(pixels).last_hidden_state, **close)
+
+
+@pytest.mark.parametrize(
+    "suffix, classifier, kind",
+    [
+        (".safetensors", False, "file under timm's names"),
+        (".pth", False, "file under the original names"),
+        (".pth", True, "file under timm's names"),
+    ],
+)
+def test_whose_rule_a_file_of_dino_follows_shows_in_its_suffix_and_classifier(
+    tiny_vit, tmp_path, suffix, classifier, kind
+):
+    """DINO's code and timm have the same names, and two rules for position embeddings."""
+    state = timm_state(tiny_vit())
+    if classifier:
+        state |= {"head.weight": torch.ones(7, 48), "head.bias": torch.ones(7)}
+    path = tmp_path / f"model{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    weights = open_weights(str(path), num_attention_heads=4)
+    assert weights.kind == kind
+    rule = (weights.config.interpolate_antialias, weights.config.interpolate_offset)
+    assert rule == ((True, 0.0) if "timm" in kind else (False, 0.1))
 
 
 @pytest.mark.parametrize("swiglu", [False, True])
@@ -120,12 +185,12 @@ def test_notes_that_the_weights_have_outgrown_are_not_used(tiny, tmp_path):
 
 
 @needs_timm
-@pytest.mark.parametrize("name", FROZEN)
+@pytest.mark.parametrize("name", [*FROZEN, *FROZEN_DINO])
 def test_frozen_list_is_timms(name):
     with torch.device("meta"):
         model = import_timm().create_model(name)
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == frozen_shapes(name)
-    assert model.default_cfg["input_size"][1] == FROZEN[name]["image_size"]
+    assert model.default_cfg["input_size"][1] == (FROZEN | FROZEN_DINO)[name]["image_size"]
 
 
 SETTINGS = [
@@ -134,6 +199,24 @@ SETTINGS = [
     dict(use_swiglu_ffn=True, image_size=32),
     dict(use_swiglu_ffn=True, image_size=32, mlp_ratio=3, qkv_bias=False, num_channels=5, num_register_tokens=0),
 ]
+SETTINGS_OF_VIT = [
+    dict(),
+    dict(layer_norm_eps=1e-12, intermediate_size=100, qkv_bias=False, num_channels=5, image_size=[32, 48]),
+]
+
+
+@needs_timm
+@pytest.mark.parametrize("settings", SETTINGS_OF_VIT)
+@torch.no_grad()
+def test_timm_itself_loads_the_family_vit_with_the_line_that_we_give(tiny_vit, tmp_path, settings):
+    model, path = tiny_vit(interpolate_antialias=True, **settings).eval(), tmp_path / "model.safetensors"
+    write_timm(path, model)
+    namespace = {"timm": import_timm(), "functools": functools, "torch": torch}
+    exec(timm_usage(str(path), model.config), namespace)
+    theirs, grid = namespace["model"].eval(), model.config.grid_size
+    for size in ((8 * grid[0], 8 * grid[1]), (24, 40)):
+        pixels = torch.randn(2, model.config.num_channels, *size)
+        torch.testing.assert_close(theirs.forward_features(pixels), model(pixels).last_hidden_state, **close)
 
 
 @needs_timm

@@ -11,18 +11,20 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-FROZEN = json.loads((Path(__file__).parent / "data" / "timm_names.json").read_text())["models"]
+_LISTED = json.loads((Path(__file__).parent / "data" / "timm_names.json").read_text())["models"]
 """Names and shapes of timm 1.0.31: requirements.txt has no timm, because torchvision would come with it."""
+FROZEN = {name: model for name, model in _LISTED.items() if "dinov2" in name}
+FROZEN_DINO = {name: model for name, model in _LISTED.items() if name.endswith(".dino")}
 
 
 def frozen_shapes(name):
     """Names and shapes of the state dict of a timm model."""
-    model = FROZEN[name]
+    model = _LISTED[name]
     block = {f"blocks.{i}.{key}": shape for i in range(model["depth"]) for key, shape in model["block"].items()}
     return model["top"] | block
 
 
-def timm_forward(state, pixels, num_heads, grid, swiglu):
+def timm_forward(state, pixels, num_heads, grid, swiglu=False, eps=1e-6):
     """`forward_features` of a model built with `dynamic_img_size=True`: tokens after the norm `[B, T, D]`."""
     patches = F.conv2d(pixels, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=patch_of(state))
     batch, width, rows, columns = patches.shape
@@ -45,21 +47,21 @@ def timm_forward(state, pixels, num_heads, grid, swiglu):
             return F.linear(values, block[f"{name}.weight"], block.get(f"{name}.bias"))
 
         def norm(name, values, block=block):
-            return F.layer_norm(values, (width,), block[f"{name}.weight"], block[f"{name}.bias"], eps=1e-6)
+            return F.layer_norm(values, (width,), block[f"{name}.weight"], block[f"{name}.bias"], eps=eps)
 
         qkv = linear("attn.qkv", norm("norm1", tokens)).reshape(batch, -1, 3, num_heads, width // num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         weights = (query @ key.transpose(-1, -2) * (width // num_heads) ** -0.5).softmax(dim=-1)
         mixed = linear("attn.proj", (weights @ value).transpose(1, 2).flatten(2))
-        tokens = tokens + block["ls1.gamma"] * mixed
+        tokens = tokens + block.get("ls1.gamma", 1) * mixed
         hidden = linear("mlp.fc1", norm("norm2", tokens))
         if swiglu:
             gate, value = hidden.chunk(2, dim=-1)
             hidden = F.silu(gate) * value
         else:
             hidden = F.gelu(hidden)
-        tokens = tokens + block["ls2.gamma"] * linear("mlp.fc2", hidden)
-    return F.layer_norm(tokens, (width,), state["norm.weight"], state["norm.bias"], eps=1e-6)
+        tokens = tokens + block.get("ls2.gamma", 1) * linear("mlp.fc2", hidden)
+    return F.layer_norm(tokens, (width,), state["norm.weight"], state["norm.bias"], eps=eps)
 
 
 def patch_of(state):

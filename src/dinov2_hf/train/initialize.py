@@ -20,6 +20,7 @@ from ..weights.tensors import summary, tensors_of
 
 logger = logging.getLogger(__name__)
 
+_MASK_TOKEN = "embeddings.mask_token"
 _HEAD_KEYS = "num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"
 
 
@@ -71,11 +72,14 @@ def _changes(source: Weights, network: Any, config: InitConfig) -> str:
     changes = ""
     if (channels := source.num_channels) != (wanted := getattr(network.config, "num_channels", channels)):
         changes += f"; first convolution from {channels} to {wanted} channels by init.channels={config.channels}"
-    there, here = (getattr(each, "interpolate_offset", 0.0) for each in (source.config, network.config))
-    if there != here:
+    theirs, ours = (getattr(each, "interpolate_offset", 0.0) for each in (source.config, network.config))
+    if theirs != ours:
         changes += (
-            f"; crops of other sizes than the global ones differ: model.interpolate_offset={here:g}, {there:g} there"
+            f"; crops of other sizes than the global ones differ: model.interpolate_offset={ours:g}, {theirs:g} there"
         )
+    there, here = (_MASK_TOKEN in names for names in (source.backbone(), network.state_dict()))
+    if there != here:
+        changes += "; its token for masked patches is left out" if there else "; the token for masked patches is new"
     return changes
 
 
@@ -89,6 +93,11 @@ def _load_backbone(
             state = resize_position_embeddings(state, network.config, source.config)
         except ValueError as error:
             raise ValueError(f"{source.where}: {error}") from None
+    fresh = network.state_dict()
+    if _MASK_TOKEN in fresh:  # weights of DINO have no such token
+        state.setdefault(_MASK_TOKEN, fresh[_MASK_TOKEN])
+    else:
+        state.pop(_MASK_TOKEN, None)
     _load(network, state, "backbone", source.where, keys)
     there, here = (getattr(config, "num_attention_heads", None) for config in (source.config, network.config))
     if source.knows_num_attention_heads and there != here:  # leaves no trace in the shapes

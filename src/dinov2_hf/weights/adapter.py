@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backbones.dinov2.stock_names import has_names_in_memory, names_in_memory, published_names
+from ..backbones.vit.stock_names import published_name
 from ..files import first_line
 from .base import Format, Place, Weights
 from .tensors import left_out, read_safetensors
@@ -41,7 +42,7 @@ BEYOND: dict[str, tuple[str, ...]] = {
 }
 """Settings of LoRA that change the model itself, or add otherwise: beginnings of values, or any value."""
 
-_MODULE = re.compile(r"base_model\.model\.(?:.*?\.)??((?:embeddings|encoder|layernorm)\b.*)")
+_MODULE = re.compile(r"base_model\.model\.(?:.*?\.)??((?:embeddings|encoder|layers|layernorm)\b.*)")
 _FACTOR = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
 
 
@@ -119,9 +120,12 @@ def merge(
     others = sorted(factors.keys() - inside.values())
     modules: dict[str, dict[str, Tensor]] = {}
     whole = {}
-    for short, name in inside.items():
-        if match := _FACTOR.fullmatch(short):
+    asked: dict[str, str] = {}
+    for given, name in inside.items():
+        short = published_name(given)  # of the stock ViT; those of DINOv2 become names in memory below
+        if (match := _FACTOR.fullmatch(short)) and (named := _FACTOR.fullmatch(given)):
             modules.setdefault(match[1], {})[match[2]] = factors[name].float()
+            asked[match[1]] = named[1]
         elif "lora_" in short or "base_layer" in short:
             raise ValueError(f"{where} has {name}, which is not read; {MERGE}")
         else:  # of modules_to_save
@@ -140,7 +144,9 @@ def merge(
                 f"{where} changes {name} by {list(second.shape)} x {list(first.shape)}, and it is {list(weight.shape)} "
                 "in the model it names; set base_model_name_or_path to the model it was trained on"
             )
-        changed = weight.float().flatten(1) + _scale(module, len(first), config) * second.flatten(1) @ first.flatten(1)
+        changed = weight.float().flatten(1) + _scale(asked[module], len(first), config) * second.flatten(
+            1
+        ) @ first.flatten(1)
         if "lora_magnitude_vector" in parts:  # DoRA: direction and length apart
             changed = changed / changed.norm(dim=1, keepdim=True) * parts["lora_magnitude_vector"].reshape(-1, 1)
         adapted[name] = changed.reshape(weight.shape).to(weight.dtype)

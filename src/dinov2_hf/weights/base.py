@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..backbones import Backbone, Dinov2Model
+from ..backbones import Backbone, Dinov2Model, family_of_model_type
 from ..config import RunConfig
 from ..data import EvalTransform, default_colors
 from ..runs import RunFolder
@@ -213,6 +213,13 @@ class Weights:
         others = {name: value for name, value in self.network().items() if not name.startswith("backbone.")}
         both = {f"backbone.{name}": value for name, value in tensors.items()} | others
         return replace(self, config=config, read=lambda _: both, _networks={})
+
+
+def class_of(config: PreTrainedConfig) -> type[Any]:
+    """The class of the family that a config is of."""
+    family = family_of_model_type(config.model_type)
+    assert family is not None, config.model_type
+    return family.backbone
 
 
 def misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -16,12 +16,12 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from ..backbones import Dinov2Model, PretrainedBackbone, family_of_model_type, load_stock_backbone
-from ..backbones.dinov2.stock_names import published_names
+from ..backbones import Dinov2Model, PretrainedBackbone, ViTConfig, family_of_model_type, load_stock_backbone
 from ..backbones.index import check_indices
 from ..config.limits import check_config
 from ..files import first_line
 from .base import Format, Place, Weights, misfits
+from .names import VIT, names_of, published_names
 from .notes import Notes
 from .original import Converted, config_from_original, to_original, weights_of_file
 from .positions import rule_remarks
@@ -112,6 +112,7 @@ def _of_backbone(
         found = TensorFile.of(tensors, where)
         state, others = _split(published_names(found.backbone), parts)
         return state, [*found.left_out, *others]
+    tensors = published_names(tensors)
     prefix = f"{kind.base_model_prefix}."
     inner = {name for name in tensors if name.startswith(prefix)}
     state, others = _split(tensors_of(tensors, prefix) if inner else tensors, parts)
@@ -177,13 +178,16 @@ def read_file(place: Place) -> Weights:
     if file.name == "model.safetensors" and (file.parent / "config.json").is_file():
         return read_folder(place)
     state, others = _split(published_names(place.file.backbone))
+    rules: dict[str, float] = {"interpolate_offset": 0.0}  # and what else the stock class of the family has
+    if names_of(state) is VIT:
+        rules["layer_norm_eps"] = ViTConfig().layer_norm_eps
 
     def convert(notes: Notes) -> Converted:
         original = to_original(state)
         return state, lambda **settings: config_from_original(original, **settings)
 
     kind = "file under the names of transformers, without its config.json"
-    return weights_of_file(place, kind, convert, left_out(others), interpolate_offset=0.0)
+    return weights_of_file(place, kind, convert, left_out(others), **rules)
 
 
 def has_our_names(place: Place) -> bool:
@@ -201,7 +205,7 @@ def write_folder(folder: Path, backbone: PretrainedBackbone, preprocessor: Mappi
 def write_heads(folder: Path, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Writes heads by name to `heads.safetensors`, from which training can continue; no file where there are none."""
     tensors = {
-        f"{name}.{key}": tensor.detach().cpu().contiguous()
+        f"{name}.{key}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # they may share memory
         for name, state in heads.items()
         for key, tensor in state.items()
     }

@@ -14,8 +14,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from ..backbones.dinov2.configuration import Dinov2Config
+from ..backbones import family_of_model_type
 
 _CONFIG, _PREPROCESSOR, _TENSORS = "config.json", "preprocessor_config.json", "tensors.safetensors"
 
@@ -24,7 +25,7 @@ _CONFIG, _PREPROCESSOR, _TENSORS = "config.json", "preprocessor_config.json", "t
 class Notes:
     """What stands in a file's metadata; nothing, in files that others wrote."""
 
-    config: Dinov2Config | None = None
+    config: PreTrainedConfig | None = None
     preprocessor: dict[str, Any] | None = None
     """Configuration of the image processor."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -54,8 +55,11 @@ class Notes:
         try:
             if _CONFIG in metadata:
                 settings = json.loads(metadata[_CONFIG])
-                settings.pop("model_type", None)  # the class writes it anew
-                notes.config = Dinov2Config.from_dict(settings)
+                model_type = settings.pop("model_type", "dinov2")  # the class writes it
+                family: Any = family_of_model_type(model_type)
+                if family is None:
+                    raise ValueError(f"model_type={model_type!r} is not one of a family")
+                notes.config = family.backbone.config_class.from_dict(settings)
             if _PREPROCESSOR in metadata:
                 notes.preprocessor = json.loads(metadata[_PREPROCESSOR])
             if _TENSORS in metadata:

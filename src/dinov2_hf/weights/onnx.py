@@ -20,11 +20,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..backbones.dinov2.configuration import Dinov2Config
-from ..backbones.dinov2.modeling import Dinov2Model
+from ..backbones.transformer.configuration import TransformerConfig
+from ..backbones.transformer.model import VisionTransformer
 from ..config.limits import check_size
 from ..files import first_line
-from .base import Format, Place, Weights
+from .base import Format, Place, Weights, class_of
+from .names import MASK_TOKEN, NAMES
 from .notes import Notes
 from .positions import bicubic_matrix
 from .tensors import PARTS
@@ -32,17 +33,15 @@ from .tensors import PARTS
 OPSET = 20
 INPUT, OUTPUTS = "pixel_values", ("last_hidden_state", "pooler_output")
 
-_MASK = "embeddings.mask_token"  # no part of the graph
-
 
 class OnnxBackbone(nn.Module):
-    """The forward of a `Dinov2Model` without branches on the size of the images, which an exporter would freeze.
+    """The forward of a vision transformer without branches on the size of the images, which an exporter would freeze.
 
     Takes `pixel_values` `[B, C, H, W]`, gives `last_hidden_state` `[B, 1 + R + N, D]` and `pooler_output` `[B, D]`. Its
     parameters are those of the model, under the same names.
     """
 
-    def __init__(self, model: Dinov2Model) -> None:
+    def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
         self.config = model.config
         self.embeddings, self.encoder, self.layernorm = model.embeddings, model.encoder, model.layernorm
@@ -76,7 +75,7 @@ class OnnxBackbone(nn.Module):
 
 def write_onnx(
     path: str | PathLike[str],
-    model: Dinov2Model,
+    model: VisionTransformer,
     preprocessor: dict[str, Any] | None = None,
     weights_beside: bool | None = None,
 ) -> None:
@@ -96,7 +95,7 @@ def write_onnx(
     _require("onnxscript")
     if model.dtype != torch.float32 or model.device.type != "cpu":
         copied: nn.Module = copy.deepcopy(model)
-        model = cast(Dinov2Model, copied.to("cpu", torch.float32))
+        model = cast(VisionTransformer, copied.to("cpu", torch.float32))
     config, state = model.config, model.state_dict()
     height, width = (patch * count for patch, count in zip(config.patch_height_width, (3, 5)))
     example = torch.zeros(2, config.num_channels, height, width)
@@ -115,11 +114,11 @@ def write_onnx(
         )
     assert program is not None  # as with dynamo=True
     missing = state.keys() - program.model.graph.initializers.keys()
-    assert missing == {_MASK}, f"the exporter renamed {sorted(missing)}"
+    assert missing <= {MASK_TOKEN}, f"the exporter renamed {sorted(missing)}"  # it is no part of the graph
     parts: tuple[Any, ...] = (program.model, program.model.graph, *program.model.graph.all_nodes())
     for item in parts:
         item.metadata_props.clear()  # where in which source file an operation was made: paths of this machine
-    notes = Notes(config, preprocessor, {_MASK: state[_MASK]})
+    notes = Notes(config, preprocessor, {name: state[name] for name in missing})
     program.model.metadata_props.update(notes.pack())
     program.save(path, external_data=weights_beside)
 
@@ -158,7 +157,7 @@ def read_onnx(path: str | PathLike[str], where: str) -> tuple[dict[str, Tensor],
     return state | notes.tensors, notes
 
 
-def onnx_usage(path: str, config: Dinov2Config) -> str:
+def onnx_usage(path: str, config: TransformerConfig) -> str:
     """Python that runs such a file."""
     return (
         f'session = onnxruntime.InferenceSession("{path}")\n'
@@ -175,7 +174,7 @@ def _require(name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _for_export(model: Dinov2Model) -> Iterator[None]:
+def _for_export(model: VisionTransformer) -> Iterator[None]:
     """Attention that the exporter knows, and no messages of it about what does not matter here."""
     attention, training = model.config._attn_implementation, model.training
     logger = logging.getLogger("torch.onnx")
@@ -205,6 +204,7 @@ def read_onnx_weights(place: Place) -> Weights:
         lambda _: tensors,
         place.network,
         preprocessor=notes.preprocessor,
+        make=class_of(notes.config),
     )
 
 
@@ -213,6 +213,6 @@ FORMAT = Format(
     read=read_onnx_weights,
     write=write_onnx,
     suffix=".onnx",
-    families=("dinov2",),
+    families=tuple(NAMES),
     usage=onnx_usage,
 )

@@ -49,9 +49,9 @@ def resize_position_embeddings(
     return {**state_dict, name: torch.cat((positions[:, :1], patches), dim=1)}
 
 
-def rule_remarks(config: PreTrainedConfig, reader: str, antialias: bool) -> list[str]:
-    """What to say where a reader interpolates position embeddings, always to a size, by another rule than the model."""
-    if (config.interpolate_antialias, config.interpolate_offset) == (antialias, 0.0):
+def rule_remarks(config: PreTrainedConfig, reader: str, antialias: bool, offset: float = 0.0) -> list[str]:
+    """What to say where a reader interpolates position embeddings by another rule than the model."""
+    if (config.interpolate_antialias, config.interpolate_offset) == (antialias, offset):
         return []
     rows, columns = (count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
     return [

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 MARKERS = (
@@ -39,6 +40,8 @@ UNREADABLE = (
 """Names by which it shows that the tensors cannot be taken: a pattern, what they are, what to do."""
 
 _HEAD = re.compile(r"((?:.*\.)?)((?:dino|ibot)_head\..+)")
+_PUBLISHED_HEAD = re.compile(r"((?:.*\.)?)head\.((?:mlp\.\d+|last_layer2?)\..+)")
+"""Of the codes of DINO and iBOT, beside their backbones."""
 _DEEPEST = 8
 
 
@@ -66,6 +69,10 @@ def unwrap(state: Any, where: str, network: str = "teacher") -> Found:
     for path, tensor in tensors_in(state):
         name = ".".join(part for part in ".".join(path).split(".") if part not in WRAPPERS)
         tensors[name], places[name], keys[name] = tensor, path[:-1], path[-1]
+    for name, ours in _our_heads(tensors).items():
+        tensor, place, key = tensors.pop(name), places.pop(name), keys.pop(name)
+        if ours is not None:
+            tensors[ours], places[ours], keys[ours] = tensor, place, key
     for pattern, what, remedy in UNREADABLE:
         if odd := next((name for name in tensors if re.fullmatch(pattern, name)), None):
             raise ValueError(f"{where} holds {what} ({odd}); {remedy}")
@@ -89,6 +96,28 @@ def unwrap(state: Any, where: str, network: str = "teacher") -> Found:
         elif together and not training_state:
             left_out.append(keys[name])
     return Found(found, training_state, left_out)
+
+
+def _our_heads(tensors: Mapping[str, Tensor]) -> dict[str, str | None]:
+    """Names of heads in the codes of DINO and iBOT, `head.…`, and ours, `dino_head.…`.
+
+    None where iBOT has the prototypes of CLS a second time, as `last_layer2`, because patches share them.
+    """
+    ours: dict[str, str | None] = {}
+    for name in tensors:
+        if match := _PUBLISHED_HEAD.fullmatch(name):
+            root, part = match.groups()
+            of_cls, of_patches = (
+                tensors.get(f"{root}head.{layer}.weight_v") for layer in ("last_layer", "last_layer2")
+            )
+            again = part.startswith("last_layer2.") and _same(of_cls, of_patches)
+            ours[name] = None if again else f"{root}dino_head.{part}"
+    return ours
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether there are two tensors with values, and they are equal."""
+    return one is not None and other is not None and not one.is_meta and torch.equal(one, other)
 
 
 def tensors_in(state: Any) -> Iterator[tuple[tuple[str, ...], Tensor]]:

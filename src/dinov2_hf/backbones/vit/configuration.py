@@ -17,6 +17,8 @@ class ViTConfig(TransformerConfig):
     Args:
         intermediate_size: hidden width of the feed-forward network.
         layer_norm_eps: epsilon of the norms; the published DINO and iBOT models have 1e-6.
+        interpolate_antialias: smooth when position embeddings are shrunk, as timm does; neither the stock class nor the
+            published code does.
         interpolate_offset: 0 interpolates position embeddings to a size, as the stock class does; 0.1 by the scale
             factor `(patches + 0.1) / positions`, as the published code of DINO and iBOT does.
         use_mask_token: whether patches can be masked (iBOT). The stock `ViTModel` leaves the token out.
@@ -27,7 +29,6 @@ class ViTConfig(TransformerConfig):
 
     model_type = "vit"
     num_register_tokens = 0
-    interpolate_antialias = False
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class ViTConfig(TransformerConfig):
         qkv_bias: bool = True,
         drop_path_rate: float = 0.0,
         drop_path_uniform: bool = False,
+        interpolate_antialias: bool = False,
         interpolate_offset: float = 0.0,
         use_mask_token: bool = False,
         **kwargs: Any,
@@ -67,6 +69,7 @@ class ViTConfig(TransformerConfig):
         self.qkv_bias = qkv_bias
         self.drop_path_rate = drop_path_rate
         self.drop_path_uniform = drop_path_uniform
+        self.interpolate_antialias = interpolate_antialias
         self.interpolate_offset = interpolate_offset
         self.use_mask_token = use_mask_token
         self._check()

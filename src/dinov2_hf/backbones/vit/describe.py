@@ -25,6 +25,7 @@ def describe_vit(config: ViTConfig) -> Description:
     height, width = (count * patch for count, patch in zip(config.grid_size, config.patch_height_width))
     patch = "x".join(map(str, dict.fromkeys(config.patch_height_width)))
     size = f"ViT of width {config.hidden_size} and {layers}, patch {patch}"
+    smooth = "with" if config.interpolate_antialias else "without"
     rule = (
         f"by a scale factor with offset {config.interpolate_offset:g}" if config.interpolate_offset else "to the size"
     )
@@ -42,7 +43,7 @@ def describe_vit(config: ViTConfig) -> Description:
             "patch": f"{patch} pixels, {config.num_channels} channels",
             "mask token": "yes" if config.use_mask_token else "no",
             "image size": f"{height} x {width}, a grid of {config.grid_size[0]} x {config.grid_size[1]} patches",
-            "other sizes": f"position embeddings bicubic without antialias, {rule}",
+            "other sizes": f"position embeddings bicubic {smooth} antialias, {rule}",
         },
         outputs="`pooler_output` is absent: the CLS token is `last_hidden_state[:, 0]`. Without "
         "`add_pooling_layer=False` the stock class adds a pooler with random weights. "
