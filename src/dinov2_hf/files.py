@@ -405,6 +405,15 @@ def made_picture(path: Path) -> bool:
     return _starts_with(path, b"\x89PNG") and f"tEXtSoftware\0{SOFTWARE}".encode() in _head(path)
 
 
+def made_animation(path: Path) -> bool:
+    """Whether a file is an animated GIF or WebP file that a command drew."""
+    if _starts_with(path, b"GIF8"):
+        return SOFTWARE.encode() in _head(path)
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, 4096), os.SEEK_END)
+        return _starts_with(path, b"RIFF") and SOFTWARE.encode() in file.read()
+
+
 def made_run(folder: Path) -> bool:
     """Whether a folder is that of a run."""
     if (folder / STATE_FILE).exists():  # one of its checkpoints

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import Output, check_outputs, made_anything, made_picture
+from ..files import Output, check_outputs, made_animation, made_anything, made_picture
 from .arguments import SOURCES, add_device, add_images, add_imports, add_model, add_output, positive, without_bars
 from .parser import Commands, Parser
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _THUMBNAIL, _OVERLAY = 224, 518
 """Longer side in pixels of what is shown without patches."""
+_MASS = 0.6
+"""`visualize.attention_masks.MASS`, without importing it."""
 
 
 def add_visualize(commands: Commands) -> None:
@@ -35,6 +37,28 @@ def add_visualize(commands: Commands) -> None:
     pca = _action(actions, "pca", draw_pca, "principal components of patch features as colours, without background")
     pca.add_argument("--keep-background", action="store_true", help="colour all patches")
     _action(actions, "attention", draw_attention, "what CLS looks at in the last block, head by head")
+    heads = _action(
+        actions, "heads", draw_heads, "the areas that the heads of the last block look at, in their colours"
+    )
+    _add_mass(heads)
+    video = _action(
+        actions,
+        "video",
+        draw_video,
+        "the areas that the heads look at in every frame of a video, beside the frame",
+        images="frames/",
+        moving=True,
+    )
+    _add_mass(video)
+    video.add_argument(
+        "--heads", nargs="+", type=positive, metavar="N", help="those that are shown, from 1 (default: all)"
+    )
+    video.add_argument(
+        "--fps",
+        type=_rate,
+        metavar="N",
+        help="frames a second (default: those of an animated picture, else 25); 50 at most",
+    )
     matches = _action(
         actions, "matches", draw_matches, "patches of two images that are each other's nearest", images="a.jpg b.jpg"
     )
@@ -133,6 +157,33 @@ def draw_attention(args: argparse.Namespace) -> None:
     _done(visualize.draw_attention(pictures, attention, args.output, title), len(pictures))
 
 
+def draw_heads(args: argparse.Namespace) -> None:
+    from .. import visualize
+    from ..visualize.attention_masks import mass_in_words
+
+    backbone, pictures, _ = _open(args, features=False)
+    attention = [visualize.attention_maps(backbone, picture) for picture in pictures]
+    title = f"{backbone.name}: {mass_in_words(args.mass)}"
+    _done(visualize.draw_attention_masks(pictures, attention, args.output, args.mass, title), len(pictures))
+
+
+def draw_video(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from .. import visualize
+    from ..visualize.video import check_animation
+
+    check_animation(args.output)
+    frames = visualize.open_frames(args.data).thinned(args.count)
+    if args.fps is not None:
+        frames = replace(frames, seconds=1 / args.fps)
+    backbone = _backbone(args)
+    heads = [head - 1 for head in args.heads] if args.heads else None
+    image_size = args.image_size or visualize.PATCHES_A_SIDE * backbone.stride
+    count = visualize.animate_attention(backbone, frames, args.output, image_size, args.mass, heads)
+    print(f"{args.output}: {count} {'frame' if count == 1 else 'frames'}")
+
+
 def draw_matches(args: argparse.Namespace) -> None:
     from .. import visualize
 
@@ -219,7 +270,7 @@ def _predict(
 
 def draw(args: argparse.Namespace) -> None:
     """Checks the paths of an action and runs it."""
-    outputs = [Output("--output", args.output, made_picture)]
+    outputs = [Output("--output", args.output, made_animation if args.action == "video" else made_picture)]
     images = [("--data", path) for path in args.data]
     models = [("--model", args.model)] if args.model else []
     files: list[tuple[str, str]] = []
@@ -247,29 +298,42 @@ def _action(
     line: str,
     images: str = "a.jpg",
     further: str = "",
+    moving: bool = False,
 ) -> Parser:
-    """Adds an action that draws; `images` and `further` are words of its example."""
+    """Adds an action that draws; `images` and `further` are words of its example, `moving`: frames of a video."""
     parser = actions.add_parser(
         name,
         help=line,
         about=f"Draw {line}.",
         example=f"dinov2-hf visualize {name} {images} --model runs/mine{further}",
     )
-    add_images(
-        parser,
-        "files, folders of them, or sets that `datasets` reads",
-        many=True,
-        old="--images",
-        remedy="files, folders of images, or sets that `datasets` reads",
-    )
+    what = "a folder of frames, or an animated GIF or WebP" if moving else "files, folders of them, or sets that"
+    remedy = what if moving else "files, folders of images, or sets that `datasets` reads"
+    add_images(parser, what if moving else f"{what} `datasets` reads", many=True, old="--images", remedy=remedy)
     _add_model(parser, required=name != "overlay")
-    parser.add_argument("--split", default="train", metavar="NAME", help="of a set (default: train)")
-    parser.add_argument(
-        "--count", type=positive, default=8, metavar="N", help="images out of each folder or set (default: 8)"
-    )
-    add_output(parser, f"PNG file to write (default: {name}.png)", default=Path(f"{name}.png"))
+    if moving:
+        parser.add_argument(
+            "--count", type=positive, metavar="N", help="frames at most, evenly spaced (default: all of them)"
+        )
+        add_output(parser, "GIF or WebP file to write (default: video.webp)", default=Path("video.webp"))
+    else:
+        parser.add_argument("--split", default="train", metavar="NAME", help="of a set (default: train)")
+        parser.add_argument(
+            "--count", type=positive, default=8, metavar="N", help="images out of each folder or set (default: 8)"
+        )
+        add_output(parser, f"PNG file to write (default: {name}.png)", default=Path(f"{name}.png"))
     parser.set_defaults(run=draw, draw=run)
     return parser
+
+
+def _add_mass(parser: Parser) -> None:
+    parser.add_argument(
+        "--mass",
+        type=_mass,
+        default=_MASS,
+        metavar="SHARE",
+        help=f"of a head's attention that its area keeps (default: {_MASS}, as published)",
+    )
 
 
 def _add_model(parser: Parser, required: bool = True, word: bool = False) -> None:
@@ -317,6 +381,20 @@ def _open(
 
 def _done(path: Path, count: int) -> None:
     print(f"{path}: {count} {'image' if count == 1 else 'images'}")
+
+
+def _mass(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share of the attention; give one above 0 and at most 1")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 50:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of frames a second; give one up to 50")
+    return value
 
 
 def _port(text: str) -> int:
