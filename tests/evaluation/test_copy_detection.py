@@ -146,3 +146,64 @@ def test_broken_originals_have_no_copies(tmp_path):
 def test_impossible_copies_are_refused(value, message):
     with pytest.raises(ValueError, match=message):
         load_config(None, [f"copies=[{value}]"], CopyDetectionEvaluation)
+
+
+# ---- Copydays
+
+
+@pytest.fixture
+def copydays(tmp_path):
+    """Three originals and copies of two of them in the folders of the published archives."""
+    folder = tmp_path / "copydays"
+    for subset in ("original", "strong", "jpegqual/3", "crops/10"):
+        (folder / subset).mkdir(parents=True)
+    for seed in range(3):
+        picture = photograph(seed)
+        picture.save(folder / "original" / f"20{seed:02}00.jpg", quality=95)
+        picture.save(folder / "jpegqual/3" / f"20{seed:02}00.jpg", quality=3)
+    for seed, number in ((0, 1), (0, 2), (2, 1)):
+        photograph(seed).rotate(2 * number).save(folder / "strong" / f"20{seed:02}0{number}.jpg", quality=80)
+    return str(folder)
+
+
+def test_subsets_of_copydays_are_found_by_the_first_four_letters_of_their_names(copydays, tmp_path):
+    options = {"descriptor": "cls", "subsets": ["strong", "jpegqual/3"], "test": SourceConfig(copydays)}
+    options["train"] = SourceConfig(copy_sets(tmp_path), "train")  # distractors
+    results = results_of(evaluate_copy_detection, CopyDetectionEvaluation, None, LAYOUT, **options)
+    assert {name: round(result.value, 6) for name, result in results.items()} == {
+        "mean_average_precision_strong": 100,
+        "micro_average_precision_strong": 100,
+        "mean_average_precision_jpegqual_3": 100,
+        "micro_average_precision_jpegqual_3": 100,
+    }
+    assert "queries" not in results["mean_average_precision_strong"].title
+
+
+def test_copies_of_copydays_without_an_original_are_left_out_and_counted(copydays, tmp_path):
+    (tmp_path / "copydays" / "original" / "200000.jpg").unlink()
+    options = {"descriptor": "cls", "subsets": ["strong"], "test": SourceConfig(copydays), "train": SourceConfig()}
+    results = results_of(evaluate_copy_detection, CopyDetectionEvaluation, None, LAYOUT, **options)
+    assert results["mean_average_precision_strong"].title.endswith("1 of 3 queries")
+
+
+def test_folders_of_copydays_that_are_missing_are_named(copydays, tmp_path):
+    options = {"subsets": ["crops/10"], "test": SourceConfig(copydays), "train": SourceConfig()}
+    with pytest.raises(FileNotFoundError, match="crops/10 has no images; give the folder in which the archives"):
+        results_of(evaluate_copy_detection, CopyDetectionEvaluation, None, LAYOUT, **options)
+    options["test"] = SourceConfig(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="original has no images"):
+        results_of(evaluate_copy_detection, CopyDetectionEvaluation, None, LAYOUT, **options)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["subsets=[weak]"], "subsets='weak' is not one of Copydays; use strong, jpegqual/N or crops/N"),
+        (["subsets=[strong]", "copies=[flip]"], "are not made where subsets="),
+        (["subsets=[strong]", "train.path=/d", "test.path=/d"], "have to be other images than the originals"),
+    ],
+)
+def test_impossible_subsets_are_refused(overrides, message):
+    with pytest.raises(ValueError, match="subsets=|originals") as caught:
+        load_config(None, overrides, CopyDetectionEvaluation)
+    assert message in str(caught.value)

@@ -1,5 +1,6 @@
 import io
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -360,3 +361,74 @@ def test_the_whole_image_is_seen_where_it_is_squeezed():
 def test_impossible_values_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         load_config(None, overrides, RetrievalEvaluation)
+
+
+# ---- the published folders
+
+
+@pytest.fixture
+def published(tmp_path):
+    """`roxford5k` with images of one colour: the first query is red at its left only, where its box is."""
+    root = tmp_path / "roxford5k"
+    (root / "jpg").mkdir(parents=True)
+    shown = {"a": "red", "b": "red", "c": "green", "d": "blue", "e": "red", "q": "red", "r": "green"}
+    for name, color in shown.items():
+        pixels = np.full((16, 16, 3), COLORS[color], np.uint8)
+        if name == "q":
+            pixels[:, 4:] = COLORS["blue"]
+        Pillow.fromarray(pixels).save(root / "jpg" / f"{name}.jpg", quality=95)
+    truth = {
+        "imlist": list("abcde"),
+        "qimlist": list("qr"),
+        "gnd": [
+            {"bbx": [0.0, 0.0, 4.0, 16.0], "easy": [0], "hard": [1], "junk": [4]},
+            {"bbx": [0.0, 0.0, 16.0, 16.0], "easy": [], "hard": [2], "junk": []},
+        ],
+    }
+    (root / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(truth, protocol=2))
+    return str(root)
+
+
+@pytest.mark.parametrize("box, found", [("bbx", 100), (None, 50)])
+def test_published_folder_gives_the_table_of_easy_medium_and_hard(published, box, found):
+    """Cropped to its box the first query finds the red images; whole it finds the blue one first."""
+    sources = dict(train=SourceConfig(published), test=SourceConfig())
+    results = results_of(
+        evaluate_retrieval, RetrievalEvaluation, None, ground_truth="revisited", box_column=box, k=[1, 5], **sources
+    )
+    names = ("mean_average_precision", "mean_precision_at_1", "mean_precision_at_5")
+    assert list(results) == [f"{name}_{setup}" for setup in ("easy", "medium", "hard") for name in names]
+    assert results["mean_precision_at_1_hard"].value == pytest.approx(found)
+    assert results["mean_average_precision_easy"].title.endswith("easy, 1 of 2 queries")
+    if box:  # mP@5 counts up to the last relevant image: two of two, though three are in the list
+        assert all(results[name].value == pytest.approx(100) for name in results)
+
+
+def test_other_queries_than_those_of_the_published_folder_are_refused():
+    with pytest.raises(ValueError, match="test.path=/q is not read: the queries are in train.path=/d"):
+        load_config(None, ["ground_truth=revisited", "train.path=/d", "test.path=/q"], RetrievalEvaluation)
+    same = ["ground_truth=revisited", "train.path=/d", "test.path=/d"]
+    assert load_config(None, same, RetrievalEvaluation).ground_truth == "revisited"
+
+
+@pytest.mark.parametrize("power", [1.0, 4.0])
+def test_power_of_the_generalised_mean_is_that_of_the_configuration(tmp_path, power):
+    path = saved(tmp_path, train=images_of(["red"]), test=images_of(["red", "blue"]))
+
+    def features(images, count):
+        return [(images.mean(dim=(2, 3)), images.abs())]
+
+    backbone = FeatureExtractor(features, None, 3, 1, 1, torch.device("cpu"))
+    options = dict(descriptor="gem", gem_power=power, whole=False)
+    evaluation = evaluation_of(RetrievalEvaluation, path, backbone, **options)
+    images = PlainImages(SourceConfig(path, "test"), "test")
+    _, found = describe(evaluation, images, "Queries")
+    transform = evaluation.transform
+    pixels = torch.stack([torch.from_numpy(transform.pixels(images.read(row)[0])) for row in range(2)])
+    patches = transform.normalize(pixels).abs().clamp(min=1e-6)
+    expected = torch.nn.functional.normalize((patches**power).mean(dim=(2, 3)) ** (1 / power))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="gem_power=4 has no effect on descriptor=cls"):
+        load_config(None, ["gem_power=4"], RetrievalEvaluation)
+    with pytest.raises(ValueError, match="gem_power"):
+        load_config(None, ["gem_power=0", "descriptor=gem"], RetrievalEvaluation)

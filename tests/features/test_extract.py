@@ -167,8 +167,10 @@ def test_kept_features_are_of_this_network_these_images_and_this_transform_alone
     extract(images, asked, "weights", cache=cache, layers=2)
     extract(images, asked, "weights", cache=cache, parts=("mean",))
     extract(images, asked, "weights", cache=cache, dtype=torch.float16)
-    assert asked.asked == 5 * NUM_IMAGES
-    assert len(list(cache.glob("*/key.json"))) == 6
+    extract(images, asked, "weights", cache=cache, parts=("gem",))
+    extract(images, asked, "weights", cache=cache, parts=("gem",), gem_power=4.0)
+    assert asked.asked == 7 * NUM_IMAGES
+    assert len(list(cache.glob("*/key.json"))) == 8
 
 
 def test_nothing_is_kept_of_a_network_in_training(tmp_path):

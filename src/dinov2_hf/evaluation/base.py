@@ -17,6 +17,7 @@ from ..config.evaluations import EvaluationConfig
 from ..data import EvalTransform
 from ..data.transform import resize_for
 from ..features import FeatureExtractor, FeatureSet, gather_features
+from ..features.extract import GEM_POWER
 from .datasets import LabeledImages
 
 Config = TypeVar("Config", bound=EvaluationConfig)
@@ -89,7 +90,13 @@ class Evaluation(Generic[Config]):
         return open_labeled(given(source, name), self.sets, name)
 
     def features(
-        self, images, layers: int = 1, parts: Sequence[str] = ("cls",), transform=None, description: str = "Features"
+        self,
+        images,
+        layers: int = 1,
+        parts: Sequence[str] = ("cls",),
+        transform=None,
+        description: str = "Features",
+        gem_power: float = GEM_POWER,
     ) -> FeatureSet:
         """Features of all readable images, in float32 but for `patches`, see `gather_features`. Collective."""
         config = self.config
@@ -104,6 +111,7 @@ class Evaluation(Generic[Config]):
             num_workers=config.num_workers,
             cache=Path(config.cache_dir).expanduser() if config.cache_dir else None,
             dtype=self.feature_dtype,
+            gem_power=gem_power,
             description=description,
         )
         found.parts = {name: part if name == "patches" else part.float() for name, part in found.parts.items()}

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ..config.evaluations import CopyDetectionEvaluation
-from .base import Evaluation, Result
+from .base import Evaluation, Result, given
+from .datasets import Copydays, FileImages
 from .descriptors import PlainImages, describe, learn_whitening
 from .edited_copies import Copies
 from .registry import register_evaluator
@@ -29,13 +30,14 @@ def evaluate_copy_detection(evaluation: Evaluation) -> Iterator[Result]:
     """
     config: CopyDetectionEvaluation = evaluation.config
     whitening = learn_whitening(evaluation)
-    if not config.copies:
+    if not config.copies and not config.subsets:
         database, queries = evaluation.labeled(config.train, "train"), evaluation.labeled(config.test, "test")
         setups = {"": truth_of_labels(queries, database)}
         asked, stored = describe(evaluation, queries, "Copies"), describe(evaluation, database, "Originals")
         yield from _results(search(evaluation, asked, stored, setups, whitening, _TOP)[""], "", config.seed)
         return
-    originals = PlainImages(config.test, "test")
+    published = Copydays(str(given(config.test, "test").path)) if config.subsets else None
+    originals = published.originals if published else PlainImages(config.test, "test")
     rows, vectors = describe(evaluation, originals, "Originals")
     if config.train.path:
         distractors = PlainImages(config.train, "train")
@@ -46,13 +48,25 @@ def evaluate_copy_detection(evaluation: Evaluation) -> Iterator[Result]:
             )
         more, others = describe(evaluation, distractors, "Distractors")
         rows, vectors = np.concatenate((rows, len(originals) + more)), torch.cat((vectors, others))
-    setups = {"": [Truth([row]) for row in range(len(originals))]}
-    transform = evaluation.transform
+    for name, copies, truths in _copies(evaluation, originals, published):
+        asked = describe(evaluation, copies, f"Copies, {name}")
+        ranking = search(evaluation, asked, (rows, vectors), {"": truths}, whitening, _TOP)[""]
+        yield from _results(ranking, name.replace("/", "_"), config.seed)
+
+
+def _copies(
+    evaluation: Evaluation, originals: PlainImages | FileImages, published: Copydays | None
+) -> Iterator[tuple[str, Copies | FileImages, list[Truth]]]:
+    """Each kind of copies, by its name, and the rows of their originals: those of Copydays, or copies that are made."""
+    config: CopyDetectionEvaluation = evaluation.config
+    if published is not None:
+        for subset in config.subsets:
+            images, rows = published.copies(subset)
+            yield subset, images, [Truth(row) for row in rows]
+        return
+    transform, truths = evaluation.transform, [Truth([row]) for row in range(len(originals))]
     for kind in config.copies:
-        copies = Copies(originals, kind, config.seed, len(transform.mean), transform.decoding)
-        asked = describe(evaluation, copies, f"Copies, {kind}")
-        ranking = search(evaluation, asked, (rows, vectors), setups, whitening, _TOP)[""]
-        yield from _results(ranking, kind, config.seed)
+        yield kind, Copies(originals, kind, config.seed, len(transform.mean), transform.decoding), truths
 
 
 def _results(ranking: Ranking, kind: str, seed: int) -> Iterator[Result]:

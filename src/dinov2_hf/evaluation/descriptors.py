@@ -23,6 +23,7 @@ from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open
 from ..data.photometric import as_unit, normalize
 from ..data.sources import find_images, load
 from ..data.transform import Size
+from ..features.extract import Images
 from .base import Evaluation, given
 
 
@@ -56,7 +57,7 @@ class BoxedImages:
     """Images cut to a box `[left, top, right, bottom]` each, in pixels; what lies outside of an image is left out."""
 
     def __init__(
-        self, images: PlainImages, boxes: np.ndarray, num_channels: int, decoding: Decoding = DEFAULT_DECODING
+        self, images: Images, boxes: np.ndarray, num_channels: int, decoding: Decoding = DEFAULT_DECODING
     ) -> None:
         self._images, self._boxes, self._num_channels, self._decoding = images, boxes, num_channels, decoding
         self.fingerprint = derived(images.fingerprint, boxes.tolist())
@@ -154,7 +155,9 @@ def describe(evaluation: Evaluation, images, description: str) -> tuple[np.ndarr
     rows: np.ndarray = np.empty(0, dtype=int)
     for scale in config.scales:
         transform = _scaled(evaluation.transform, scale, evaluation.backbone.stride, config.whole)
-        found = evaluation.features(images, parts=parts, transform=transform, description=description)
+        found = evaluation.features(
+            images, parts=parts, transform=transform, description=description, gem_power=config.gem_power
+        )
         vectors = unit(torch.cat([found.parts[part][:, -1] for part in parts], dim=1), dim=1)
         total, rows = vectors if total is None else total + vectors, found.index.cpu().numpy()
     if not len(rows):

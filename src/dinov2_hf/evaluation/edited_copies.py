@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from ..config.evaluations.retrieval import COPIES
 from ..data.crops import as_crop
 from ..data.decode import DEFAULT_DECODING, BrokenImage, Decoding, decoded, open_image
-from .descriptors import PlainImages, as_array, derived
+from ..features.extract import Images
+from .descriptors import as_array, derived
 
 _SIDE = 512  # of what is edited: more than any backbone is shown
 _WORDS = "SALE NEWS LIVE BEST FREE TODAY WATCH FUNNY TRUE SHARE".split()
@@ -28,7 +29,7 @@ class Copies:
     """
 
     def __init__(
-        self, images: PlainImages, kind: str, seed: int, num_channels: int, decoding: Decoding = DEFAULT_DECODING
+        self, images: Images, kind: str, seed: int, num_channels: int, decoding: Decoding = DEFAULT_DECODING
     ) -> None:
         if num_channels not in (1, 3):
             raise ValueError(f"copies are made of images of 1 or 3 channels, and the model takes {num_channels}")

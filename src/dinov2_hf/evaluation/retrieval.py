@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..config.evaluations import RetrievalEvaluation
-from .base import Evaluation, Result
-from .datasets import LabeledImages
+from ..features.extract import Images
+from .base import Evaluation, Result, given
+from .datasets import LabeledImages, Revisited
 from .descriptors import BoxedImages, PlainImages, Whitening, describe, learn_whitening
 from .intervals import bootstrap
 from .metrics import GlobalAveragePrecision, RetrievalPrecision
@@ -27,6 +28,7 @@ from .registry import register_evaluator
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 25  # cosines that are held at a time
+Rows = Sequence[list[int]]
 
 
 @dataclass
@@ -91,6 +93,27 @@ def evaluate_retrieval(evaluation: Evaluation) -> Iterator[Result]:
             image.
     """
     config: RetrievalEvaluation = evaluation.config
+    database, queries, setups, boxes = _open(evaluation)
+    if boxes is not None:
+        transform = evaluation.transform
+        queries = BoxedImages(queries, boxes, len(transform.mean), transform.decoding)
+    asked = describe(evaluation, queries, "Queries")
+    stored = describe(evaluation, database, "Database")
+    rankings = search(evaluation, asked, stored, setups, learn_whitening(evaluation))
+    for name, ranking in rankings.items():
+        yield from precision_results(ranking, name, config.k, config.seed)
+    if config.ground_truth == "labels":
+        title = "global average precision (%) of the nearest image of each query"
+        yield global_result(rankings[""], "global_average_precision", title, config.seed)
+
+
+def _open(evaluation: Evaluation) -> tuple[Images, Images, dict[str, list[Truth]], np.ndarray | None]:
+    """The database, the queries, what is relevant to each by setup, and the boxes `[Q, 4]` they are cropped to."""
+    config: RetrievalEvaluation = evaluation.config
+    if config.ground_truth == "revisited":
+        published = Revisited(str(given(config.train, "train").path))
+        setups = revisited_setups(*(published.rows[part] for part in ("easy", "hard", "junk")))
+        return published.database, published.queries, setups, published.boxes if config.box_column else None
     database: LabeledImages | PlainImages
     queries: LabeledImages | PlainImages
     if config.ground_truth == "labels":
@@ -99,21 +122,10 @@ def evaluate_retrieval(evaluation: Evaluation) -> Iterator[Result]:
     else:
         database, queries = PlainImages(config.train, "train"), PlainImages(config.test, "test")
         setups = truth_of_columns(queries, len(database), config)
-    if config.box_column:
-        plain = PlainImages(config.test, "test")
-        boxes = _boxes(plain, config.box_column)
-        transform = evaluation.transform
-        boxed = BoxedImages(plain, boxes, len(transform.mean), transform.decoding)
-        asked = describe(evaluation, boxed, "Queries")
-    else:
-        asked = describe(evaluation, queries, "Queries")
-    stored = describe(evaluation, database, "Database")
-    rankings = search(evaluation, asked, stored, setups, learn_whitening(evaluation))
-    for name, ranking in rankings.items():
-        yield from precision_results(ranking, name, config.k, config.seed)
-    if config.ground_truth == "labels":
-        title = "global average precision (%) of the nearest image of each query"
-        yield global_result(rankings[""], "global_average_precision", title, config.seed)
+    if not config.box_column:
+        return database, queries, setups, None
+    plain = PlainImages(config.test, "test")
+    return database, plain, setups, _boxes(plain, config.box_column)
 
 
 def search(
@@ -200,7 +212,7 @@ def truth_of_labels(queries: LabeledImages, database: LabeledImages) -> list[Tru
 
 
 def truth_of_columns(queries: PlainImages, count: int, config: RetrievalEvaluation) -> dict[str, list[Truth]]:
-    """The setups easy, medium and hard of the revisited protocol (Radenovic et al., 2018, section 2.3).
+    """The setups of the revisited protocol, by the columns of the queries.
 
     Args:
         count: images of the database.
@@ -208,10 +220,18 @@ def truth_of_columns(queries: PlainImages, count: int, config: RetrievalEvaluati
     Raises:
         ValueError: a column that is missing, is no list of row numbers, or has one that is not in the database.
     """
-    easy, hard, junk = (
-        _row_lists(queries, getattr(config, f"{name}_column"), f"{name}_column", count)
-        for name in ("easy", "hard", "junk")
+    parts = ("easy", "hard", "junk")
+    return revisited_setups(
+        *(_row_lists(queries, getattr(config, f"{name}_column"), f"{name}_column", count) for name in parts)
     )
+
+
+def revisited_setups(easy: Rows, hard: Rows, junk: Rows) -> dict[str, list[Truth]]:
+    """The setups easy, medium and hard of the revisited protocol (Radenovic et al., 2018, section 2.3).
+
+    Args:
+        easy, hard, junk: for each query the rows of the database that are so.
+    """
     return {
         "easy": [Truth(e, j + h) for e, h, j in zip(easy, hard, junk)],
         "medium": [Truth(e + h, j) for e, h, j in zip(easy, hard, junk)],

@@ -29,7 +29,7 @@ from .extractor import FeatureExtractor
 
 PARTS = ("cls", "mean", "gem", "patches")
 _BLOCK_BYTES = 256 << 20  # of features that are gathered, and written, at a time
-_GEM_POWER, _GEM_FLOOR = 3.0, 1e-6
+GEM_POWER, _GEM_FLOOR = 3.0, 1e-6
 
 
 class Images(Protocol):
@@ -74,7 +74,7 @@ class FeatureSet:
     index: Tensor
     """Their rows in the source, `[N]`."""
     parts: dict[str, Tensor]
-    """`cls`, `mean` (of the patches) and `gem` (generalised mean, power 3), each `[N, L, D]`, and `patches`
+    """`cls`, `mean` (of the patches) and `gem` (generalised mean), each `[N, L, D]`, and `patches`
     `[N, L, D, h, w]`: those that were asked for."""
     names: list[str] = field(default_factory=list)
     """Paths, or how else a person finds the images; filled by `dinov2_hf.extract_features` only."""
@@ -102,6 +102,7 @@ def gather_features(
     num_workers: int = 0,
     cache: Path | None = None,
     dtype: torch.dtype = torch.float32,
+    gem_power: float = GEM_POWER,
     description: str = "Features",
 ) -> FeatureSet:
     """Features of every image that can be decoded; those that cannot are named in the log. Collective.
@@ -115,6 +116,7 @@ def gather_features(
             continues, and the next evaluation of the same network, images and transform reads them. Nothing is
             left where the network or the images have no fingerprint.
         dtype: of the features.
+        gem_power: of the generalised mean, the part `gem`.
 
     Raises:
         ValueError: a part that does not exist, or more workers than shared memory has room for.
@@ -134,6 +136,8 @@ def gather_features(
             "dtype": str(dtype),
             "shard": block_size,
         }
+        if "gem" in parts and gem_power != GEM_POWER:  # which keys of earlier releases do not have
+            key["gem_power"] = gem_power
         folder = FeatureCache(cache, key)
     blocks = [range(start, min(start + block_size, len(images))) for start in range(0, len(images), block_size)]
     missing = _missing(folder, len(blocks), accelerator)
@@ -153,7 +157,10 @@ def gather_features(
     progress = tqdm(loader, description, total, leave=False, disable=not accelerator.is_main_process)
     batches, found = iter(progress), {}
     for number, plan in zip(missing, share):
-        measured = [_measure(backbone, transform, layers, parts, dtype, *next(batches)) for _ in plan]
+        loaded = (next(batches) for _ in plan)
+        measured = [
+            _measure(backbone, transform, layers, parts, dtype, pixels, index, gem_power) for pixels, index in loaded
+        ]
         rows = _gather(measured, accelerator)
         if folder is None:
             found[number] = rows
@@ -213,7 +220,9 @@ class _Reader(Dataset):
         return as_crop(torch.zeros(len(self._transform.mean), *self._transform.size, dtype=torch.uint8)), -1
 
 
-def _measure(backbone, transform, layers, parts, dtype, pixels: Tensor, index: Tensor) -> dict[str, Tensor]:
+def _measure(
+    backbone, transform, layers, parts, dtype, pixels: Tensor, index: Tensor, gem_power: float = GEM_POWER
+) -> dict[str, Tensor]:
     """The features of a batch and its rows, on the device."""
     outputs = backbone.features(transform.normalize(pixels.to(backbone.device, non_blocking=True)), layers)
     found: dict[str, list[Tensor]] = {part: [] for part in parts}
@@ -224,8 +233,8 @@ def _measure(backbone, transform, layers, parts, dtype, pixels: Tensor, index: T
             elif part == "mean":
                 values.append(patches.mean(dim=(2, 3)))
             elif part == "gem":
-                powers = patches.clamp(min=_GEM_FLOOR) ** _GEM_POWER
-                values.append(powers.mean(dim=(2, 3)) ** (1 / _GEM_POWER))
+                powers = patches.clamp(min=_GEM_FLOOR) ** gem_power
+                values.append(powers.mean(dim=(2, 3)) ** (1 / gem_power))
             else:
                 values.append(patches)
     measured = {part: torch.stack(values, dim=1).to(dtype) for part, values in found.items()}
