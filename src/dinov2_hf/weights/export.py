@@ -83,7 +83,9 @@ def export_source(
     family = family_of(backbone)
     if target.families and (family is None or family.name not in target.families):
         name = family.name if family else type(backbone).__name__
-        raise ValueError(f"--format {format} holds {', '.join(target.families)} only, not {name}; use --format hf")
+        held = ", ".join(target.families)
+        others = " or ".join(other for other, known in written.items() if name in (known.families or (name,)))
+        raise ValueError(f"--format {format} holds {held} only, not {name}; use --format {others}")
     preprocessor = weights.preprocessor
     if preprocessor is None:
         preprocessor = preprocessor_config(weights.default_transform)

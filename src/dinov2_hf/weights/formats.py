@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ..data.names import place_of
-from . import adapter, folder, onnx, original, run, stock, timm
+from . import adapter, folder, onnx, original, run, stock, timm, torchvision
 from .base import Format, Place, Weights
 
 FORMATS: dict[str, Format] = {
@@ -15,6 +15,7 @@ FORMATS: dict[str, Format] = {
     "adapter": adapter.FORMAT,
     "stock": stock.FORMAT,
     "onnx": onnx.FORMAT,
+    "torchvision": torchvision.FORMAT,
     "hf": folder.FORMAT,
     "timm": timm.FORMAT,
     "original": original.FORMAT,

@@ -11,12 +11,18 @@ import torch
 from torch import Tensor
 
 MARKERS = (
-    ("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.weight"),
+    (
+        "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.weight",
+        "embedder.embedder.convolution.weight",
+        "layer1.0.conv1.weight",
+    ),
     ("embeddings.cls_token", "cls_token", "embeddings.position_embeddings", "pos_embed"),
 )
-"""Tensors that every backbone has, under the names of transformers and the original ones (which are timm's). What
-stands before one was wrapped around the backbone: `model.`, `backbone.`, `pretrained.`, `teacher.backbone.`, or any
-other. The second are looked for where none of the first is there: a damaged backbone is still known as one."""
+"""Tensors that every backbone has, under the names of transformers and the original ones (which are timm's): a vision
+transformer, or a ResNet. What stands before one was wrapped around the backbone: `model.`, `backbone.`, `pretrained.`,
+`teacher.backbone.`, or any other. The second are looked for where none of the first is there: a damaged vision
+transformer is still known as one."""
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of names that mean nothing, wherever they stand: of data parallelism, compilation, sharding, recomputation."""
 UNREADABLE = (
