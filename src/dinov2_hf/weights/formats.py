@@ -15,9 +15,9 @@ FORMATS: dict[str, Format] = {
     "adapter": adapter.FORMAT,
     "stock": stock.FORMAT,
     "onnx": onnx.FORMAT,
-    "torchvision": torchvision.FORMAT,
     "hf": folder.FORMAT,
     "timm": timm.FORMAT,
+    "torchvision": torchvision.FORMAT,
     "original": original.FORMAT,
 }
 """By name, in the order in which they are asked whether they hold what is at a path."""
