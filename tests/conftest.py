@@ -11,7 +11,7 @@ from dinov2_hf.config import load_config
 
 from .hub.fixtures import hub, hub_login, hub_process  # noqa: F401 - fixtures for every folder
 from .reader import small_run, small_set  # noqa: F401 - fixtures for every folder
-from .tiny import TINY, write_photographs
+from .tiny import TINY, TINY_OBJECTIVES, write_photographs
 from .tiny_backbone import tiny, tiny_vit  # noqa: F401 - fixtures for every folder
 
 
@@ -37,9 +37,14 @@ def image_folder(tmp_path_factory):
     return write_photographs(tmp_path_factory.mktemp("images"))
 
 
-def tiny_run(images, folder):
-    """Dotted overrides of a run of six updates that takes a second or two."""
-    return [*TINY, f"data.train.path={images}", f"train.output_dir={folder}"]
+def tiny_run(images, folder, *overrides):
+    """Dotted overrides of a run of six updates that takes a second or two, and further ones.
+
+    An objective of pretraining among these has keys of its own.
+    """
+    chosen = [item.removeprefix("objective=") for item in overrides if item.startswith("objective=")]
+    keys = TINY_OBJECTIVES.get(chosen[-1] if chosen else "dinov2", TINY)
+    return [*keys, f"data.train.path={images}", f"train.output_dir={folder}", *overrides]
 
 
 @pytest.fixture
@@ -51,13 +56,13 @@ def tiny_overrides(image_folder, tmp_path):
 @pytest.fixture(scope="session")
 def tiny_config_in(image_folder):
     """The configuration of the tiny run in a folder, with further overrides; for fixtures of many tests."""
-    return lambda folder, *overrides: load_config(None, [*tiny_run(image_folder, folder), *overrides])
+    return lambda folder, *overrides: load_config(None, tiny_run(image_folder, folder, *overrides))
 
 
 @pytest.fixture
-def tiny_config(tiny_overrides):
+def tiny_config(tiny_config_in, tmp_path):
     """Builds the tiny run's configuration with further overrides."""
-    return lambda *overrides: load_config(None, [*tiny_overrides, *overrides])
+    return lambda *overrides: tiny_config_in(tmp_path / "run", *overrides)
 
 
 @pytest.fixture

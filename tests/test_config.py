@@ -224,7 +224,7 @@ def test_missing_file_is_named(tmp_path):
         ("ibot.mask_probability=1.5", "ibot.mask_probability=1.5 is not in [0, 1]; it is a share"),
         ("ibot.mask_ratio=[0.5,0.1]", "ibot.mask_ratio=[0.5, 0.1] is not [smallest, largest] within [0, 1]"),
         ("ibot.mask_ratio=[0.5]", "ibot.mask_ratio=[0.5] is not [smallest, largest] within [0, 1]"),
-        ("teacher.centering=mean", "teacher.centering='mean' is not one of sinkhorn_knopp, softmax"),
+        ("teacher.centering=mean", "teacher.centering='mean' is not one of sinkhorn_knopp, softmax, none"),
         ("teacher.temp=0", "teacher.temp=0.0 is not positive; use a value above 0"),
         ("teacher.student_temp=nan", "teacher.student_temp=nan is not positive; use a value above 0"),
         ("teacher.warmup_temp_epochs=-1", "teacher.warmup_temp_epochs=-1.0 is below 0; use 0 or more"),
@@ -525,8 +525,8 @@ def test_objective_chooses_the_configuration_wherever_it_is_given(tmp_path):
     for kind, given in ((PrototypeDistillationConfig, PROTOTYPES), (FeatureDistillationConfig, FEATURES)):
         assert load_config(None, [PATH, *given[1:]], kind) == load_config(None, [PATH, *given])
     assert refusal("objective=dinov1") == (
-        "objective='dinov1' is not one of dinov2, distill_features, distill_prototypes; a part of your own is there "
-        "once its file is imported (--import FILE)"
+        "objective='dinov1' is not one of dino, dinov2, distill_features, distill_prototypes, ibot; a part of your own "
+        "is there once its file is imported (--import FILE)"
     )
 
 
@@ -534,10 +534,10 @@ def test_objective_chooses_the_configuration_wherever_it_is_given(tmp_path):
     "given, key, readers",
     [
         ([], "students.a.preset=tiny", "distill_features or distill_prototypes"),
-        (PROTOTYPES, "ibot.mask_ratio=[0.1,0.5]", "dinov2"),
+        (PROTOTYPES, "ibot.mask_ratio=[0.1,0.5]", "dinov2 or ibot"),
         (PROTOTYPES, "distill.cls_weight=1", "distill_features"),
-        (FEATURES, "teacher.temp=0.07", "dinov2 or distill_prototypes"),
-        (FEATURES, "dino.num_prototypes=1024", "dinov2 or distill_prototypes"),
+        (FEATURES, "teacher.temp=0.07", "dino or dinov2 or distill_prototypes or ibot"),
+        (FEATURES, "dino.num_prototypes=1024", "dino or dinov2 or distill_prototypes or ibot"),
         (FEATURES, "koleo.loss_weight=0", "dinov2 or distill_prototypes"),
     ],
 )

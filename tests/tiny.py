@@ -37,6 +37,14 @@ TINY = [
     "train.precision=fp32",
 ]
 """Dotted overrides of a run of six updates; without `data.train.path` and `train.output_dir`."""
+_VIT = [key for key in TINY if not key.startswith(("model.num_register", "model.layerscale", "ibot."))]
+_VIT += ["teacher.temp=0.07", "optim.base_lr=0.08"]
+TINY_OBJECTIVES = {
+    "dinov2": TINY,
+    "dino": _VIT,
+    "ibot": [*_VIT, "ibot.separate_head=true", "ibot.separate_teacher_head=true", "ibot.num_prototypes=20"],
+}
+"""Those of each objective of pretraining, by its name, which they do not set."""
 TINY_FEATURES = [key for key in TINY if not key.startswith(("dino.", "ibot.", "teacher.", "crops.num_local"))]
 TINY_FEATURES += ["objective=distill_features", "model.drop_path_rate=0", "crops.num_local=0"]
 """Those of a distillation of features; without `distill.teacher` too."""

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from dinov2_hf.config import load_config
+from dinov2_hf.config import Masks, load_config
 from dinov2_hf.data.crops import draw_box
 from dinov2_hf.data.loader import TrainingBatches
 from dinov2_hf.data.masking import draw_batch_masks, draw_block_mask
@@ -159,7 +159,7 @@ def test_half_of_the_global_crops_of_batches_are_masked_three_tenths_of_each_on_
 def masks():
     """Masks `[batches, slots, rows, columns]`."""
     rng = np.random.default_rng(0)
-    return np.stack([draw_batch_masks(rng, SLOTS, GRID, 0.5, MASK_RATIO) for _ in range(BATCHES)]).reshape(
+    return np.stack([draw_batch_masks(rng, SLOTS, GRID, Masks(0.5, MASK_RATIO)) for _ in range(BATCHES)]).reshape(
         BATCHES, SLOTS, *GRID
     )
 

@@ -90,7 +90,7 @@ def test_registered_objective_is_found_by_the_key_of_its_configuration():
     with pytest.raises(ValueError, match="dino.num_prototypes|dino in the command line is not read by objective=own"):
         load_config(None, ["objective=own", "data.train.path=/images", "dino.num_prototypes=8"])
     config.objective = "other"
-    with pytest.raises(ValueError, match="objective='other' is not one of dinov2, .*own"):
+    with pytest.raises(ValueError, match="objective='other' is not one of dino, dinov2, .*own"):
         find_objective(config)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from dinov2_hf.config import CropsConfig, DinoConfig, DINOv2RunConfig, IbotConfig, ModelConfig, OptimConfig
@@ -14,6 +15,8 @@ from dinov2_hf.objectives import DINOv2
 from dinov2_hf.train.param_groups import apply_schedule, build_param_groups
 from dinov2_hf.train.schedules import StepValues
 from dinov2_hf.weights import from_original
+
+from .published import Recording, follow
 
 DATA = Path(__file__).parent / "data"
 TENSORS = load_file(DATA / "pretrain_separate_heads_sinkhorn.safetensors")
@@ -142,3 +145,76 @@ def test_multipliers_equal_the_published_code(group_of, entry):
         assert found["lr_multiplier"] == pytest.approx(entry["lr_multiplier"], rel=1e-12)
         assert found["weight_decay_multiplier"] == entry["wd_multiplier"]
         assert found["is_last_layer"] == entry["is_last_layer"]
+
+
+# The published codes of DINO and iBOT
+
+RUNS = {
+    "dino_steps": ["objective=dino"],
+    "dino_bn_steps": ["objective=dino", "dino.batch_norm=true", "dino.norm_last_layer=false", "optim.clip_grad=0.3"],
+    "ibot_steps": ["objective=ibot", "teacher.patch_temp=0.06"],
+}
+SMALL_VIT = """model.hidden_size=48 model.num_hidden_layers=3 model.num_attention_heads=3 model.patch_size=8
+model.drop_path_rate=0 model.interpolate_offset=0.1 dino.num_prototypes=112 dino.hidden_dim=64 dino.bottleneck_dim=24
+optim.base_lr=4e-3 optim.warmup_epochs=1 teacher.momentum=0.9 teacher.temp=0.07 teacher.warmup_temp=0.04
+teacher.warmup_temp_epochs=2""".split()
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def trajectory(request, tmp_path_factory):
+    """Six updates of ours beside those of the published code."""
+    yield follow(Recording(request.param), SMALL_VIT + RUNS[request.param], tmp_path_factory.mktemp("run"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_schedules_are_those_of_the_published_code(trajectory):
+    for ours, theirs in zip(trajectory.steps, trajectory.recording.record["steps"], strict=True):
+        for name in theirs.keys() & {"lr", "weight_decay", "teacher_momentum", "teacher_temp", "teacher_patch_temp"}:
+            assert getattr(ours.values, name) == pytest.approx(theirs[name], rel=1e-9, abs=1e-12), name
+
+
+def test_losses_and_gradient_norms_are_those_of_the_published_code(trajectory):
+    for ours, theirs in zip(trajectory.steps, trajectory.recording.record["steps"], strict=True):
+        found = {name: value.item() for name, value in ours.scalars.items()}
+        assert found["loss"] == pytest.approx(theirs["loss"], abs=1e-5, rel=1e-4)
+        if "patch" in theirs:
+            assert found["loss/ibot"] == pytest.approx(theirs["patch"], abs=1e-5, rel=1e-4)
+            cls = found["loss/dino_global"] + found["loss/dino_local"]
+            assert cls == pytest.approx(theirs["cls"], abs=1e-5, rel=1e-4)
+        for network, name in (("backbone", "backbone"), ("head", "dino_head")):
+            assert found[f"grad_norm/{name}"] == pytest.approx(theirs["grad_norm"][network], abs=1e-5, rel=1e-4)
+
+
+def test_centres_are_those_of_the_published_code(trajectory):
+    names = {"dino": "center", "ibot": "center_patches"}
+    for index, ours in enumerate(trajectory.steps):
+        for term, center in ours.centers.items():
+            expected = trajectory.recording.tensors[f"step{index}.{names[term]}"].view_as(center)
+            torch.testing.assert_close(center, expected, **close)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_networks_after_six_steps_are_those_of_the_published_code(trajectory, role):
+    """Parameters, and the running statistics of batch norm, which the teacher gathers itself.
+
+    Constants that what follows takes out again have a gradient of 0 in mathematics, see
+    test_key_biases_receive_rounding_noise_only: biases of keys, and what is added before a batch norm, whose running
+    means follow it.
+    """
+    batch_norm = trajectory.objective.config.dino.batch_norm
+    ours, theirs = getattr(trajectory.objective, role).state_dict(), trajectory.expected(role).state_dict()
+    constant = {name for name in ours if name.endswith("key.bias")}
+    if batch_norm:
+        constant |= {"backbone.layernorm.bias", "dino_head.mlp.0.bias", "dino_head.mlp.3.bias"}
+    for step in trajectory.steps:
+        assert max(step.largest[name] for name in constant) < 1e-6 * max(step.largest.values())
+    if batch_norm and role == "student":
+        constant |= {"dino_head.mlp.1.running_mean", "dino_head.mlp.4.running_mean"}
+    assert ours.keys() == theirs.keys() > constant
+    for name in ours.keys() - constant:
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=0, msg=lambda t, n=name: f"{n}: {t}")
+
+
+def test_lengths_of_prototypes_are_trained_only_where_they_are_not_fixed(trajectory):
+    config, lengths = trajectory.objective.config, trajectory.objective.student["dino_head"].last_layer.weight_g
+    assert bool((lengths == 1).all()) == config.dino.norm_last_layer

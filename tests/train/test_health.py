@@ -199,7 +199,15 @@ def test_signs_are_computed_and_logged_on_cadence_only(tiny_config):
     assert [line.keys() for line in others] == [{"step", "score"}] * 5
 
 
-@pytest.mark.parametrize("overrides", [[], ["teacher.centering=softmax", "train.gradient_accumulation_steps=2"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["teacher.centering=softmax", "train.gradient_accumulation_steps=2"],
+        ["objective=dino", "dino.batch_norm=true"],
+        ["objective=ibot"],
+    ],
+)
 def test_diagnosing_changes_no_parameter(tiny_config, tmp_path, overrides):
     """Every update diagnosed, or the last alone: parameters, centre and moments bit for bit."""
     runs = []
@@ -324,6 +332,8 @@ NO_READS = [
     ["train.precision=bf16", "ibot.separate_head=false", "koleo.distributed=true"],
     ["optim.optimizer=sgd", "optim.clip_by=parameter", "teacher.update=previous_update"],
     ["optim.optimizer=lars", "optim.freeze_last_layer_by=gradients"],
+    ["objective=dino", "dino.batch_norm=true", "dino.norm_last_layer=false"],
+    ["objective=ibot", "dino.norm_last_layer=false"],
 ]
 
 
@@ -344,7 +354,7 @@ def test_an_update_reads_no_value(tiny_config, overrides):
 
 
 @pytest.mark.parametrize("diagnose", [False, True])
-@pytest.mark.parametrize("overrides", NO_READS[:3])
+@pytest.mark.parametrize("overrides", [*NO_READS[:3], *NO_READS[-2:]])
 def test_an_update_runs_where_there_are_no_values(tiny_config, overrides, diagnose, monkeypatch):
     """On the `meta` device, where reading is an error and a shape cannot depend on a value.
 
@@ -408,6 +418,8 @@ def observe(trainer, states):
         ["teacher.centering=softmax", "train.precision=bf16"],
         ["teacher.centering=softmax", "optim.optimizer=sgd", "optim.clip_by=parameter"],
         ["teacher.centering=softmax", "optim.optimizer=lars"],
+        ["objective=dino", "dino.norm_last_layer=false"],
+        ["objective=ibot", "dino.norm_last_layer=false"],
     ],
 )
 def test_crop_that_is_infinite_leaves_weights_moments_and_centre_as_they_were(tiny_config, overrides):
@@ -422,7 +434,7 @@ def test_crop_that_is_infinite_leaves_weights_moments_and_centre_as_they_were(ti
     (before, moments_before, counters_before, _), (after, moments_after, counters, momentum) = states[1:3]
     assert (counters_before, counters) == ([0.0, 0.0], [1.0, 1.0])
     kept = [name for name in before if not name.startswith("teacher.")]
-    assert any(name.startswith("centering.") for name in kept) == ("teacher.centering=softmax" in overrides)
+    assert any(name.startswith("centering.") for name in kept) == (trainer.config.teacher.centering == "softmax")
     assert_equal({name: after[name] for name in kept}, {name: before[name] for name in kept})
     assert_equal(moments_after, moments_before)
     for name in before.keys() - set(kept):

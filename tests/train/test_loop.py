@@ -50,6 +50,8 @@ def test_training_changes_student_and_teacher_and_lowers_the_loss(tiny_config, t
         ["optim.optimizer=sgd", "teacher.update=previous_epoch", "train.checkpoint_epochs=0.5"],
         ["optim.optimizer=lars", "optim.clip_by=parameter", "teacher.update=previous_update"],
         ["optim.freeze_last_layer_by=gradients", "optim.freeze_last_layer_epochs=2.5", "optim.lr_rule=linear"],
+        ["objective=dino", "dino.batch_norm=true"],
+        ["objective=ibot", "ibot.mask_start_epoch=2", "ibot.mask_shape=random"],
     ],
 )
 def test_resume_matches_uninterrupted_run(tiny_config, tmp_path, overrides):

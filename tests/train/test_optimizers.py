@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from dinov2_hf.backbones import ViTConfig
+from dinov2_hf.backbones.transformer.attention import SelfAttentionProjections
 from dinov2_hf.config import OptimConfig
-from dinov2_hf.train.norms import clip_each_, whole_norms
+from dinov2_hf.train.norms import clip_each_, fused_parameters, whole_norms
 from dinov2_hf.train.optimizers import build_optimizer, create_state
 
 SHAPES = {"kernel": (6, 3, 2, 2), "matrix": (5, 8), "token": (1, 1, 8), "zeros": (4, 3), "bias": (7,), "gain": (1, 1)}
@@ -242,6 +244,21 @@ def test_gradients_of_exactly_the_limit_are_shortened_by_the_published_constant(
     parameter.grad = torch.tensor([3.0, 4.0])
     clip_each_([parameter], 5.0)
     assert parameter.grad.norm().item() == pytest.approx(5 * 5 / (5 + 1e-6), rel=1e-7)
+
+
+def test_projections_of_attention_are_clipped_as_the_one_tensor_that_they_are_in_the_published_code():
+    torch.manual_seed(0)
+    attention = SelfAttentionProjections(ViTConfig.preset("tiny"))
+    fused = fused_parameters(torch.nn.ModuleDict({"a": attention, "b": torch.nn.Linear(3, 3)}))
+    assert [[tuple(parameter.shape) for parameter in group] for group in fused] == [[(192, 192)] * 3, [(192,)] * 3]
+    for parameter in attention.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    whole = [torch.cat([parameter.grad for parameter in group]) for group in fused]
+    norm = clip_each_(attention.parameters(), 3.0, fused)
+    assert norm.item() == pytest.approx(torch.cat([tensor.flatten() for tensor in whole]).norm().item(), rel=1e-5)
+    for group, expected in zip(fused, whole, strict=True):
+        found = torch.cat([parameter.grad for parameter in group])
+        torch.testing.assert_close(found, clipped(expected, 3.0))
 
 
 def test_nothing_to_clip_has_the_norm_zero():

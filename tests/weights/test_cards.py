@@ -132,7 +132,9 @@ def test_overrides_for_continuing_give_the_same_architecture_and_heads():
         command = re.search(r"^accelerate launch examples/pretrain.py (.+)$", text, re.MULTILINE)[1]
         again = load_config(None, command.split())
         assert again.init.path == "PATH_OR_REPO"
-        heads = ("num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers", "separate_head")
+        assert again.objective == config.objective
+        heads = ("num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers", "batch_norm", "norm_last_layer")
+        heads += ("separate_head", "separate_teacher_head")
         for key in dotted_keys(config):
             section, _, name = key.rpartition(".")
             if (section == "model" and name in config.model.architecture()) or name in heads:

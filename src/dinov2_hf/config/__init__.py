@@ -11,7 +11,14 @@ from .keys import dotted_keys, value_at
 from .loading import load_config, load_saved_config, save_config, sections_of
 from .model import FAMILIES, PRESETS, BackboneConfig, InitConfig, ModelConfig
 from .names import hub_name, name_of_source, public_name
-from .objectives import DINOv2RunConfig, FeatureDistillationConfig, PrototypeDistillationConfig
+from .objectives import (
+    DINORunConfig,
+    DINOv2RunConfig,
+    FeatureDistillationConfig,
+    IBOTRunConfig,
+    PretrainingRunConfig,
+    PrototypeDistillationConfig,
+)
 from .paths import images_of, models_of, path_to, paths_in, same_place, with_absolute_paths
 from .resnet import RESNET_PRESETS, ResNetModelConfig
 from .run import RUNS, RunConfig, register_run_config
@@ -22,8 +29,12 @@ from .terms import (
     HeadConfig,
     IbotConfig,
     KoleoConfig,
+    MaskConfig,
+    Masks,
     MomentumConfig,
     PatchConfig,
+    PatchTeacherConfig,
+    SharedPatchConfig,
     TeacherConfig,
     TermConfig,
 )
@@ -41,24 +52,31 @@ __all__ = [
     "BackboneConfig",
     "ColorsConfig",
     "CropsConfig",
+    "DINORunConfig",
     "DINOv2RunConfig",
     "DataConfig",
     "DinoConfig",
     "FeatureDistillationConfig",
     "HeadConfig",
     "HubConfig",
+    "IBOTRunConfig",
     "IbotConfig",
     "InitConfig",
     "KnnConfig",
     "KoleoConfig",
+    "MaskConfig",
+    "Masks",
     "ModelConfig",
     "MomentumConfig",
     "OptimConfig",
     "PatchConfig",
+    "PatchTeacherConfig",
+    "PretrainingRunConfig",
     "PrototypeDistillationConfig",
     "ResNetModelConfig",
     "RunConfig",
     "RunEvaluationConfig",
+    "SharedPatchConfig",
     "SourceConfig",
     "TeacherConfig",
     "TermConfig",

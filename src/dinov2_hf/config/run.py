@@ -9,7 +9,7 @@ from typing import ClassVar
 from .checks import IMPORT_FIRST, named
 from .data import ColorsConfig, CropsConfig, DataConfig
 from .model import BackboneConfig, InitConfig, ModelConfig
-from .terms import MomentumConfig
+from .terms import Masks, MomentumConfig
 from .training import HubConfig, KnnConfig, OptimConfig, RunEvaluationConfig, TrainConfig
 
 
@@ -21,7 +21,7 @@ class RunConfig:
     """The kind of recipes among which a name is looked for first."""
 
     objective: str = "dinov2"
-    """What is trained for: dinov2, distill_prototypes or distill_features."""
+    """What is trained for: dino, ibot, dinov2, distill_prototypes or distill_features."""
     model: BackboneConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)
@@ -41,9 +41,10 @@ class RunConfig:
         return {"": self.model}
 
     @property
-    def masks(self) -> tuple[float, tuple[float, float]]:
-        """Share of the global crops that are masked, and the smallest and largest share of masked patches in these."""
-        return 0.0, (0.0, 0.0)
+    def masks(self) -> Masks | tuple[float, tuple[float, float]]:
+        """How patches are masked: share of the global crops that are masked, and the smallest and largest share of
+        masked patches in these; or `Masks`, which has more."""
+        return Masks()
 
     @property
     def average_update(self) -> str:

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from .checks import IMPORT_FIRST, at_least, choice, interval, positive, share
+
+
+class Masks(NamedTuple):
+    """How patches of the global crops are masked, see `data.masking`."""
+
+    probability: float = 0.0
+    """Share of the global crops that are masked."""
+    ratio: tuple[float, float] = (0.0, 0.0)
+    """Smallest and largest share of masked patches in a masked crop."""
+    shape: str = "block"
+    """block or random."""
+    start_epoch: float = 0.0
+    """Epochs at the start in which nothing is masked."""
+    each_crop: bool = False
+    """Every crop is drawn by itself, as in iBOT, or the batch as a whole, as in DINOv2."""
 
 
 @dataclass
@@ -21,10 +36,14 @@ class HeadConfig:
     """Width before the prototypes."""
     num_layers: int = 3
     """Linear layers before the prototypes."""
+    batch_norm: bool = False
+    """Batch norm after each hidden layer, over the samples of all processes."""
+    norm_last_layer: bool = False
+    """Fix the lengths of the prototypes at 1; otherwise they are trained, and decayed as weights are."""
 
     def check(self, section: str) -> None:
-        for item in fields(HeadConfig):
-            positive(f"{section}.{item.name}", getattr(self, item.name))
+        for name in ("num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"):
+            positive(f"{section}.{name}", getattr(self, name))
 
 
 @dataclass
@@ -48,18 +67,62 @@ class PatchConfig(DinoConfig):
 
 
 @dataclass
-class IbotConfig(PatchConfig):
-    """The patch-level term, its head and its masks."""
+class MaskConfig:
+    """Which patches of the global crops are masked."""
 
     mask_probability: float = 0.5
     """Share of the global crops that are masked."""
     mask_ratio: list[float] = field(default_factory=lambda: [0.1, 0.5])
     """Smallest and largest share of masked patches in a masked crop."""
+    mask_shape: str = "block"
+    """block: rectangles laid over each other; random: single patches anywhere."""
+    mask_start_epoch: float = 0
+    """Epochs at the start in which nothing is masked."""
+
+    def check_masks(self, section: str) -> None:
+        share(f"{section}.mask_probability", self.mask_probability)
+        interval(f"{section}.mask_ratio", self.mask_ratio, 0, 1)
+        choice(f"{section}.mask_shape", self.mask_shape, ("block", "random"))
+        at_least(f"{section}.mask_start_epoch", self.mask_start_epoch, 0)
+
+    def masks(self, each_crop: bool) -> Masks:
+        """How they are drawn: crop by crop, or over the whole batch, see `Masks.each_crop`."""
+        smallest, largest = self.mask_ratio
+        return Masks(self.mask_probability, (smallest, largest), self.mask_shape, self.mask_start_epoch, each_crop)
+
+
+@dataclass
+class IbotConfig(MaskConfig, PatchConfig):
+    """The patch-level term, its head and its masks."""
 
     def check(self, section: str) -> None:
         super().check(section)
-        share(f"{section}.mask_probability", self.mask_probability)
-        interval(f"{section}.mask_ratio", self.mask_ratio, 0, 1)
+        self.check_masks(section)
+
+
+@dataclass
+class SharedPatchConfig(MaskConfig):
+    """The patch-level term of iBOT on the head of the image-level term, and its masks."""
+
+    loss_weight: float = 1.0
+    """Weight in the objective; 0 switches the term off."""
+    separate_head: bool = False
+    """Prototypes of its own behind the MLP of the DINO head, or those of the DINO head."""
+    separate_teacher_head: bool = False
+    """The same for the teacher's targets. The published code can have a student with prototypes of its own for patches
+    whose targets are over the teacher's prototypes for CLS; the two must be of the same number then."""
+    num_prototypes: int = 8192
+    """Prototypes of its own, where `separate_head` is set."""
+
+    def check(self, section: str) -> None:
+        at_least(f"{section}.loss_weight", self.loss_weight, 0)
+        positive(f"{section}.num_prototypes", self.num_prototypes)
+        self.check_masks(section)
+        if self.separate_teacher_head and not self.separate_head:
+            raise ValueError(
+                f"{section}.separate_teacher_head=True needs prototypes of the patches that the student learns; set "
+                f"{section}.separate_head=true too"
+            )
 
 
 @dataclass
@@ -98,7 +161,9 @@ class TeacherConfig(MomentumConfig):
     """The teacher: targets and exponential moving average."""
 
     centering: str = "sinkhorn_knopp"
-    """sinkhorn_knopp or softmax."""
+    """sinkhorn_knopp, softmax (a running mean of the logits is subtracted), or none."""
+    center_momentum: float = 0.9
+    """Momentum of the running mean of softmax centering."""
     temp: float = 0.07
     """Temperature after the warm-up."""
     warmup_temp: float = 0.04
@@ -110,10 +175,26 @@ class TeacherConfig(MomentumConfig):
 
     def check(self) -> None:
         super().check()
-        choice("teacher.centering", self.centering, ("sinkhorn_knopp", "softmax"))
+        choice("teacher.centering", self.centering, ("sinkhorn_knopp", "softmax", "none"))
+        share("teacher.center_momentum", self.center_momentum)
         for name in ("temp", "warmup_temp", "student_temp"):
             positive(f"teacher.{name}", getattr(self, name))
         at_least("teacher.warmup_temp_epochs", self.warmup_temp_epochs, 0)
+
+
+@dataclass
+class PatchTeacherConfig(TeacherConfig):
+    """The teacher, with a temperature of its own for patches."""
+
+    patch_temp: float = 0.07
+    """Temperature of patches after the warm-up."""
+    warmup_patch_temp: float = 0.04
+    """Temperature of patches at the start, and until patches are masked (`ibot.mask_start_epoch`)."""
+
+    def check(self) -> None:
+        super().check()
+        for name in ("patch_temp", "warmup_patch_temp"):
+            positive(f"teacher.{name}", getattr(self, name))
 
 
 TERMS: dict[str, type[TermConfig]] = {}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..config import RunConfig
+from ..config import Masks, RunConfig
 from .batch import SSLBatch
 from .broken import Broken
 from .crops import MultiCrop
@@ -99,7 +99,10 @@ class TrainingBatches(IterableDataset):
 
         rng = np.random.default_rng([config.train.seed, _MASKS, number, self._rank])
         grid = (crops.global_size // config.model.stride,) * 2
-        masks = torch.from_numpy(draw_batch_masks(rng, 2 * images, grid, *config.masks))
+        settings = Masks(*config.masks)  # an objective from outside may give the first two values only
+        if number // config.train.gradient_accumulation_steps < round(settings.start_epoch * config.train.epoch_length):
+            settings = Masks()
+        masks = torch.from_numpy(draw_batch_masks(rng, 2 * images, grid, settings))
         indices, weights = SSLBatch.flatten_masks(masks)
         return SSLBatch(
             global_crops=torch.from_numpy(global_crops).flatten(0, 1),

@@ -13,14 +13,18 @@ from .base import (
     find_objective,
     register_objective,
 )
+from .dino import DINO
 from .dinov2 import DINOv2
 from .distill_features import FeatureDistillation
 from .distill_prototypes import PrototypeDistillation
 from .further import FurtherTerm, TermInput, register_term
-from .heads import DINOHead, Projected
+from .heads import DINOHead, IBOTHead, Projected
+from .ibot import IBOT
 from .teachers import FeatureTeacher, FrozenTeacher, PrototypeTeacher
 
 __all__ = [
+    "DINO",
+    "IBOT",
     "OBJECTIVES",
     "DINOHead",
     "DINOv2",
@@ -28,6 +32,7 @@ __all__ = [
     "FeatureTeacher",
     "FrozenTeacher",
     "FurtherTerm",
+    "IBOTHead",
     "Networks",
     "Objective",
     "ObjectiveOutput",

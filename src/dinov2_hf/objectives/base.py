@@ -45,6 +45,10 @@ class Scheduled:
     warmup_epochs: float = 0.0
     epochs: float | None = None
     """Length in epochs, after which it keeps `final`; None: that of the run."""
+    delay_epochs: float = 0.0
+    """Epochs at the start that keep `warmup`."""
+    by_epoch: bool = False
+    """One value for each epoch, in place of one for each update."""
 
 
 class Networks(NamedTuple):
@@ -172,11 +176,11 @@ class Objective(nn.Module, Generic[Config]):
             model = models[name]
             student = nn.ModuleDict(cast(dict[str, nn.Module], self.build_networks(name, model.drop_path_rate)))
             average = nn.ModuleDict(cast(dict[str, nn.Module], self.build_networks(name, 0.0)))
-            if self.config.masks[0] and not backbone_of(student).takes_masks:
+            if (masked := self.config.masks[0]) and not backbone_of(student).takes_masks:
                 raise ValueError(
                     f"model.family={model.family} takes no masks, and objective={self.config.objective} masks "
-                    f"{self.config.masks[0]:.0%} of the global crops; switch its masked term off (ibot.loss_weight=0), "
-                    "or take another family"
+                    f"{masked:.0%} of the global crops; switch its masked term off (ibot.loss_weight=0), or take "
+                    "another family"
                 )
             _put(self, place.student, student)
             _put(self, place.average, average)
@@ -197,6 +201,11 @@ class Objective(nn.Module, Generic[Config]):
             average.load_state_dict(student.state_dict())
 
     def train(self, mode: bool = True) -> Self:
+        """Sets the mode of the students. The averages drop nothing in either; their batch norms follow the mode.
+
+        In training these normalise with the statistics of the batch, as in the published code of DINO, whose teacher is
+        in training mode, and their running statistics are their own, not averages of the student's.
+        """
         super().train(mode)
         for networks in self.networks.values():
             networks.average.eval()

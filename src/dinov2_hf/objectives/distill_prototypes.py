@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..backbones import Backbone
-from ..config import PrototypeDistillationConfig
+from ..config import Masks, PrototypeDistillationConfig
 from ..data import SSLBatch
 from .base import ObjectiveOutput, Scheduled, Teacher, Term, backbone_of, register_objective
 from .diagnostics import diagnose_batch
@@ -26,10 +26,10 @@ from .prototypes import (
     ibot_head_name,
     prototype_answers,
     prototype_recipe,
-    prototype_schedules_of,
     prototype_targets,
     prototype_terms,
     prototype_terms_of,
+    teacher_schedules_of,
 )
 from .students import Distillation, describe_teacher, path_of_teacher, teacher_rows, terms_of_students, tokens_of
 from .teachers import PrototypeTeacher
@@ -54,7 +54,7 @@ class PrototypeDistillation(Distillation[PrototypeDistillationConfig]):
 
     @classmethod
     def schedules_of(cls, config: PrototypeDistillationConfig) -> dict[str, Scheduled]:
-        return prototype_schedules_of(config)
+        return teacher_schedules_of(config.teacher)
 
     @classmethod
     def teachers_of(cls, config: PrototypeDistillationConfig) -> dict[str, Teacher]:
@@ -66,7 +66,7 @@ class PrototypeDistillation(Distillation[PrototypeDistillationConfig]):
 
     @classmethod
     def recipe(cls, config: PrototypeDistillationConfig) -> dict[str, str | None]:
-        return teacher_rows(config) | prototype_recipe(config, 0.0)
+        return teacher_rows(config) | prototype_recipe(config, Masks())
 
     def build_networks(self, student: str, drop_path_rate: float) -> Mapping[str, nn.Module | Backbone]:
         backbone = self.build_backbone(student, drop_path_rate)

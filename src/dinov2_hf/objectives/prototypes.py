@@ -1,4 +1,4 @@
-"""Targets and terms over prototypes, for pretraining and distillation (DINOv2, section 4).
+"""Targets and terms over prototypes, for pretraining and distillation (DINO, section 3.1; DINOv2, section 4).
 
 Axes: `V` crops of an image, `B` images, `D` width, `K` prototypes, `M` patches that are compared.
 """
@@ -6,16 +6,16 @@ Axes: `V` crops of an image, `B` images, `D` width, `K` prototypes, `M` patches 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..backbones import Tokens
-from ..config import DINOv2RunConfig, HeadConfig, PrototypeDistillationConfig
+from ..config import DINOv2RunConfig, HeadConfig, Masks, PrototypeDistillationConfig, TeacherConfig
 from .base import Scheduled, Term
 from .diagnostics import CrossEntropy
-from .heads import DINOHead
+from .heads import DINOHead, Projected
 from .terms import (
     NUM_GLOBAL_CROPS,
     Assignments,
@@ -31,46 +31,145 @@ PrototypeConfig = DINOv2RunConfig | PrototypeDistillationConfig
 """Runs with the sections `dino`, `ibot`, `koleo` and `teacher`."""
 
 
+# What every objective over prototypes takes its parts from
+
+
+def image_terms_of(weight: float, num_local: int) -> dict[str, Term]:
+    """Declares the terms of CLS, of which there are none if the weight is 0."""
+    if not weight:
+        return {}
+    terms = {"dino_global": Term(weight, "CLS of each global crop against the other one")}
+    if num_local:
+        terms["dino_local"] = Term(weight, "CLS of local crops against the global crops")
+    return terms
+
+
+def patch_terms_of(weight: float) -> dict[str, Term]:
+    """Declares the term of the patches, if its weight is not 0."""
+    return {"ibot": Term(weight, "patches against the teacher's patches")} if weight else {}
+
+
+def teacher_schedules_of(teacher: TeacherConfig, by_epoch: bool = False) -> dict[str, Scheduled]:
+    """Declares the momentum of the averages and the temperature of the targets.
+
+    Args:
+        by_epoch: the temperature changes between epochs only.
+    """
+    warmup = teacher.warmup_temp_epochs
+    return {
+        "teacher_momentum": Scheduled(teacher.momentum, teacher.final_momentum),
+        "teacher_temp": Scheduled(
+            teacher.temp, teacher.temp, teacher.warmup_temp, warmup, epochs=warmup, by_epoch=by_epoch
+        ),
+    }
+
+
+def teacher_recipe(
+    teacher: TeacherConfig, weights: Mapping[str, float], prototypes: Mapping[str, int], masks: Masks
+) -> dict[str, str | None]:
+    """Returns the rows of a model card on heads, masks and teacher.
+
+    Args:
+        weights: of the terms, by what they are called.
+        prototypes: numbers of prototypes, by what their head is called.
+    """
+    masked = None
+    if masks.probability:
+        smallest, largest = masks.ratio
+        masked = f"{smallest:.0%} to {largest:.0%} in {masks.probability:.0%} of the global crops"
+        masked += ", at random" if masks.shape == "random" else ""
+    weighted = {f"Loss weights ({', '.join(weights)})": ", ".join(f"{weight:.4g}" for weight in weights.values())}
+    return {
+        **(weighted if weights else {}),
+        "Prototypes": ", ".join(f"{number:,} ({name})" for name, number in prototypes.items()) or None,
+        "Masked patches": masked,
+        "Centering": teacher.centering,
+        "Teacher temperature": f"{teacher.warmup_temp:g} to {teacher.temp:g}",
+    }
+
+
+def build_head(settings: HeadConfig, width: int) -> DINOHead:
+    """Builds a head on a backbone of `width` channels, with fresh weights."""
+    return DINOHead(width, **head_settings(settings))
+
+
+def head_settings(settings: HeadConfig) -> dict[str, Any]:
+    """The arguments of a head that a section sets."""
+    names = ("num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers", "batch_norm", "norm_last_layer")
+    return {name: getattr(settings, name) for name in names}
+
+
+def build_centers(teacher: TeacherConfig, num_prototypes: Mapping[str, int]) -> nn.ModuleDict:
+    """Builds the running centres of the teacher's logits, by term; none without softmax centering."""
+    if teacher.centering != "softmax":
+        return nn.ModuleDict()
+    return nn.ModuleDict(
+        {term: SoftmaxCentering(number, teacher.center_momentum) for term, number in num_prototypes.items()}
+    )
+
+
+@torch.no_grad()
+def assign(
+    teacher: TeacherConfig,
+    centering: nn.ModuleDict,
+    term: str,
+    projected: Projected,
+    teacher_temp: float,
+    population: Tensor | None = None,
+) -> Assignments:
+    """Assigns what a head of the teacher has made of samples to prototypes. Collective.
+
+    Args:
+        centering: the running centres by term, see `build_centers`.
+        population: bottleneck features `[P, d]` of the samples that the centre follows; default: those of `projected`.
+    """
+    logits = Logits(*projected)
+    with torch.autocast(logits.device.type, enabled=False):
+        if term in centering:
+            followed = None if population is None else (population, projected.prototypes)
+            assignments: Assignments = centering[term](logits, teacher_temp, followed)
+            return assignments
+        if teacher.centering == "none":
+            return Assignments.uncentred(logits, teacher_temp)
+        return sinkhorn_knopp(logits, teacher_temp)
+
+
+def image_terms(projected: Projected, num_images: int, targets: Assignments, student_temp: float) -> dict[str, Tensor]:
+    """Computes the terms of CLS, which add up to the mean over the pairs of two different crops.
+
+    Args:
+        projected: CLS of the student, crop by crop, the global crops first: `[V B, d]`.
+        num_images: B.
+    """
+    features = projected.features.unflatten(0, (-1, num_images))
+    among_global, with_local = dino_loss(features, projected.prototypes, targets, student_temp)
+    num_local = len(features) - NUM_GLOBAL_CROPS
+    num_pairs = NUM_GLOBAL_CROPS * (NUM_GLOBAL_CROPS - 1 + num_local)
+    terms = {"dino_global": among_global / num_pairs}
+    if num_local:
+        terms["dino_local"] = with_local / num_pairs
+    return terms
+
+
+# DINOv2, in pretraining and in distillation
+
+
 def prototype_terms_of(config: PrototypeConfig) -> dict[str, Term]:
     """Declares the terms that are switched on."""
-    terms = {}
-    if weight := config.dino.loss_weight:
-        terms["dino_global"] = Term(weight, "CLS of each global crop against the other one")
-        if config.crops.num_local:
-            terms["dino_local"] = Term(weight, "CLS of local crops against the global crops")
-    if weight := config.ibot.loss_weight:
-        terms["ibot"] = Term(weight, "patches against the teacher's patches")
+    terms = image_terms_of(config.dino.loss_weight, config.crops.num_local) | patch_terms_of(config.ibot.loss_weight)
     if weight := config.koleo.loss_weight:
         terms["koleo"] = Term(weight, "spread of CLS within the batch (KoLeo)")
     return terms
 
 
-def prototype_schedules_of(config: PrototypeConfig) -> dict[str, Scheduled]:
-    """Declares the momentum of the averages and the temperature of the targets."""
-    teacher, warmup = config.teacher, config.teacher.warmup_temp_epochs
-    return {
-        "teacher_momentum": Scheduled(teacher.momentum, teacher.final_momentum),
-        "teacher_temp": Scheduled(teacher.temp, teacher.temp, teacher.warmup_temp, warmup, epochs=warmup),
-    }
-
-
-def prototype_recipe(config: PrototypeConfig, mask_probability: float) -> dict[str, str | None]:
+def prototype_recipe(config: PrototypeConfig, masks: Masks) -> dict[str, str | None]:
     """Returns the rows of a model card on heads, masks and teacher."""
-    teacher = config.teacher
-    heads = [("DINO", config.dino, config.dino.loss_weight)]
-    heads += [("iBOT", config.ibot, config.ibot.loss_weight)] if config.ibot.separate_head else []
-    weights = [config.dino.loss_weight, config.ibot.loss_weight, config.koleo.loss_weight]
-    masked = None
-    if mask_probability:
-        smallest, largest = config.masks[1]
-        masked = f"{smallest:.0%} to {largest:.0%} in {mask_probability:.0%} of the global crops"
-    return {
-        "Loss weights (DINO, iBOT, KoLeo)": ", ".join(f"{weight:.4g}" for weight in weights),
-        "Prototypes": ", ".join(f"{head.num_prototypes:,} ({name})" for name, head, weight in heads if weight) or None,
-        "Masked patches": masked,
-        "Centering": teacher.centering,
-        "Teacher temperature": f"{teacher.warmup_temp:g} to {teacher.temp:g}",
-    }
+    dino, ibot, koleo = config.dino, config.ibot, config.koleo
+    prototypes = {"DINO": dino.num_prototypes} if dino.loss_weight else {}
+    if ibot.separate_head and ibot.loss_weight:
+        prototypes["iBOT"] = ibot.num_prototypes
+    weights = {"DINO": dino.loss_weight, "iBOT": ibot.loss_weight, "KoLeo": koleo.loss_weight}
+    return teacher_recipe(config.teacher, weights, prototypes, masks)
 
 
 def ibot_head_name(config: PrototypeConfig) -> str:
@@ -80,34 +179,22 @@ def ibot_head_name(config: PrototypeConfig) -> str:
 
 def build_heads(config: PrototypeConfig, width: int) -> dict[str, DINOHead]:
     """Builds the heads of the terms that are switched on, on a backbone of `width` channels, with fresh weights."""
-
-    def head(settings: HeadConfig) -> DINOHead:
-        return DINOHead(
-            width,
-            settings.num_prototypes,
-            hidden_dim=settings.hidden_dim,
-            bottleneck_dim=settings.bottleneck_dim,
-            num_layers=settings.num_layers,
-        )
-
     heads = {}
     if config.dino.loss_weight or (config.ibot.loss_weight and not config.ibot.separate_head):
-        heads["dino_head"] = head(config.dino)
+        heads["dino_head"] = build_head(config.dino, width)
     if config.ibot.loss_weight and config.ibot.separate_head:
-        heads["ibot_head"] = head(config.ibot)
+        heads["ibot_head"] = build_head(config.ibot, width)
     return heads
 
 
 def build_centering(config: PrototypeConfig) -> nn.ModuleDict:
-    """Builds the running centres of the teacher's logits, by term; none for Sinkhorn-Knopp."""
-    centering = nn.ModuleDict()
-    if config.teacher.centering == "softmax":
-        if config.dino.loss_weight:
-            centering["dino"] = SoftmaxCentering(config.dino.num_prototypes)
-        if config.ibot.loss_weight:
-            head = config.ibot if config.ibot.separate_head else config.dino
-            centering["ibot"] = SoftmaxCentering(head.num_prototypes)
-    return centering
+    """Builds the running centres of the teacher's logits, by term; none without softmax centering."""
+    numbers = {}
+    if config.dino.loss_weight:
+        numbers["dino"] = config.dino.num_prototypes
+    if config.ibot.loss_weight:
+        numbers["ibot"] = (config.ibot if config.ibot.separate_head else config.dino).num_prototypes
+    return build_centers(config.teacher, numbers)
 
 
 @torch.no_grad()
@@ -120,18 +207,12 @@ def prototype_targets(
 ) -> dict[str, Assignments]:
     """Assigns the teacher's CLS `[2B, D]` and patches `[M, D]` to prototypes, by term. Collective."""
 
-    def assign(term: str, logits: Logits) -> Assignments:
-        with torch.autocast(logits.device.type, enabled=False):
-            if term in centering:
-                assignments: Assignments = centering[term](logits, teacher_temp)
-                return assignments
-            return sinkhorn_knopp(logits, teacher_temp)
-
-    targets = {}
+    teacher, targets = config.teacher, {}
     if config.dino.loss_weight:
-        targets["dino"] = assign("dino", Logits(*heads["dino_head"](tokens.cls)))
+        targets["dino"] = assign(teacher, centering, "dino", heads["dino_head"](tokens.cls), teacher_temp)
     if config.ibot.loss_weight:
-        targets["ibot"] = assign("ibot", Logits(*heads[ibot_head_name(config)](tokens.patches)))
+        projected = heads[ibot_head_name(config)](tokens.patches)
+        targets["ibot"] = assign(teacher, centering, "ibot", projected, teacher_temp)
     return targets
 
 
@@ -151,17 +232,10 @@ def prototype_terms(
         patch_weights: `[M]`, one over the number of patches that are compared in the same crop.
     """
     num_global, temp = len(tokens.cls), config.teacher.student_temp
-    num_images = num_global // NUM_GLOBAL_CROPS
     terms: dict[str, Tensor] = {}
     if "dino" in targets:
-        features, prototypes = heads["dino_head"](torch.cat((tokens.cls, local_cls)))
-        features = features.unflatten(0, (-1, num_images))
-        among_global, with_local = dino_loss(features, prototypes, targets["dino"], temp)
-        num_local = len(local_cls) // num_images
-        num_pairs = NUM_GLOBAL_CROPS * (NUM_GLOBAL_CROPS - 1 + num_local)
-        terms["dino_global"] = among_global / num_pairs
-        if num_local:
-            terms["dino_local"] = with_local / num_pairs
+        projected = heads["dino_head"](torch.cat((tokens.cls, local_cls)))
+        terms |= image_terms(projected, num_global // NUM_GLOBAL_CROPS, targets["dino"], temp)
     if "ibot" in targets:
         features, prototypes = heads[ibot_head_name(config)](tokens.patches)
         terms["ibot"] = ibot_loss(features, prototypes, targets["ibot"], patch_weights, num_global, temp)

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from ..backbones import PretrainedBackbone
 from ..config import InitConfig
-from ..objectives import DINOHead, Objective
+from ..objectives import DINOHead, IBOTHead, Objective
+from ..objectives.heads import PrototypeLayer
 from ..weights import Weights, open_weights, resize_position_embeddings
 from ..weights.tensors import summary, tensors_of
 
 logger = logging.getLogger(__name__)
 
 _MASK_TOKEN = "embeddings.mask_token"
-_HEAD_KEYS = "num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"
+_HEAD_KEYS = "num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers", "batch_norm"
 
 
 def initialize(objective: Objective[Any], config: InitConfig) -> bool:
@@ -49,9 +50,7 @@ def initialize(objective: Objective[Any], config: InitConfig) -> bool:
                 keys = [f"model.{key}" for key in objective.config.model.shape_keys()]
                 _load_backbone(cast(PretrainedBackbone, network), state, source, keys, config.channels)
             elif state and config.heads:
-                section = name.removesuffix("_head")
-                sizes = [f"{section}.{key}" for key in _HEAD_KEYS] if isinstance(network, DINOHead) else []
-                _load(network, state, name, source.where, sizes, ", or init.heads=false")
+                _load(network, state, name, source.where, _keys_of_head(network, name), ", or init.heads=false")
             else:
                 missing.add(name)  # student and teacher keep the heads they were built with, which are equal
     centering = getattr(objective, "centering", None)
@@ -65,6 +64,13 @@ def initialize(objective: Objective[Any], config: InitConfig) -> bool:
         _changes(source, student["backbone"], config),
     )
     return bool(missing)
+
+
+def _keys_of_head(network: nn.Module, name: str) -> list[str]:
+    """The keys that decide which tensors a network on the backbone has."""
+    section = name.removesuffix("_head")
+    keys = [f"{section}.{key}" for key in _HEAD_KEYS] if isinstance(network, DINOHead) else []
+    return keys + ["ibot.separate_head", "ibot.num_prototypes"] * isinstance(network, IBOTHead)
 
 
 def _changes(source: Weights, network: Any, config: InitConfig) -> str:
@@ -165,6 +171,13 @@ def _load(
             f"the {name} at {where} does not fit: {summary(problems)}; "
             f"set {', '.join(keys) or 'its sizes'} as the source has them{otherwise}"
         )
+    for place, layer in cast(nn.Module, network).named_modules():
+        fixed = isinstance(layer, PrototypeLayer) and layer.fixed_lengths
+        if fixed and not bool((state[f"{place}.weight_g"] == 1).all()):
+            raise ValueError(
+                f"the {name} at {where} has prototypes of other lengths than 1, which "
+                f"{name.removesuffix('_head')}.norm_last_layer=true would keep; set it to false{otherwise}"
+            )
     network.load_state_dict(state)
 
 

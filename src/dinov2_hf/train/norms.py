@@ -6,6 +6,7 @@ Axes: `N` tensors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -42,17 +43,43 @@ def whole_norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(norms)
 
 
-def clip_each_(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+def fused_parameters(network: nn.Module) -> list[list[nn.Parameter]]:
+    """Returns the parameters of layers that count as one, as a module says in `fused`: weights, and biases."""
+    found = []
+    for module in network.modules():
+        layers = [getattr(module, name) for name in getattr(module, "fused", ())]
+        for kind in ("weight", "bias"):
+            group = [getattr(layer, kind, None) for layer in layers]
+            if group and all(isinstance(parameter, nn.Parameter) for parameter in group):
+                found.append(cast(list[nn.Parameter], group))
+    return found
+
+
+def clip_each_(
+    parameters: Iterable[nn.Parameter], limit: float, fused: Sequence[Sequence[nn.Parameter]] = ()
+) -> Tensor:
     """Clips the gradient of each parameter to the norm `limit`. Collective where they are sharded.
+
+    Args:
+        fused: some of the parameters, in groups of the same size; those of a group are clipped as one tensor.
 
     Returns:
         The norm of all gradients together, before clipping.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    together = [group for group in fused if all(parameter.grad is not None for parameter in group)]
+    grouped = [parameter for group in together for parameter in group]
+    inside = set(map(id, grouped))
+    ordered = [*grouped, *(parameter for parameter in parameters if id(parameter) not in inside)]
+    gradients = [parameter.grad for parameter in ordered if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
     norms = whole_norms(gradients)
-    scales = (limit / (norms + EPS)).clamp(max=1.0)
+    clipped = norms
+    if together:
+        joint = norms[: len(grouped)].view(len(together), -1)
+        joint = torch.linalg.vector_norm(joint, dim=1, keepdim=True).expand_as(joint)
+        clipped = torch.cat((joint.flatten(), norms[len(grouped) :]))
+    scales = (limit / (clipped + EPS)).clamp(max=1.0)
     torch._foreach_mul_([local(gradient) for gradient in gradients], list(scales.unbind()))
     total: Tensor = torch.linalg.vector_norm(norms)
     return total

@@ -21,6 +21,8 @@ class Schedule:
         warmup_steps: steps of a straight line from `warmup_value` to `base_value`, both ends included.
         frozen_steps: steps at the start whose value is overwritten by 0.
         zero_every: the last one of so many steps has the value 0; 0: none has.
+        delay_steps: steps before the warm-up, of `warmup_value`; not part of `total_steps`.
+        hold: updates that a step lasts.
     """
 
     def __init__(
@@ -32,18 +34,22 @@ class Schedule:
         warmup_value: float = 0.0,
         frozen_steps: int = 0,
         zero_every: int = 0,
+        delay_steps: int = 0,
+        hold: int = 1,
     ) -> None:
         self.final_value = final_value
+        self.hold = hold
         warmup_steps = min(warmup_steps, total_steps)
         warmup = np.linspace(warmup_value, base_value, warmup_steps)
         progress = np.arange(total_steps - warmup_steps) / max(total_steps - warmup_steps, 1)
         cosine = final_value + 0.5 * (base_value - final_value) * (1 + np.cos(np.pi * progress))
-        self._values = np.concatenate((warmup, cosine))
+        self._values = np.concatenate((np.full(delay_steps, warmup_value), warmup, cosine))
         self._values[:frozen_steps] = 0.0
         if zero_every:
             self._values[zero_every - 1 :: zero_every] = 0.0
 
-    def __getitem__(self, step: int) -> float:
+    def __getitem__(self, update: int) -> float:
+        step = update // self.hold
         return float(self._values[step]) if step < len(self._values) else float(self.final_value)
 
 
@@ -92,16 +98,7 @@ def build_schedules(
         "lr": learning_rate(),
         "last_layer_lr": learning_rate(frozen_steps=steps(optim.freeze_last_layer_epochs)),
         "weight_decay": Schedule(optim.weight_decay, optim.weight_decay_end, total),
-        **{
-            name: Schedule(
-                value.base,
-                value.final,
-                total if value.epochs is None else steps(value.epochs),
-                warmup_steps=steps(value.warmup_epochs),
-                warmup_value=value.warmup,
-            )
-            for name, value in scheduled.items()
-        },
+        **{name: _schedule_of(value, config) for name, value in scheduled.items()},
         "backbone_lr_scale": Schedule(
             1.0,
             1.0,
@@ -112,6 +109,21 @@ def build_schedules(
         ),
         **copies[config.average_update],
     }
+
+
+def _schedule_of(value: Scheduled, config: RunConfig) -> Schedule:
+    """The schedule of a value of the objective, with a step for each update or for each epoch."""
+    train = config.train
+    updates = 1 if value.by_epoch else train.epoch_length
+    return Schedule(
+        value.base,
+        value.final,
+        round((train.epochs if value.epochs is None else value.epochs) * updates),
+        warmup_steps=round(value.warmup_epochs * updates),
+        warmup_value=value.warmup,
+        delay_steps=round(value.delay_epochs * updates),
+        hold=train.epoch_length if value.by_epoch else 1,
+    )
 
 
 def values_at(schedules: Mapping[str, Schedule], step: int) -> StepValues:

@@ -19,7 +19,7 @@ from ..config import RunConfig
 from ..data import SSLBatch
 from ..objectives import Objective
 from .accelerator import compute_dtype, shard_by_blocks
-from .norms import clip_each_
+from .norms import clip_each_, fused_parameters
 from .optimizers import build_optimizer, create_state
 from .param_groups import apply_schedule, build_param_groups
 from .schedules import StepValues
@@ -59,6 +59,7 @@ class TrainingStep:
         shard_by_blocks(accelerator, model)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         create_state(self.optimizer)
+        self._fused = {name: fused_parameters(network) for name, network in self._networks()}
         register_fsdp_forward_method(model, "features")  # does nothing where parameters are not sharded
         for teacher in model.frozen:
             teacher.place(accelerator.device, compute_dtype(accelerator), sharded=isinstance(model, FSDPModule))
@@ -124,8 +125,11 @@ class TrainingStep:
         by_parameter = self.config.optim.clip_by == "parameter"
         norms = {}
         for name, network in self._networks():
-            clip = clip_each_ if by_parameter else nn.utils.clip_grad_norm_
-            norms[f"grad_norm/{name}"] = _whole(clip(network.parameters(), limit))
+            if by_parameter:
+                norm = clip_each_(network.parameters(), limit, self._fused[name])
+            else:
+                norm = nn.utils.clip_grad_norm_(network.parameters(), limit)
+            norms[f"grad_norm/{name}"] = _whole(norm)
         skip = (~torch.isfinite(torch.stack(list(norms.values()))).all()).float()
         if self.accelerator.scaler is None:  # in fp16 the gradient scaler does the same
             optimizer: Any = self.optimizer  # what its kernel reads is not declared

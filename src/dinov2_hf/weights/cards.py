@@ -13,6 +13,7 @@ from ..backbones import Backbone, Description, PretrainedBackbone, describe_back
 from ..config import (
     BackboneConfig,
     DINOv2RunConfig,
+    PretrainingRunConfig,
     RunConfig,
     dotted_keys,
     hub_name,
@@ -24,9 +25,10 @@ from ..data import EvalTransform
 from ..objectives import find_objective
 from ..runs.facts import RunFacts
 
-_HEADS = ["num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"]
+_HEADS = ["num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers", "batch_norm", "norm_last_layer"]
 _SHAPES = [f"{head}.{name}" for head in ("dino", "ibot") for name in _HEADS]
-_SHAPES += ["ibot.separate_head", "crops.global_size", "crops.num_local", "crops.local_size"]
+_SHAPES += ["ibot.separate_head", "ibot.separate_teacher_head"]
+_SHAPES += ["crops.global_size", "crops.num_local", "crops.local_size"]
 _SHAPES += ["colors.mean", "colors.std"]
 """Keys besides those of the model that whoever continues it has to set as they were; the crops fit its patches."""
 
@@ -202,9 +204,13 @@ def _license(name: str | None) -> dict[str, Any]:
 
 def _shape_overrides(config: RunConfig, model: BackboneConfig) -> list[str]:
     """Overrides with which a pretraining run has the architecture and heads of this one."""
-    default, keys = DINOv2RunConfig(), set(dotted_keys(config))
-    values = [
-        (f"model.{name}", getattr(model, name), getattr(default.model, name, None)) for name in model.shape_keys()
+    continues = isinstance(config, PretrainingRunConfig)
+    default, keys = type(config)() if continues else DINOv2RunConfig(), set(dotted_keys(config))
+    values: list[tuple[str, Any, Any]] = [("objective", default.objective, DINOv2RunConfig.objective)]
+    values += [
+        (f"model.{name}", getattr(model, name), getattr(default.model, name, None))
+        for name in (*model.shape_keys(), "interpolate_offset")
+        if hasattr(model, name)
     ]
     values += [(key, value_at(config, key), value_at(default, key)) for key in _SHAPES if key in keys]
     overrides = []

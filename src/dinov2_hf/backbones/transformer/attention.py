@@ -98,6 +98,9 @@ def choose_attention(implementation: str) -> str:
 class SelfAttentionProjections(nn.Module):
     """Query, key and value projections, under the names of the interchange format."""
 
+    fused = ("query", "key", "value")
+    """Layers that the published codes keep as one, so that what is done to each tensor is done to them together."""
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.hidden_size

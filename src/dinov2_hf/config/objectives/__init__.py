@@ -1,7 +1,17 @@
 """The configuration of the runs of each objective."""
 
+from .dino import DINORunConfig
 from .dinov2 import DINOv2RunConfig
 from .distill_features import FeatureDistillationConfig
 from .distill_prototypes import PrototypeDistillationConfig
+from .ibot import IBOTRunConfig
+from .pretraining import PretrainingRunConfig
 
-__all__ = ["DINOv2RunConfig", "FeatureDistillationConfig", "PrototypeDistillationConfig"]
+__all__ = [
+    "DINORunConfig",
+    "DINOv2RunConfig",
+    "FeatureDistillationConfig",
+    "IBOTRunConfig",
+    "PretrainingRunConfig",
+    "PrototypeDistillationConfig",
+]

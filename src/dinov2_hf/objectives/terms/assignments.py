@@ -7,6 +7,8 @@ and large logits are not kept either, but made again from the features.
 Axes: `M` samples of this process, `K` prototypes, `d` width of the bottleneck.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,6 +63,11 @@ class Assignments:
     temperature: float
     bias: Tensor
     """`[K]` float32."""
+
+    @classmethod
+    def uncentred(cls, logits: Tensor | Logits, temperature: float) -> Assignments:
+        """The softmax of the logits over the temperature, and nothing else."""
+        return cls(logits, temperature, torch.zeros(logits.shape[1], device=logits.device))
 
     def __len__(self) -> int:
         return self.logits.shape[0]
