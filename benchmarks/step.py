@@ -20,15 +20,22 @@ import time
 import torch
 from torch import nn
 
-from dinov2_hf.config import DINOv2RunConfig, RunConfig, load_config
+from dinov2_hf.config import RunConfig, load_config
 from dinov2_hf.data import SSLBatch
-from dinov2_hf.objectives import DINOv2
+from dinov2_hf.objectives import find_objective
+from dinov2_hf.objectives.pretraining import Pretraining
 from dinov2_hf.train import TrainingStep, build_accelerator
 from dinov2_hf.train.accelerator import compute_dtype
 from dinov2_hf.train.schedules import StepValues
 
 VALUES = StepValues(
-    lr=1e-4, last_layer_lr=1e-4, backbone_lr_scale=1.0, weight_decay=0.04, teacher_momentum=0.99, teacher_temp=0.07
+    lr=1e-4,
+    last_layer_lr=1e-4,
+    backbone_lr_scale=1.0,
+    weight_decay=0.04,
+    teacher_momentum=0.99,
+    teacher_temp=0.07,
+    teacher_patch_temp=0.07,
 )
 TINY = ["model.preset=tiny", "model.num_hidden_layers=1", "dino.num_prototypes=64", "ibot.num_prototypes=64"]
 TINY += [
@@ -46,7 +53,7 @@ def draw_masks(config: RunConfig) -> torch.Tensor:
     batch = config.train.batch_size
     patches = (config.crops.global_size // config.model.stride) ** 2
     masks = torch.zeros(2 * batch, patches, dtype=torch.bool)
-    probability, (low, high) = config.masks
+    probability, (low, high), *_ = config.masks
     masked = round(2 * batch * probability)
     for index in range(masked):
         ratio = low + (high - low) * (index + 0.5) / masked
@@ -54,7 +61,7 @@ def draw_masks(config: RunConfig) -> torch.Tensor:
     return masks
 
 
-def make_batch(config: DINOv2RunConfig) -> SSLBatch:
+def make_batch(config: RunConfig) -> SSLBatch:
     """Noise, and masks as the data would draw them."""
     crops, batch = config.crops, config.train.batch_size
     masks = draw_masks(config)
@@ -66,8 +73,8 @@ def make_batch(config: DINOv2RunConfig) -> SSLBatch:
     )
 
 
-def plain_flops(model: DINOv2, batch: SSLBatch) -> float:
-    """Floating-point operations of the matrix products of an update in which nothing is skipped.
+def plain_flops(model: Pretraining, batch: SSLBatch) -> float:
+    """Floating-point operations of the matrix products of an update of a vision transformer without stochastic depth.
 
     A product of the forward pass costs two more in the backward pass, where its inputs need a gradient.
     """
@@ -88,13 +95,16 @@ def plain_flops(model: DINOv2, batch: SSLBatch) -> float:
         module = model.student[name]
         return linear(module) + 2 * module.last_layer.weight_v.numel()
 
+    terms = model.terms_of(model.config)
     global_layers, global_embedding = layers(batch.global_crops)
     local_layers, local_embedding = layers(batch.local_crops) if len(batch.local_crops) else (0, 0)
     total = 4 * global_layers + 3 * local_layers + 3 * global_embedding + 2 * local_embedding
-    if model.config.dino.loss_weight:
+    if "dino_global" in terms:
         total += head("dino_head") * (4 * len(batch.global_crops) + 3 * len(batch.local_crops))
-    if model.config.ibot.loss_weight:
+    if "ibot" in terms:
         total += head("ibot_head" if "ibot_head" in model.student else "dino_head") * 4 * len(batch.mask_indices)
+        if "ibot" in model.centering and model.sees_all_patches:  # the centre follows patches without a mask too
+            total += linear(model.student["dino_head"]) * (batch.masks.numel() - len(batch.mask_indices))
     return total
 
 
@@ -136,7 +146,7 @@ def main() -> None:
     device = accelerator.device
     dtype = compute_dtype(accelerator)
     torch.manual_seed(0)
-    model = DINOv2(config)
+    model = find_objective(config)(config)
     batch = make_batch(config).to(device)
     flops = plain_flops(model, batch)
     step = TrainingStep(model, config, accelerator)

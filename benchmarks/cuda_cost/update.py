@@ -14,7 +14,8 @@ from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.config import ColorsConfig, RunConfig
 from dinov2_hf.data import PhotometricAugmentation, SSLBatch
 from dinov2_hf.data.photometric import draw_view_parameters
-from dinov2_hf.objectives import DINOv2, Objective, find_objective
+from dinov2_hf.objectives import Objective, find_objective
+from dinov2_hf.objectives.pretraining import Pretraining
 from dinov2_hf.objectives.prototypes import build_heads
 from dinov2_hf.runs.metrics import MeanMetrics
 from dinov2_hf.train import TrainingStep
@@ -86,7 +87,7 @@ def run_update(
                 except Synchronization:  # the last of the list
                     ledger.costs.clear()
                     del ledger.synchronizations[:-1]
-            plain = plain_flops(model, host_batch) if isinstance(model, DINOv2) else None
+            plain = plain_flops(model, host_batch) if isinstance(model, Pretraining) else None
     return Update(ledger.costs, ledger.synchronizations, ledger.peak - frozen, frozen, plain)
 
 

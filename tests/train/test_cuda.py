@@ -25,7 +25,7 @@ from dinov2_hf.objectives.prototypes import build_heads
 from dinov2_hf.train import TrainingStep, build_accelerator
 from dinov2_hf.train.schedules import StepValues
 
-from ..tiny import TINY, TINY_FEATURES
+from ..tiny import TINY, TINY_FEATURES, TINY_OBJECTIVES
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,12 +40,15 @@ class Run:
 DISTILLED = ("model.drop_path_rate=0", "distill.teacher=preset:tiny", "colors.mean=[0.5,0.4,0.3]")
 OBJECTIVES = {
     "dinov2": Run(1550),
+    "dino": Run(1550),
+    "ibot": Run(1550),
     "distill_prototypes": Run(1450, DISTILLED),
     "distill_features": Run(735, DISTILLED),
 }
 VARIANTS = {
     "dinov2_in_fp16_with_centering": Run(1540, ("train.precision=fp16", "teacher.centering=softmax")),
-    "dinov2_accumulated_and_checkpointed": Run(
+    "dino_in_fp32_with_batch_norm": Run(1550, ("train.precision=fp32", "dino.batch_norm=true")),
+    "dinov2_in_bf16_accumulated_and_checkpointed": Run(
         3420, ("train.gradient_accumulation_steps=2", "model.gradient_checkpointing=true")
     ),
     "dinov2_with_lars_and_clipping_of_each_parameter": Run(
@@ -57,13 +60,19 @@ VARIANTS = {
 """Other ways through the same update."""
 RUNS = OBJECTIVES | VARIANTS
 VALUES = StepValues(
-    lr=1e-4, last_layer_lr=1e-4, backbone_lr_scale=1.0, weight_decay=0.04, teacher_momentum=0.99, teacher_temp=0.07
+    lr=1e-4,
+    last_layer_lr=1e-4,
+    backbone_lr_scale=1.0,
+    weight_decay=0.04,
+    teacher_momentum=0.99,
+    teacher_temp=0.07,
+    teacher_patch_temp=0.07,
 )
 
 
 def configure(name, *overrides):
-    objective = next(known for known in OBJECTIVES if name.startswith(known))
-    keys = TINY_FEATURES if objective == "distill_features" else TINY
+    objective = next(known for known in OBJECTIVES if name == known or name.startswith(f"{known}_in"))
+    keys = TINY_OBJECTIVES.get(objective, TINY_FEATURES if objective == "distill_features" else TINY)
     fixed = [f"objective={objective}", "data.train.path=noise", "train.precision=bf16"]
     return load_config(None, [*keys, *fixed, *RUNS[name].overrides, *overrides])
 
