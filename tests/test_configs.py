@@ -119,7 +119,142 @@ REGISTERS = {"model.num_register_tokens": 4}
 # the paper's Appendix B.2: 518 pixels for 10,000 updates, schedules compressed, a lower base learning rate
 HIGH_RESOLUTION = {"crops.global_size": 518, "optim.base_lr": 2e-5, "train.epoch_length": 20}
 
+# the defaults of main_dino.py of facebookresearch/dino (commit 7c446df), with 8 GPUs: the vanilla run of its README
+DINO = {
+    "objective": "dino",
+    "model.family": "vit",
+    "model.preset": "small",
+    "model.patch_size": 16,
+    "model.mask_token": False,
+    "model.drop_path_rate": 0.1,
+    "model.drop_path_schedule": "linear",
+    "model.interpolate_offset": 0.1,
+    "dino.num_prototypes": 65536,
+    "dino.hidden_dim": 2048,
+    "dino.bottleneck_dim": 256,
+    "dino.num_layers": 3,
+    "dino.batch_norm": False,
+    "dino.norm_last_layer": True,
+    "teacher.centering": "softmax",
+    "teacher.center_momentum": 0.9,
+    "teacher.momentum": 0.996,
+    "teacher.final_momentum": 1.0,
+    "teacher.warmup_temp": 0.04,
+    "teacher.temp": 0.04,
+    "teacher.warmup_temp_epochs": 0,
+    "teacher.student_temp": 0.1,
+    "crops.global_size": 224,
+    "crops.local_size": 96,
+    "crops.num_local": 8,
+    "crops.global_scale": [0.4, 1.0],
+    "crops.local_scale": [0.05, 0.4],
+    "colors.blur_probability": [1.0, 0.1, 0.5],
+    "colors.solarize_probability": 0.2,
+    "optim.optimizer": "adamw",
+    "optim.base_lr": 0.0005,
+    "optim.lr_rule": "linear",
+    "optim.min_lr": 1e-6,
+    "optim.warmup_epochs": 10,
+    "optim.weight_decay": 0.04,
+    "optim.weight_decay_end": 0.4,
+    "optim.clip_grad": 3.0,
+    "optim.clip_by": "parameter",
+    "optim.layerwise_decay": 1.0,
+    "optim.patch_embed_lr_mult": 1.0,
+    "optim.freeze_last_layer_epochs": 1,
+    "optim.freeze_last_layer_by": "gradients",
+    "train.batch_size": 64,
+    "train.epochs": 100,
+    "train.epoch_length": 2502,
+}
+# the boosted run of the same README, on 16 GPUs
+BOOSTED = DINO | {
+    "dino.norm_last_layer": False,
+    "teacher.temp": 0.07,
+    "teacher.warmup_temp_epochs": 30,
+    "train.epochs": 300,
+    "train.epoch_length": 1251,
+}
+SMALL_LOCAL = {"crops.num_local": 10, "crops.global_scale": [0.25, 1.0], "crops.local_scale": [0.05, 0.25]}
+# the arguments of the released ViT-B/16 and ViT-B/8, as the README of DyT repeats them from their args.txt
+DINO_BASE = (
+    DINO
+    | SMALL_LOCAL
+    | {
+        "model.preset": "base",
+        "teacher.temp": 0.07,
+        "teacher.warmup_temp_epochs": 50,
+        "optim.base_lr": 0.00075,
+        "optim.min_lr": 2e-6,
+        "optim.clip_grad": 0.3,
+        "optim.freeze_last_layer_epochs": 3,
+        "train.batch_size": 32,
+        "train.epochs": 400,
+        "train.epoch_length": 1251,
+        "train.precision": "fp32",
+    }
+)
+DINO_BASE_8 = DINO_BASE | {
+    "model.patch_size": 8,
+    "teacher.warmup_temp": 0.03,
+    "optim.base_lr": 0.0005,
+    "optim.clip_grad": 3.0,
+    "train.batch_size": 6,
+    "train.epochs": 300,
+    "train.epoch_length": 1213,
+}
+# the command for ViT-S/16 in the README of bytedance/ibot (commit da316d8) over the defaults of its main_ibot.py
+IBOT = (
+    BOOSTED
+    | SMALL_LOCAL
+    | {
+        "objective": "ibot",
+        "model.mask_token": True,
+        "dino.num_prototypes": 8192,
+        "dino.loss_weight": 1.0,
+        "ibot.loss_weight": 1.0,
+        "ibot.separate_head": False,
+        "ibot.mask_probability": 0.5,
+        "ibot.mask_ratio": [0.1, 0.5],
+        "ibot.mask_shape": "block",
+        "ibot.mask_start_epoch": 0,
+        "teacher.warmup_patch_temp": 0.04,
+        "teacher.patch_temp": 0.07,
+        "train.epochs": 800,
+    }
+)
+IBOT_LARGE = IBOT | {
+    "model.preset": "large",
+    "dino.norm_last_layer": True,
+    "train.batch_size": 16,
+    "train.epochs": 250,
+}
+IN_22K = {"train.epoch_length": 13864}
+
 PUBLISHED = {
+    "dino_vits16_100": DINO,
+    "dino_vits16_300": BOOSTED,
+    "dino_vits16": BOOSTED | SMALL_LOCAL | {"train.epochs": 800},
+    "dino_vits8": BOOSTED | {"model.patch_size": 8, "crops.num_local": 10, "train.batch_size": 16, "train.epochs": 800},
+    "dino_vitb16": DINO_BASE,
+    "dino_vitb8": DINO_BASE_8,
+    "ibot_vits16": IBOT,
+    "ibot_vitb16": IBOT_LARGE
+    | {
+        "model.preset": "base",
+        "crops.global_scale": [0.32, 1.0],
+        "crops.local_scale": [0.05, 0.32],
+        "teacher.warmup_temp_epochs": 50,
+        "optim.base_lr": 0.00075,
+        "optim.min_lr": 2e-6,
+        "optim.clip_grad": 0.3,
+        "optim.freeze_last_layer_epochs": 3,
+        "train.batch_size": 32,
+        "train.epochs": 400,
+    },
+    "ibot_vitl16": IBOT_LARGE,
+    "ibot_vitb16_22k": IBOT_LARGE | IN_22K | {"model.preset": "base", "train.batch_size": 32, "train.epochs": 80},
+    "ibot_vitl16_22k": IBOT_LARGE | IN_22K | {"train.epochs": 50},
     "vitl16_short_imagenet1k": SHORT,
     "vitl14_142m": LARGE,
     "vitl14_reg4_142m": LARGE | REGISTERS,
@@ -164,6 +299,18 @@ SCALES = {
     "highres_vitl14": (96, 3072, 3.46e-5, 10_000),
     "highres_vitg14": (256, 3072, 3.46e-5, 10_000),
     "continue_dinov2_base": (1, 256, 5e-5, 25_000),
+    "dino_vits16": (16, 1024, 2e-3, 1_000_800),
+    "dino_vits16_300": (16, 1024, 2e-3, 375_300),
+    "dino_vits16_100": (8, 512, 1e-3, 250_200),
+    "dino_vits16_1gpu": (1, 256, 5e-4, 125_000),
+    "dino_vits8": (64, 1024, 2e-3, 1_000_800),
+    "dino_vitb16": (32, 1024, 3e-3, 500_400),
+    "dino_vitb8": (176, 1056, 2.0625e-3, 363_900),
+    "ibot_vits16": (16, 1024, 2e-3, 1_000_800),
+    "ibot_vitb16": (32, 1024, 3e-3, 500_400),
+    "ibot_vitl16": (64, 1024, 2e-3, 312_750),
+    "ibot_vitb16_22k": (32, 1024, 2e-3, 1_109_120),
+    "ibot_vitl16_22k": (64, 1024, 2e-3, 693_200),
 }
 
 
