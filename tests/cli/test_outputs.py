@@ -120,6 +120,8 @@ CASES = {
     "picture over its photograph": (main, ["visualize", "pca", *DRAW, "own.jpg", "--output", "own.jpg"]),
     "picture over another photograph": (main, ["visualize", "pca", *DRAW, "own.jpg"]),
     "picture of a folder in it": (main, ["visualize", "attention", *DRAW, "photos", "--output", "photos/a.png"]),
+    "video among its frames": (main, ["visualize", "video", *DRAW, "photos/class", "--output", "photos/class/v.gif"]),
+    "video over a photograph": (main, ["visualize", "video", *DRAW, "photos/class", "--output", "own.jpg"]),
     "picture of a list": (main, ["visualize", "similarity", *DRAW, "list.txt", "--output", "own.jpg"]),
     "picture over one of a pattern": (
         main,
@@ -181,6 +183,8 @@ WRITTEN = {
     "evaluate --card": [*KNN, "photos", "--output", "new"],
     "visualize pca --output": ["visualize", "pca", "own.jpg", "--model", "model"],
     "visualize attention --output": ["visualize", "attention", "own.jpg", "--model", "model"],
+    "visualize heads --output": ["visualize", "heads", "own.jpg", "--model", "model"],
+    "visualize video --output": ["visualize", "video", "photos/class", "--model", "model"],
     "visualize matches --output": ["visualize", "matches", "own.jpg", "own.jpg", "--model", "model"],
     "visualize neighbours --output": [
         "visualize",
@@ -205,8 +209,9 @@ READ = {
     *("--resume",),
 }
 PLAIN = {
-    *("--allow", "--collection-split", "--count", "--device", "--for", "--format", "--from", "--host", "--ignored"),
-    *("--image-size", "--images", "--keys", "--kind", "--message", "--network", "--num-attention-heads", "--objective"),
+    *("--allow", "--collection-split", "--count", "--device", "--for", "--format", "--fps", "--from", "--heads"),
+    *("--host", "--ignored", "--image-size", "--images", "--keys", "--kind", "--mass", "--message", "--network"),
+    *("--num-attention-heads", "--objective"),
     *("--pairs", "--point", "--port", "--revision", "--spacing", "--split", "--stage", "--student", "--tag", "--to"),
     *("--unit", "--workers", "-k"),
 }
