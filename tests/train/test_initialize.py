@@ -369,6 +369,24 @@ def test_weights_of_dino_start_a_run_with_or_without_masks(tiny_overrides, tmp_p
     assert ("its token for masked patches is left out" in caplog.text) == (has_token and not takes_masks)
 
 
+@pytest.mark.parametrize("keys", [["objective=dino"], ["objective=dino", "dino.batch_norm=true"], ["objective=ibot"]])
+def test_full_checkpoint_of_the_published_code_hands_on_its_backbone_and_head(tiny_config, tmp_path, keys):
+    """The student behind DistributedDataParallel, `head.…`; iBOT's prototypes of patches are `last_layer2`."""
+    torch.manual_seed(3)  # another start than that of the run below
+    source = started(tiny_config(*keys, "train.seed=5")).objective.teacher
+    state = {f"backbone.{name}": value for name, value in to_original(tensors(source["backbone"])).items()}
+    state |= {f"head.{name}": value for name, value in tensors(source["dino_head"]).items()}
+    student = {f"module.{name}": value + 1 for name, value in state.items()}
+    state.pop("backbone.masked_embed", None)  # the teacher of iBOT has none
+    torch.save({"student": student, "teacher": state, "epoch": 3}, tmp_path / "checkpoint.pth")
+    trainer = started(tiny_config(*keys, f"init.path={tmp_path / 'checkpoint.pth'}"))
+    assert trainer.state.head_warmup_steps == 0
+    assert any("last_layer2" in name for name in state) == (keys == ["objective=ibot"])
+    for role in (trainer.objective.student, trainer.objective.teacher):
+        for name in ("backbone", "dino_head"):
+            assert_equal(tensors(role[name]), tensors(source[name]))
+
+
 # another number of channels
 
 

@@ -116,6 +116,21 @@ def test_other_heads_files_and_models_are_refused(backbone, folder, tmp_path):
         animate_attention(resnet(), frames, tmp_path / "video.gif", 64)
 
 
+def test_any_vision_transformer_of_transformers_is_drawn(folder, tmp_path):
+    from transformers import DeiTConfig, DeiTModel
+
+    torch.manual_seed(0)
+    shape = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=8)
+    network = StockBackbone(DeiTModel(DeiTConfig(**shape, image_size=48)))
+    backbone = FeatureExtractor.of(network, EvalTransform(48, 48, (0.5,) * 3, (0.5,) * 3), "DeiT")
+    for path in folder.iterdir():
+        path.unlink()
+    for number, picture in enumerate(pictures(2, (48, 48))):
+        picture.save(folder / f"{number}.png")
+    assert animate_attention(backbone, open_frames([str(folder)]), tmp_path / "video.webp", 48) == 2
+    assert frames_of(tmp_path / "video.webp")[0].shape == (48, 96, 3)
+
+
 def resnet():
     from transformers import ResNetConfig, ResNetModel
 

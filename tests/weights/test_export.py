@@ -341,7 +341,10 @@ def test_what_a_user_can_mend_is_said_in_one_line(run, tmp_path, capsys):
         ((tmp_path / "odd.pth", out), "its width 32 is not a multiple of the usual 64 channels; give --num-attention-"),
         ((folder, out, "--image-size", "30"), "height=30 is not a multiple of patch_size=8; use 24 or 32"),
         ((folder, out, "--image-size", "0"), "'0' is not a size; give pixels such as 224 or 224x280"),
-        ((folder, out, "--format", "tensorrt"), "--format tensorrt is not one of onnx, hf, timm, torchvision, original"),
+        (
+            (folder, out, "--format", "tensorrt"),
+            "--format tensorrt is not one of onnx, hf, timm, torchvision, original",
+        ),
     ):
         assert message in fails(capsys, *arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["odd.pth", "source"]
