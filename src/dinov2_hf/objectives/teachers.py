@@ -67,6 +67,11 @@ class PrototypeTeacher(FrozenTeacher):
             raise ValueError(
                 f"{weights.where} has no heads; give a run or an export that has, or use objective=distill_features"
             )
+        if own := [name for name, state in found.items() if "last_layer2.weight_v" in state]:
+            raise ValueError(
+                f"the {own[0]} of {weights.where} has prototypes of its own for patches, as iBOT can have them; "
+                "use objective=distill_features"
+            )
         try:
             heads = {name: DINOHead.from_state(state) for name, state in sorted(found.items())}
         except (RuntimeError, ValueError) as error:

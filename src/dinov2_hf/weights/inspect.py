@@ -108,13 +108,21 @@ def _describe_backbone(weights: Weights, backbone: Mapping[str, Tensor]) -> Rows
 def _describe_heads(heads: Mapping[str, Mapping[str, Tensor]]) -> Rows:
     rows = []
     for name, state in heads.items():
-        layers = {int(m[1]): value for key, value in state.items() if (m := re.fullmatch(r"mlp\.(\d+)\.weight", key))}
-        directions = state.get("last_layer.weight_v")
+        layers = {
+            int(m[1]): value
+            for key, value in state.items()
+            if value.ndim == 2 and (m := re.fullmatch(r"mlp\.(\d+)\.weight", key))
+        }
+        directions, of_patches = (state.get(f"{layer}.weight_v") for layer in ("last_layer", "last_layer2"))
         if directions is None or not layers:
             rows.append((name, f"not whole: {', '.join(sorted(state))}"))
             continue
         widths = [layers[min(layers)].shape[1], *(layers[index].shape[0] for index in sorted(layers))]
         text = f"K = {directions.shape[0]:,} prototypes, widths {' -> '.join(map(str, widths))}"
+        if of_patches is not None:
+            text += f", {of_patches.shape[0]:,} prototypes of patches"
+        if any(key.endswith("running_mean") for key in state):
+            text += ", batch norm"
         rows.append((name, f"{text}, {_millions(state.values())}"))
     return rows
 
