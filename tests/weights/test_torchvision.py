@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -211,3 +212,18 @@ def test_features_equal_the_published_code_in_evaluation_mode(tmp_path, size):
     torch.save(state, tmp_path / "published.pth")
     (found,) = open_weights(str(tmp_path / "published.pth")).build().features(tensors[f"forward.{size}.pixel_values"])
     torch.testing.assert_close(found.cls, tensors[f"forward.{size}.pooled"], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_onnxruntime_gives_the_features_at_every_size_and_the_file_is_read_exactly(small, tmp_path):
+    model, folder = small
+    done = export_source(str(folder), tmp_path / "model.onnx", "onnx")
+    assert "last_hidden_state, pooler_output" in done.usage
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 64, 64), (3, 3, 32, 96)):
+        pixels = torch.randn(shape)
+        maps, pooled = session.run(None, {"pixel_values": pixels.numpy()})
+        (expected,) = model.features(pixels)
+        torch.testing.assert_close(torch.from_numpy(maps), expected.patches, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(pooled), expected.cls, atol=1e-4, rtol=1e-4)
+    same(open_weights(str(tmp_path / "model.onnx")).build().state_dict(), model.state_dict())

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..backbones.transformer.configuration import TransformerConfig
+from ..backbones.resnet.modeling import ResNetModel
 from ..backbones.transformer.model import VisionTransformer
 from ..config.limits import check_size
 from ..files import first_line
@@ -73,9 +73,23 @@ class OnnxBackbone(nn.Module):
         return torch.einsum("ir,rcd,jc->ijd", of_rows, grid, of_columns).flatten(0, 1)
 
 
+class OnnxResNet(nn.Module):
+    """The forward of a `ResNetModel`: the last map `[B, D, h, w]` and its mean `[B, D]`, `pooler_output`."""
+
+    def __init__(self, model: ResNetModel) -> None:
+        super().__init__()
+        self.embedder, self.encoder = model.embedder, model.encoder
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        maps: Tensor = self.embedder(pixel_values)
+        for stage in self.encoder.stages:
+            maps = stage(maps)
+        return maps, maps.mean(dim=(2, 3))
+
+
 def write_onnx(
     path: str | PathLike[str],
-    model: VisionTransformer,
+    model: VisionTransformer | ResNetModel,
     preprocessor: dict[str, Any] | None = None,
     weights_beside: bool | None = None,
 ) -> None:
@@ -95,14 +109,17 @@ def write_onnx(
     _require("onnxscript")
     if model.dtype != torch.float32 or model.device.type != "cpu":
         copied: nn.Module = copy.deepcopy(model)
-        model = cast(VisionTransformer, copied.to("cpu", torch.float32))
+        model = cast(VisionTransformer | ResNetModel, copied.to("cpu", torch.float32))
     config, state = model.config, model.state_dict()
-    height, width = (patch * count for patch, count in zip(config.patch_height_width, (3, 5)))
-    example = torch.zeros(2, config.num_channels, height, width)
+    if isinstance(model, ResNetModel):
+        graph, patch = OnnxResNet(model), (model.stride, model.stride)
+    else:
+        graph, patch = OnnxBackbone(model), model.config.patch_height_width
+    example = torch.zeros(2, config.num_channels, 3 * patch[0], 5 * patch[1])
     dynamic = torch.export.Dim.DYNAMIC
     with _for_export(model), torch.no_grad():
         program = torch.onnx.export(
-            OnnxBackbone(model).eval(),
+            graph.eval(),
             (example,),
             dynamo=True,
             optimize=False,  # it would fold and share weights; runtimes do that when they load
@@ -114,7 +131,8 @@ def write_onnx(
         )
     assert program is not None  # as with dynamo=True
     missing = state.keys() - program.model.graph.initializers.keys()
-    assert missing <= {MASK_TOKEN}, f"the exporter renamed {sorted(missing)}"  # it is no part of the graph
+    renamed = {name for name in missing if name != MASK_TOKEN and not name.endswith("num_batches_tracked")}
+    assert not renamed, f"the exporter renamed {sorted(renamed)}"  # those two are no part of the graph
     parts: tuple[Any, ...] = (program.model, program.model.graph, *program.model.graph.all_nodes())
     for item in parts:
         item.metadata_props.clear()  # where in which source file an operation was made: paths of this machine
@@ -150,14 +168,14 @@ def read_onnx(path: str | PathLike[str], where: str) -> tuple[dict[str, Tensor],
     parts = [part for part in (Path(path), Path(f"{path}.data")) if part.is_file()]
     size, state = sum(part.stat().st_size for part in parts), {}
     for tensor in proto.graph.initializer:
-        if tensor.name.startswith(PARTS):
+        if tensor.name.startswith((*PARTS, "embedder.")):
             itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
             check_size(tensor.name, math.prod(tensor.dims) * itemsize, size, where)
             state[tensor.name] = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
     return state | notes.tensors, notes
 
 
-def onnx_usage(path: str, config: TransformerConfig) -> str:
+def onnx_usage(path: str, config: Any) -> str:
     """Python that runs such a file."""
     return (
         f'session = onnxruntime.InferenceSession("{path}")\n'
@@ -174,7 +192,7 @@ def _require(name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _for_export(model: VisionTransformer) -> Iterator[None]:
+def _for_export(model: VisionTransformer | ResNetModel) -> Iterator[None]:
     """Attention that the exporter knows, and no messages of it about what does not matter here."""
     attention, training = model.config._attn_implementation, model.training
     logger = logging.getLogger("torch.onnx")
@@ -213,6 +231,6 @@ FORMAT = Format(
     read=read_onnx_weights,
     write=write_onnx,
     suffix=".onnx",
-    families=tuple(NAMES),
+    families=(*NAMES, "resnet"),
     usage=onnx_usage,
 )
