@@ -231,7 +231,41 @@ IBOT_LARGE = IBOT | {
 }
 IN_22K = {"train.epoch_length": 13864}
 
+# the command for ResNet-50 of the same README; the key of the stochastic depth is not one of a ResNet
+RESNET = {key: value for key, value in DINO.items() if not key.startswith("model.")} | {
+    "model.family": "resnet",
+    "model.preset": "resnet50",
+    "crops.global_scale": [0.14, 1.0],
+    "crops.local_scale": [0.05, 0.14],
+    "optim.optimizer": "sgd",
+    "optim.momentum": 0.9,
+    "optim.base_lr": 0.03,
+    "optim.weight_decay": 1e-4,
+    "optim.weight_decay_end": 1e-4,
+}
+# the arguments of the released ResNet-50, as repositories of others repeat them from its args.txt
+RESNET_LARS = RESNET | {
+    "dino.num_prototypes": 60000,
+    "dino.batch_norm": True,
+    "teacher.temp": 0.07,
+    "teacher.warmup_temp_epochs": 50,
+    "crops.num_local": 6,
+    "optim.optimizer": "lars",
+    "optim.base_lr": 0.3,
+    "optim.min_lr": 0.0048,
+    "optim.weight_decay": 1e-6,
+    "optim.weight_decay_end": 1e-6,
+    "optim.clip_grad": 0,
+    "train.batch_size": 51,
+    "train.epochs": 800,
+    "train.epoch_length": 314,
+    "train.precision": "fp32",
+}
+
 PUBLISHED = {
+    "dino_resnet50_100": RESNET,
+    "dino_resnet50": RESNET_LARS,
+    "dino_resnet50_300": RESNET_LARS | {"train.epochs": 300},
     "dino_vits16_100": DINO,
     "dino_vits16_300": BOOSTED,
     "dino_vits16": BOOSTED | SMALL_LOCAL | {"train.epochs": 800},
@@ -299,6 +333,10 @@ SCALES = {
     "highres_vitl14": (96, 3072, 3.46e-5, 10_000),
     "highres_vitg14": (256, 3072, 3.46e-5, 10_000),
     "continue_dinov2_base": (1, 256, 5e-5, 25_000),
+    "dino_resnet50": (80, 4080, 4.78, 251_200),
+    "dino_resnet50_300": (80, 4080, 4.78, 94_200),
+    "dino_resnet50_100": (8, 512, 0.06, 250_200),
+    "dino_resnet50_1gpu": (1, 256, 0.03, 125_000),
     "dino_vits16": (16, 1024, 2e-3, 1_000_800),
     "dino_vits16_300": (16, 1024, 2e-3, 375_300),
     "dino_vits16_100": (8, 512, 1e-3, 250_200),
