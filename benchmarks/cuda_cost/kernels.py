@@ -98,7 +98,7 @@ def work_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) ->
     product = _product(name, args, outputs)
     kernels = (
         _foreach_kernels(name, args)
-        if name.startswith(("_foreach", "_amp_foreach", "_fused_adam"))
+        if name.startswith(("_foreach", "_amp_foreach", "_fused_"))
         else _KERNELS.get(name, 1)
     )
     moved = _moved(func, name, args, kwargs, inputs, outputs)
@@ -125,6 +125,10 @@ def _devices(inputs: list[Tensor], outputs: list[Tensor]) -> set[str]:
 
 def _foreach_kernels(name: str, args: Sequence[Any]) -> int:
     tensors = args[0]
+    if name == "_foreach_mul_" and isinstance(args[1], (list, tuple)):
+        pairs = list(zip(tensors, args[1]))
+        if any(isinstance(factor, Tensor) and factor.shape != tensor.shape for tensor, factor in pairs):
+            return len(tensors)  # one by one, where a factor is broadcast
     elements = sum(tensor.numel() for tensor in tensors)
     launches = max(math.ceil(len(tensors) / _FOREACH_TENSORS), math.ceil(elements / _FOREACH_ELEMENTS))
     return launches * (2 if "norm" in name else 1)

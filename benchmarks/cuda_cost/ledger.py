@@ -46,6 +46,10 @@ class Cost:
         )
 
 
+_NO_FAKE_KERNEL = {"aten::_fused_sgd_"}
+"""Operations that change their arguments and return nothing, and that torch cannot run on fake tensors."""
+
+
 class Synchronization(RuntimeError):
     """The value of a tensor on the fake device is needed on the host."""
 
@@ -121,7 +125,8 @@ class Ledger(TorchDispatchMode):
         if func._schema.name in _NEEDS_VALUE:
             raise Synchronization(f"{func._schema.name} needs a value from the device, at {_caller()}")
         with self.fake:
-            out = func(*tree_map(self._known, args), **kwargs)
+            absent = func._schema.name in _NO_FAKE_KERNEL
+            out = None if absent else func(*tree_map(self._known, args), **kwargs)
         for tensor in tree_leaves(out):
             if isinstance(tensor, FakeTensor) and tensor.device.type == DEVICE.type:
                 self._track(tensor)

@@ -52,10 +52,10 @@ VARIANTS = {
         3420, ("train.gradient_accumulation_steps=2", "model.gradient_checkpointing=true")
     ),
     "dinov2_with_lars_and_clipping_of_each_parameter": Run(
-        2000,
+        1640,
         ("optim.optimizer=lars", "optim.clip_by=parameter", "optim.freeze_last_layer_by=gradients"),
     ),
-    "dinov2_with_sgd_and_a_copied_teacher": Run(2000, ("optim.optimizer=sgd", "teacher.update=previous_update")),
+    "dinov2_with_sgd_and_a_copied_teacher": Run(1535, ("optim.optimizer=sgd", "teacher.update=previous_update")),
 }
 """Other ways through the same update."""
 RUNS = OBJECTIVES | VARIANTS
