@@ -282,7 +282,7 @@ def read_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     for part in ("model", "optimizer.state"):
         assert any(re.match(rf"{part}\.students?\.", name) for name in state), part
     trained = [name for name in state if name.startswith("optimizer.state.")]
-    assert {name.rsplit(".", 1)[1] for name in trained} == {"exp_avg", "exp_avg_sq", "step"}
+    assert {name.rsplit(".", 1)[1] for name in trained} in ({"exp_avg", "exp_avg_sq", "step"}, {"momentum_buffer"})
     return state
 
 

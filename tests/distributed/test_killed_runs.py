@@ -49,7 +49,15 @@ KILLS = {
     (2, 1): ["in the first checkpoint", "in a checkpoint", "anywhere"],
     (2, 2): ["anywhere", "in a checkpoint"],
 }
-STREAMING = (1, 2)
+KINDS = {
+    (1, 2): ["data.train.streaming=true", "data.shuffle_buffer=8"],
+    (1, 1): ["optim.optimizer=sgd", "teacher.update=previous_update"],
+    (2, 2): [
+        *("optim.optimizer=lars", "optim.clip_by=parameter", "optim.freeze_last_layer_by=gradients"),
+        *("optim.freeze_last_layer_epochs=3", "teacher.update=previous_epoch"),
+    ],
+}
+"""Of the runs of so many processes and workers: other ways to read images and to update."""
 UPDATES = {1: 60, 2: 28}
 FEW_UPDATES = {1: 20, 2: 14}
 CASES = [(*case, ["in a checkpoint"], FEW_UPDATES) for case in KILLS]
@@ -93,11 +101,11 @@ def naming_seed(seed: int):
 
 @pytest.fixture(scope="module")
 def uninterrupted(server, fsdp2, tmp_path_factory):
-    """Folder of the run of some processes and updates, map-style or streaming, without data workers or kills."""
-    folders: dict[tuple[int, int, bool], Path] = {}
+    """Folder of the run of some processes and overrides, without data workers or kills."""
+    folders: dict[tuple[str, ...], Path] = {}
 
-    def run(processes: int, total: int, streaming: bool, overrides: list[str]) -> Path:
-        key = processes, total, streaming
+    def run(processes: int, overrides: list[str]) -> Path:
+        key = (str(processes), *(item for item in overrides if not item.startswith("train.output_dir=")))
         if key not in folders:
             folders[key] = tmp_path_factory.mktemp("uninterrupted") / "run"
             server.launch(processes, [*overrides, f"train.output_dir={folders[key]}"], fsdp2).finish_well()
@@ -116,12 +124,11 @@ def test_20_kills_are_drawn_and_half_of_them_fall_into_the_writing_of_a_checkpoi
 def test_killed_run_ends_in_the_tensors_of_the_uninterrupted_one(
     server, fsdp2, uninterrupted, tiny_overrides, processes, workers, kills, updates
 ):
-    streaming, total = (processes, workers) == STREAMING, updates[processes]
+    total = updates[processes]
     overrides = [*tiny_overrides, f"train.epochs={total / 2}", "train.log_every=1", "train.keep_checkpoints=2"]
     assert {"train.epoch_length=2", "train.checkpoint_epochs=1", "model.drop_path_rate=0.3"} < set(overrides)
-    if streaming:
-        overrides += ["data.train.streaming=true", "data.shuffle_buffer=8"]
-    whole = uninterrupted(processes, total, streaming, overrides)
+    overrides += KINDS.get((processes, workers), [])
+    whole = uninterrupted(processes, overrides)
     folder = folder_of(overrides)
     overrides.append(f"data.num_workers={workers}")
 

@@ -127,6 +127,10 @@ def train(folder: Path) -> None:
         for name, value in scalars.items():
             outputs[f"{index}.{name}"] = accelerator.reduce(value, reduction="mean").reshape(1)
     outputs |= {f"parameter.{name}": whole(value) for name, value in step.model.state_dict().items()}
+    step.model.eval()
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for average in (True, False):
+        outputs[f"features.{average}"] = step.model.features(pixels, average=average)[-1].cls
     modules = [module for network in (step.model, *step.model.frozen) for module in network.modules()]
     sharded = sum(type(module).__name__.startswith("FSDP") for module in modules)
     outputs["sharded_units"] = torch.tensor([sharded])
@@ -215,6 +219,14 @@ def test_parameters_and_centres_equal_those_of_one_process(runs):
             torch.testing.assert_close(
                 other[name], one[name], atol=1e-5, rtol=1e-5, msg=lambda text, what=(kind, name): f"{what}: {text}"
             )
+
+
+def test_features_of_student_and_average_equal_those_of_one_process(runs):
+    one, others = runs
+    assert not torch.allclose(one["features.True"], one["features.False"], atol=1e-4)
+    for kind, other in others.items():
+        for name in ("features.True", "features.False"):
+            torch.testing.assert_close(other[name], one[name], atol=1e-4, rtol=1e-4, msg=f"{kind} {name}")
 
 
 def test_every_layer_and_head_is_a_unit_of_student_and_teacher(runs):
