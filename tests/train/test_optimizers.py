@@ -261,6 +261,27 @@ def test_projections_of_attention_are_clipped_as_the_one_tensor_that_they_are_in
         torch.testing.assert_close(found, clipped(expected, 3.0))
 
 
+@pytest.mark.parametrize("drops", [False, True])
+def test_lars_scales_the_projections_of_attention_as_the_one_tensor_that_they_are_in_the_published_code(drops):
+    """A group of which one has no gradient is not one."""
+    torch.manual_seed(0)
+    attention = SelfAttentionProjections(ViTConfig(hidden_size=8, num_attention_heads=2))
+    optimizer = build_optimizer([{"params": list(attention.parameters())}], OptimConfig(optimizer="lars"))
+    optimizer.fused = fused_parameters(attention)
+    optimizer.param_groups[0].update(lr=0.5, weight_decay=0.1)
+    for parameter in attention.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    layers = [attention.query, attention.key, attention.value]
+    if drops:
+        attention.value.weight.grad = None
+        layers = [attention.query]
+    before = torch.cat([layer.weight.detach() for layer in layers])
+    expected = lars({}, before, torch.cat([layer.weight.grad for layer in layers]), 0.5, 0.1)
+    optimizer.step()
+    found = torch.cat([layer.weight.detach() for layer in layers])
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6)
+
+
 def test_nothing_to_clip_has_the_norm_zero():
     assert clip_each_([torch.nn.Parameter(torch.ones(2))], 1.0).item() == 0.0
 

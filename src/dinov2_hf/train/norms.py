@@ -66,23 +66,40 @@ def clip_each_(
     Returns:
         The norm of all gradients together, before clipping.
     """
-    together = [group for group in fused if all(parameter.grad is not None for parameter in group)]
-    grouped = [parameter for group in together for parameter in group]
-    inside = set(map(id, grouped))
-    ordered = [*grouped, *(parameter for parameter in parameters if id(parameter) not in inside)]
+    ordered, groups = fused_first([parameter for parameter in parameters if parameter.grad is not None], fused)
     gradients = [parameter.grad for parameter in ordered if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
     norms = whole_norms(gradients)
-    clipped = norms
-    if together:
-        joint = norms[: len(grouped)].view(len(together), -1)
-        joint = torch.linalg.vector_norm(joint, dim=1, keepdim=True).expand_as(joint)
-        clipped = torch.cat((joint.flatten(), norms[len(grouped) :]))
-    scales = (limit / (clipped + EPS)).clamp(max=1.0)
+    scales = (limit / (joint_norms(norms, groups) + EPS)).clamp(max=1.0)
     torch._foreach_mul_([local(gradient) for gradient in gradients], list(scales.unbind()))
     total: Tensor = torch.linalg.vector_norm(norms)
     return total
+
+
+Groups = tuple[int, int]
+"""The number of groups of fused parameters, and their size."""
+
+
+def fused_first(
+    parameters: Sequence[nn.Parameter], fused: Sequence[Sequence[nn.Parameter]]
+) -> tuple[list[nn.Parameter], Groups]:
+    """Orders parameters so that those of whole groups come first, group by group. Returns them and the groups."""
+    given = set(map(id, parameters))
+    groups = [group for group in fused if all(id(parameter) in given for parameter in group)]
+    first = [parameter for group in groups for parameter in group]
+    inside = set(map(id, first))
+    others = [parameter for parameter in parameters if id(parameter) not in inside]
+    return [*first, *others], (len(groups), len(groups[0]) if groups else 0)
+
+
+def joint_norms(norms: Tensor, groups: Groups) -> Tensor:
+    """Gives the first of the norms `[N]`, those of groups of fused parameters, the norm of their group."""
+    if not groups[0]:
+        return norms
+    first = norms[: groups[0] * groups[1]].view(groups)
+    first = torch.linalg.vector_norm(first, dim=1, keepdim=True).expand_as(first)
+    return torch.cat((first.flatten(), norms[first.numel() :]))
 
 
 def _groups_of(tensor: Tensor) -> tuple[dist.ProcessGroup, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..config import OptimConfig
-from .norms import local, whole_norms
+from .norms import fused_first, joint_norms, local, whole_norms
 
 
 class SGD(Optimizer):
@@ -85,23 +85,30 @@ class LARS(SGD):
     ) -> None:
         super().__init__(params, lr, momentum, weight_decay)
         self.eta = eta
+        self.fused: Sequence[Sequence[nn.Parameter]] = ()
+        """Groups of parameters of the same size that count as one, such as the projections of an attention."""
 
     def _directions_(self, moved: Sequence[tuple[dict[str, Any], list[nn.Parameter]]]) -> list[float]:
-        weights: list[Tensor] = []
-        gradients: list[Tensor] = []
+        weights: list[nn.Parameter] = []
         for group, parameters in moved:
             matrices = [parameter for parameter in parameters if parameter.ndim > 1]
             if matrices:
-                found = [parameter.grad for parameter in matrices if parameter.grad is not None]
-                torch._foreach_add_(list(map(local, found)), list(map(local, matrices)), alpha=group["weight_decay"])
+                gradients = [local(gradient) for gradient in _gradients_of(matrices)]
+                torch._foreach_add_(gradients, [local(matrix) for matrix in matrices], alpha=group["weight_decay"])
                 weights += matrices
-                gradients += found
         if weights:
-            of_weights, of_gradients = whole_norms([*weights, *gradients]).chunk(2)
+            weights, groups = fused_first(weights, self.fused)
+            of_weights, of_gradients = (
+                joint_norms(norms, groups) for norms in whole_norms([*weights, *_gradients_of(weights)]).chunk(2)
+            )
             trusted = (of_weights > 0) & (of_gradients > 0)
             scales = torch.where(trusted, self.eta * of_weights / of_gradients, 1.0)
-            torch._foreach_mul_([local(gradient) for gradient in gradients], list(scales.unbind()))
+            torch._foreach_mul_([local(gradient) for gradient in _gradients_of(weights)], list(scales.unbind()))
         return [0.0] * len(moved)
+
+
+def _gradients_of(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:

@@ -20,7 +20,7 @@ from ..data import SSLBatch
 from ..objectives import Objective
 from .accelerator import compute_dtype, shard_by_blocks
 from .norms import clip_each_, fused_parameters
-from .optimizers import build_optimizer, create_state
+from .optimizers import LARS, build_optimizer, create_state
 from .param_groups import apply_schedule, build_param_groups
 from .schedules import StepValues
 
@@ -60,6 +60,8 @@ class TrainingStep:
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         create_state(self.optimizer)
         self._fused = {name: fused_parameters(network) for name, network in self._networks()}
+        if isinstance(self.optimizer, LARS):
+            self.optimizer.fused = [group for groups in self._fused.values() for group in groups]
         register_fsdp_forward_method(model, "features")  # does nothing where parameters are not sharded
         for teacher in model.frozen:
             teacher.place(accelerator.device, compute_dtype(accelerator), sharded=isinstance(model, FSDPModule))
