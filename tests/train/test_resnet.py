@@ -28,6 +28,8 @@ from .running import train
 
 RESNET = ["model.family=resnet", "model.depths=[1,1]", "model.hidden_sizes=[16,32]", "model.embedding_size=8"]
 KEYS = [*RESNET, *(key for key in TINY if not key.startswith(("model.", "ibot."))), "ibot.loss_weight=0"]
+DINO = [*(key for key in KEYS if not key.startswith("ibot.")), "objective=dino", "dino.batch_norm=true"]
+DINO += ["optim.optimizer=sgd", "optim.base_lr=0.05"]
 
 
 def config_in(folder, images, *keys):
@@ -74,6 +76,20 @@ def test_killed_run_ends_in_the_tensors_of_the_uninterrupted_one(run, image_fold
     counters = {name: int(value) for name, value in whole.items() if name.endswith("num_batches_tracked")}
     # the student sees global and local crops of six updates, the teacher the global ones
     assert {name.split(".")[0]: count for name, count in counters.items()} == {"student": 12, "teacher": 6}
+
+
+def test_killed_run_of_dino_with_batch_norm_in_its_head_ends_as_the_uninterrupted_one(image_folder, tmp_path):
+    final = []
+    for name, stops in (("whole", [None]), ("killed", [3, None])):
+        keys = [*DINO, f"data.train.path={image_folder}", f"train.output_dir={tmp_path / name}"]
+        for until in stops:
+            train(load_config(None, keys), until=until)
+        final.append(read_model_tensors(find_checkpoints(tmp_path / name / "checkpoints")[-1]))
+    whole, killed = final
+    assert whole.keys() == killed.keys() and all(torch.equal(value, killed[name]) for name, value in whole.items())
+    statistics = [name for name in whole if "running_var" in name and "dino_head" in name]
+    assert {name.split(".")[0] for name in statistics} == {"student", "teacher"}
+    assert not any(torch.equal(whole[name], torch.ones_like(whole[name])) for name in statistics)
 
 
 def test_stretch_of_a_run_is_verified(run):

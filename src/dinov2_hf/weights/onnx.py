@@ -111,6 +111,7 @@ def write_onnx(
         copied: nn.Module = copy.deepcopy(model)
         model = cast(VisionTransformer | ResNetModel, copied.to("cpu", torch.float32))
     config, state = model.config, model.state_dict()
+    graph: nn.Module
     if isinstance(model, ResNetModel):
         graph, patch = OnnxResNet(model), (model.stride, model.stride)
     else:
