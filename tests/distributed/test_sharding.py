@@ -51,9 +51,15 @@ CONFIGS = {
     "resnet lars": [*RESNET, "optim.optimizer=lars", "optim.base_lr=2"],
     "dino": ["objective=dino", "dino.batch_norm=true", "dino.norm_last_layer=false", "optim.clip_grad=0.3"]
     + ["optim.optimizer=sgd", "optim.base_lr=1"],  # AdamW moves what batch norm takes out again by rounding noise
+    "resnet dino": ["objective=dino", "dino.batch_norm=true", *(key for key in RESNET if not key.startswith("ibot."))]
+    + ["optim.optimizer=lars", "optim.base_lr=2"],
     "ibot": ["objective=ibot", "ibot.separate_teacher_head=true", "train.gradient_accumulation_steps=2"],
 }
-NOT_READ = {"dino": ("koleo.", "ibot."), "ibot": ("koleo.", "ibot.hidden_dim", "ibot.bottleneck_dim")}
+NOT_READ = {
+    "dino": ("koleo.", "ibot."),
+    "resnet dino": ("koleo.", "ibot."),
+    "ibot": ("koleo.", "ibot.hidden_dim", "ibot.bottleneck_dim"),
+}
 """Keys that an objective does not read, by the name of its configuration; nor does the family `vit` these:"""
 NOT_OF_VIT = ("model.num_register_tokens", "model.layerscale_value")
 
