@@ -58,7 +58,7 @@ CADENCE = [
     "knn.epochs=2",
     "evaluations.probe.epochs=5",
 ]
-ONLY_ITS = {"distill_features": ["crops.num_local=0"]}
+ONLY_ITS = {"distill_features": ["crops.num_local=0"], "ibot": ["ibot.separate_teacher_head=true"]}
 """Keys of a tiny run that only one objective needs."""
 MOST_UPDATES = 100
 """Of a tiny run in a second; its length is chosen by it."""

@@ -21,6 +21,7 @@ from dinov2_hf.runs.checkpoint import read_model_tensors
 from dinov2_hf.runs.integrity import damage_of
 from dinov2_hf.runs.provenance import Provenance, digest_of
 
+from ..conftest import tiny_run
 from ..patience import HANGS
 from .conftest import use_one_core
 from .server import (
@@ -50,6 +51,8 @@ KILLS = {
     (2, 2): ["anywhere", "in a checkpoint"],
 }
 KINDS = {
+    (1, 0): ["objective=dino", "dino.batch_norm=true"],
+    (2, 1): ["objective=ibot", "ibot.mask_start_epoch=3"],
     (1, 2): ["data.train.streaming=true", "data.shuffle_buffer=8"],
     (1, 1): ["optim.optimizer=sgd", "teacher.update=previous_update"],
     (2, 2): [
@@ -57,7 +60,7 @@ KINDS = {
         *("optim.freeze_last_layer_epochs=3", "teacher.update=previous_epoch"),
     ],
 }
-"""Of the runs of so many processes and workers: other ways to read images and to update."""
+"""Of the runs of so many processes and workers: other objectives, ways to read images and to update."""
 UPDATES = {1: 60, 2: 28}
 FEW_UPDATES = {1: 20, 2: 14}
 CASES = [(*case, ["in a checkpoint"], FEW_UPDATES) for case in KILLS]
@@ -122,12 +125,16 @@ def test_20_kills_are_drawn_and_half_of_them_fall_into_the_writing_of_a_checkpoi
 
 @pytest.mark.parametrize(("processes", "workers", "kills", "updates"), CASES, ids=CASE_NAMES)
 def test_killed_run_ends_in_the_tensors_of_the_uninterrupted_one(
-    server, fsdp2, uninterrupted, tiny_overrides, processes, workers, kills, updates
+    server, fsdp2, uninterrupted, image_folder, tmp_path, processes, workers, kills, updates
 ):
-    total = updates[processes]
-    overrides = [*tiny_overrides, f"train.epochs={total / 2}", "train.log_every=1", "train.keep_checkpoints=2"]
+    total, kind = updates[processes], KINDS.get((processes, workers), [])
+    overrides = [
+        *tiny_run(image_folder, tmp_path / "run", *kind),
+        f"train.epochs={total / 2}",
+        "train.log_every=1",
+        "train.keep_checkpoints=2",
+    ]
     assert {"train.epoch_length=2", "train.checkpoint_epochs=1", "model.drop_path_rate=0.3"} < set(overrides)
-    overrides += KINDS.get((processes, workers), [])
     whole = uninterrupted(processes, overrides)
     folder = folder_of(overrides)
     overrides.append(f"data.num_workers={workers}")
