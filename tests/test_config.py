@@ -235,6 +235,10 @@ def test_missing_file_is_named(tmp_path):
         ("crops.local_scale=[0,0]", "crops.local_scale=[0.0, 0.0] is not [smallest, largest] within [0, 1]"),
         ("crops.global_size=225", "crops.global_size=225 is not a multiple of model.patch_size=14; use 224 or 238"),
         ("crops.local_size=10", "crops.local_size=10 is not a multiple of model.patch_size=14; use 14"),
+        (
+            "model.family=resnet",
+            "crops.local_size=98 is not a multiple of 32, the stride of model.family=resnet; use 96 or 128",
+        ),
         ("crops.local_size=-14", "crops.local_size=-14 is not positive; use a value above 0"),
         ("colors.jitter_probability=-0.1", "colors.jitter_probability=-0.1 is not in [0, 1]; it is a share"),
         ("colors.brightness=1.5", "colors.brightness=1.5 is not in [0, 1]; it is a share"),

@@ -35,11 +35,12 @@ def interval(key: str, value: Sequence[float], lowest: float, highest: float) ->
         raise ValueError(f"{key}={list(value)} is not [smallest, largest] within [{lowest}, {highest}]")
 
 
-def multiple_of_patch(key: str, size: int, patch_size: int) -> None:
+def multiple_of_patch(key: str, size: int, patch_size: int, of: str = "") -> None:
+    """Refuses a size that the patch does not divide; `of` is what messages call the patch, as `model.patch_size=14`."""
     if size % patch_size:
         below, above = size // patch_size * patch_size, (size // patch_size + 1) * patch_size
         remedy = f"use {below} or {above}" if below else f"use {above}"
-        raise ValueError(f"{key}={size} is not a multiple of model.patch_size={patch_size}; {remedy}")
+        raise ValueError(f"{key}={size} is not a multiple of {of or f'model.patch_size={patch_size}'}; {remedy}")
 
 
 def named(table: str, name: str) -> None:

@@ -26,7 +26,7 @@ class CropsConfig:
     flip_probability: float = 0.5
     """Horizontal flip."""
 
-    def check(self, patch_size: int) -> None:
+    def check(self, patch_size: int, of: str = "") -> None:
         at_least("crops.num_local", self.num_local, 0)
         share("crops.flip_probability", self.flip_probability)
         interval("crops.global_scale", self.global_scale, 0, 1)
@@ -35,7 +35,7 @@ class CropsConfig:
             size = getattr(self, name)
             positive(f"crops.{name}", size)
             if count:
-                multiple_of_patch(f"crops.{name}", size, patch_size)
+                multiple_of_patch(f"crops.{name}", size, patch_size, of)
 
 
 @dataclass

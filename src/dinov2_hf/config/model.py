@@ -58,6 +58,14 @@ class BackboneConfig:
         """Pixels between two neighbouring features; sides of crops are multiples of it."""
         raise NotImplementedError(f"{type(self).__name__} does not define its stride")
 
+    @property
+    def stride_in_words(self) -> str:
+        """What messages call the stride."""
+        patch = hasattr(self, "patch_size")
+        return (
+            f"model.patch_size={self.stride}" if patch else f"{self.stride}, the stride of model.family={self.family}"
+        )
+
     @classmethod
     def shape_keys(cls) -> list[str]:
         """The keys that decide which weights fit; the others are of training only."""

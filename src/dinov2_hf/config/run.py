@@ -60,12 +60,12 @@ class RunConfig:
         """
         self.model.check()
         self.init.check()
-        self.crops.check(self.model.stride)
+        self.crops.check(self.model.stride, self.model.stride_in_words)
         self.colors.check(self.model.num_channels)
         self.data.check()
         self.optim.check()
         self.train.check()
-        self.knn.check(self.model.stride)
+        self.knn.check(self.model.stride, self.model.stride_in_words)
         for name, evaluation in self.evaluations.items():
             named("evaluations", name)
             evaluation.check(name)

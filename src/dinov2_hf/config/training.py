@@ -179,14 +179,14 @@ class KnnConfig:
     def enabled(self) -> bool:
         return bool(self.reference.path)
 
-    def check(self, patch_size: int) -> None:
+    def check(self, patch_size: int, of: str = "") -> None:
         if not self.enabled:
             return
         if not self.query.path:
             raise ValueError("knn.reference.path is set but knn.query.path is not; give both, or neither")
         for name in ("epochs", "k", "temperature", "resize_size", "crop_size", "batch_size"):
             positive(f"knn.{name}", getattr(self, name))
-        multiple_of_patch("knn.crop_size", self.crop_size, patch_size)
+        multiple_of_patch("knn.crop_size", self.crop_size, patch_size, of)
 
 
 @dataclass

@@ -52,5 +52,5 @@ class DistillationRunConfig(RunConfig):
                     f"students.{name}.num_channels={student.num_channels}, but model.num_channels="
                     f"{self.model.num_channels}; all students see the same images, set both alike"
                 )
-            self.crops.check(student.stride)
+            self.crops.check(student.stride, student.stride_in_words)
         return self
