@@ -232,6 +232,27 @@ def test_squared_norms_of_the_parts_add_up_to_that_of_their_network(tiny_config)
             assert sum(line[f"grad_norm_of/{part}"] ** 2 for part in parts) == pytest.approx(whole**2, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "updates", "entropy"),
+    [
+        (["teacher.centering=none", "teacher.temp=0.04", "teacher.warmup_temp=0.04"], 12, 0.0),
+        pytest.param(["teacher.temp=0.1", "teacher.warmup_temp=0.1"], 80, 1.0, marks=pytest.mark.slow),
+    ],
+    ids=["without_centering", "without_sharpening"],
+)
+def test_targets_collapse_without_centering_or_sharpening_as_the_dino_paper_shows(
+    tiny_config, overrides, updates, entropy
+):
+    """Section 5.3: onto one prototype or onto all of them, and in both cases nothing is left to learn."""
+    keys = ["objective=dino", "train.batch_size=8", f"train.log_every={updates}", "train.checkpoint_epochs=1000"]
+    keys += ["optim.base_lr=1", "optim.warmup_epochs=2", "optim.freeze_last_layer_epochs=0"]
+    keys += ["teacher.momentum=0.9", "teacher.warmup_temp_epochs=0", f"train.epochs={updates / 2}"]
+    trainer = train(tiny_config(*keys, *overrides))
+    (line,) = read_metrics(trainer.folder)
+    assert line["target_entropy/dino"] == pytest.approx(entropy, abs=0.02)
+    assert 0 <= line["target_kl/dino"] + 1e-6 < 0.01
+
+
 # no value is read from the device between two cadences
 
 READS = {
