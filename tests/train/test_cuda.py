@@ -40,14 +40,14 @@ class Run:
 DISTILLED = ("model.drop_path_rate=0", "distill.teacher=preset:tiny", "colors.mean=[0.5,0.4,0.3]")
 OBJECTIVES = {
     "dinov2": Run(1550),
-    "dino": Run(1160),
-    "ibot": Run(1300),
+    "dino": Run(1200),
+    "ibot": Run(1340),
     "distill_prototypes": Run(1450, DISTILLED),
     "distill_features": Run(735, DISTILLED),
 }
 VARIANTS = {
     "dinov2_in_fp16_with_centering": Run(1540, ("train.precision=fp16", "teacher.centering=softmax")),
-    "dino_in_fp32_with_batch_norm": Run(1100, ("train.precision=fp32", "dino.batch_norm=true")),
+    "dino_in_fp32_with_batch_norm": Run(1140, ("train.precision=fp32", "dino.batch_norm=true")),
     "dinov2_in_bf16_accumulated_and_checkpointed": Run(
         3420, ("train.gradient_accumulation_steps=2", "model.gradient_checkpointing=true")
     ),
