@@ -172,12 +172,12 @@ def plot_metrics(folder: Path) -> Path:
     lines = read_metrics(folder)
     panels = {
         "Objective": ("loss", "loss/"),
-        "k-NN accuracy (%) of the teacher, and of the student where measured": ("knn_accuracy", "knn_accuracy/"),
+        "k-NN accuracy of teacher and student (%)": ("knn_accuracy", "knn_accuracy/"),
         "Gradient norm before clipping": ("grad_norm/",),
         "Learning rate": ("lr", "last_layer_lr"),
         "Targets: entropy (of its maximum) and share of prototypes used": ("target_entropy/", "prototypes_used/"),
-        "Effective rank of the teacher's CLS (RankMe)": ("rankme",),
         "KL divergence of the student from the targets (nats)": ("target_kl/",),
+        "Effective rank of the teacher's CLS (RankMe)": ("rankme",),
     }
     figure = Figure(figsize=(12, 16), layout="constrained")
     axes = figure.subplots(4, 2)
