@@ -41,11 +41,13 @@ RUNS = {
 }
 
 
-CLOSE = {"resnet_steps": 5e-5, "resnet_lars_steps": 2e-5}
-"""Of the largest value of a tensor. The six updates by SGD are no closer than that to themselves: the same updates in
-float64 end 4.3e-5 from those that were recorded in float32, and a start that differs by one unit in the last place can
-end 1e-3 from them, because rounding decides which of the smallest activations pass a ReLU."""
-GRADIENT = {"resnet_steps": 1e-3, "resnet_lars_steps": 1e-4}
+CLOSE = {"resnet_steps": 3e-3, "resnet_lars_steps": 3e-4}
+"""Of the largest value of a tensor, after six updates. Rounding decides which of the smallest activations pass a ReLU,
+so the end depends on the instructions of the processor: with AVX-512, as recorded, it is within 4.2e-5 by SGD and 6e-7
+by LARS, with AVX2 within 1.6e-3 and 1.6e-4; a start that differs by one unit in the last place ends as far away. The
+optimisers are compared with naive twins to the last digits in tests/train/test_optimizers.py."""
+GRADIENT = {"resnet_steps": 3e-2, "resnet_lars_steps": 5e-4}
+"""Of gradient norms, from the third update on."""
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -66,7 +68,7 @@ def test_values_losses_and_gradients_equal_the_published_code(run, step):
     assert found.scalars["loss"].item() == pytest.approx(recorded["loss"], abs=1e-5, rel=1e-4)
     for name, ours in (("backbone", "backbone"), ("head", "dino_head")):
         norm = found.scalars[f"grad_norm/{ours}"].item()
-        rel = GRADIENT[run.recording.name] if step > 2 else 1e-4
+        rel = GRADIENT[run.recording.name] if step > 1 else 1e-4
         assert norm == pytest.approx(recorded["grad_norm"][name], abs=1e-5, rel=rel)
     center = run.recording.tensors[f"step{step}.center"]
     torch.testing.assert_close(found.centers["dino"], center, atol=1e-5, rtol=1e-4)

@@ -84,8 +84,9 @@ def export_source(
     if target.families and (family is None or family.name not in target.families):
         name = family.name if family else type(backbone).__name__
         held = ", ".join(target.families)
-        others = " or ".join(other for other, known in written.items() if name in (known.families or (name,)))
-        raise ValueError(f"--format {format} holds {held} only, not {name}; use --format {others}")
+        *others, last = sorted(other for other, known in written.items() if name in (known.families or (name,)))
+        named = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"--format {format} holds {held} only, not {name}; use --format {named}")
     preprocessor = weights.preprocessor
     if preprocessor is None:
         preprocessor = preprocessor_config(weights.default_transform)
