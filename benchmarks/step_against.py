@@ -52,7 +52,8 @@ def work(tree: Path, keys: list[str]) -> None:
         config = step["load_config"](None, [*keys, *fixed])
         accelerator = step["build_accelerator"](config.train)
     torch.manual_seed(0)
-    model = (step.get("DINOv2") or step["DINOv2Pretraining"])(config)  # the second one until 0.5
+    kind = step["find_objective"](config) if "find_objective" in step else step["DINOv2Pretraining"]  # until 0.5
+    model = kind(config)
     batch = step["make_batch"](config)
     update = step["TrainingStep"](model, config, accelerator)
     for index, line in enumerate(sys.stdin):
