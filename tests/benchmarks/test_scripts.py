@@ -76,7 +76,7 @@ def serve() -> None:
 @pytest.fixture(scope="module")
 def server():
     process = subprocess.Popen(
-        [sys.executable, __file__],
+        [sys.executable, "-m", "tests.benchmarks.test_scripts"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -200,7 +200,7 @@ def test_a_run_whose_data_worker_is_killed_says_so_and_continues_to_the_same_wei
 ):
     """torch looks for it every five seconds."""
     overrides = [*tiny_overrides, "train.epochs=10", "train.log_every=1", "train.keep_checkpoints=2"]
-    whole = uninterrupted(1, 20, False, overrides)
+    whole = uninterrupted(1, overrides)
     folder = folder_of(overrides)
     overrides.append("data.num_workers=1")
     launch = server.launch(1, overrides, example="pretrain")
