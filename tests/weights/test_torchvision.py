@@ -175,7 +175,7 @@ def test_architectures_that_torchvision_lacks_are_not_written(tmp_path, settings
 
 @pytest.mark.parametrize("format, suffix", [("original", ".pth"), ("timm", ".safetensors")])
 def test_formats_of_vision_transformers_name_that_of_resnets(small, tmp_path, format, suffix):
-    with pytest.raises(ValueError, match=f"--format {format} holds .* not resnet; use --format hf, onnx or torchvision"):
+    with pytest.raises(ValueError, match=f"--format {format} .* not resnet; use --format hf, onnx or torchvision"):
         export_source(str(small[1]), tmp_path / f"export{suffix}", format)
 
 
