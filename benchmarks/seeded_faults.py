@@ -85,8 +85,8 @@ FAULTS = [
     ),
     Fault("group.batch / len(indices), device", "1.0, device", "kept residual branches are not scaled up"),
     Fault(
-        "constant_(module.lambda1, self.config.layerscale_value)",
-        "constant_(module.lambda1, 1.0)",
+        ".lambda1, self.config.layerscale_value)",
+        ".lambda1, 1.0)",
         "the initialisation of LayerScale",
     ),
     Fault("(self.cls_token + cls_position)", "self.cls_token", "CLS lacks its position"),
@@ -100,7 +100,7 @@ FAULTS = [
     Fault(
         "table[1, Parameter.SOLARIZE]", "table[0, Parameter.SOLARIZE]", "the first view is solarised, not the second"
     ),
-    Fault("int(patches * rng.uniform(smallest, largest))", "int(patches * largest)", "the share of masked patches"),
+    Fault("* rng.uniform(smallest, largest))", "* largest)", "the share of masked patches"),
     Fault("_MASKS, number, self._rank]", "_MASKS, number]", "processes draw the same masks"),
     Fault(
         "(number * self._world_size + self._rank) * images",
