@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from dinov2_hf.backbones import ViTConfig, ViTModel, find_family
 from dinov2_hf.config import ViTModelConfig
+
+from ..parity.published import Recording, vit_state
 
 
 @pytest.fixture
@@ -142,46 +143,10 @@ def test_wanted_tokens_equal_those_of_the_whole_forward(vit, drop_path_rate):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-PUBLISHED = Path(__file__).parents[1] / "parity" / "data" / "dino_steps.safetensors"
-NAMES = {
-    "cls_token": "embeddings.cls_token",
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-    "norm": "layernorm",
-}
-
-
-def of_published(name):
-    """A parameter of the published code under our name, without query, key and value."""
-    module, _, kind = name.rpartition(".")
-    if name in NAMES:
-        return NAMES[name]
-    if module.startswith("blocks."):
-        _, layer, part = module.split(".", 2)
-        return f"encoder.layer.{layer}.{NAMES[part]}.{kind}"
-    return f"{NAMES[module]}.{kind}"
-
-
 @pytest.fixture(scope="module")
 def published():
     """The backbone of the published code of DINO, and what it computes."""
-    tensors = load_file(PUBLISHED)
-    state = {}
-    for name, value in tensors.items():
-        if not name.startswith("init.student.backbone."):
-            continue
-        name = name.removeprefix("init.student.backbone.")
-        if ".attn.qkv." in name:
-            _, layer, *_, kind = name.split(".")
-            for part, piece in zip(("query", "key", "value"), value.chunk(3)):
-                state[f"encoder.layer.{layer}.attention.attention.{part}.{kind}"] = piece
-        else:
-            state[of_published(name)] = value
+    recording = Recording("dino_steps")
     config = ViTConfig(
         hidden_size=48,
         num_hidden_layers=3,
@@ -194,8 +159,8 @@ def published():
         attn_implementation="eager",
     )
     model = ViTModel(config).eval()
-    model.load_state_dict(state)
-    return tensors, model
+    model.load_state_dict(vit_state(recording.under("init.student.backbone.")))
+    return recording.tensors, model
 
 
 @pytest.mark.parametrize("size", ["native", "small", "wide", "large"])

@@ -184,7 +184,7 @@ def _usage_of_dinov2(config: Dinov2Config) -> str:
         name = f"dinov2_vit{letter}14{'_reg' if registers else ''}"
         given = "".join(f", {key}={value!r}" for key, (value, default) in settings.items() if value != default)
         return f'torch.hub.load("facebookresearch/dinov2", "{name}", pretrained=False{given})'
-    # torch.hub has the published sizes alone
+    # torch.hub has only the published sizes
     arguments = {key: value for key, (value, _) in settings.items()} | {
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,

@@ -7,12 +7,11 @@ class.
 from __future__ import annotations
 
 import re
-from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -20,11 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndNoAttenti
 
 from ..base import Features, check_layers, tokens_of_maps
 from ..batch_norm import SyncBatchNorm
-from ..index import check_indices
+from ..pretrained import SafePreTrainedModel
 from .configuration import ResNetConfig
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class ConvNorm(nn.Module):
@@ -106,7 +102,7 @@ class ResNetEncoder(nn.Module):
         )
 
 
-class ResNetModel(PreTrainedModel):
+class ResNetModel(SafePreTrainedModel):
     """The backbone. `ResNetModel(config)` starts from scratch, `from_pretrained` reads files of the stock class.
 
     CLS is the mean of the last map, whose places are the patches. The blocks are the stages; their widths and strides
@@ -116,17 +112,9 @@ class ResNetModel(PreTrainedModel):
     config: ResNetConfig
     config_class = ResNetConfig
     base_model_prefix = "resnet"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple in the classes of transformers too
-    supports_gradient_checkpointing = True
     _no_split_modules = ["ResNetStage"]
     takes_masks = False
     tokens = tokens_of_maps
-
-    if TYPE_CHECKING:  # without types in transformers
-
-        def eval(self) -> Self: ...
-        def post_init(self) -> None: ...
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__(config)
@@ -134,14 +122,6 @@ class ResNetModel(PreTrainedModel):
         self.encoder = ResNetEncoder(config)
         self.pooler = nn.AdaptiveAvgPool2d((1, 1))
         self.post_init()
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
-    ) -> Self:
-        """As in transformers, but only from safetensors, and of a folder only from files in it."""
-        check_indices(pretrained_model_name_or_path, kwargs.get("subfolder"))
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **{"use_safetensors": True, **kwargs})
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -9,55 +9,34 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from ..base import CropGroup, Features, Tokens, check_layers
-from ..index import check_indices
+from ..pretrained import SafePreTrainedModel
 from .configuration import TransformerConfig
 from .embeddings import Embeddings
 from .layer import Encoder
 from .layer_scale import LayerScale
 from .packing import Packing
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
-
-class PreTrainedTransformer(PreTrainedModel):
+class PreTrainedTransformer(SafePreTrainedModel):
     """Initialisation and what transformers has to know about the models of all families."""
 
     config: TransformerConfig
     embeddings: Embeddings
     encoder: Encoder
     layernorm: nn.LayerNorm
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple in the classes of transformers too
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _input_embed_layer = "patch_embeddings"
-
-    if TYPE_CHECKING:  # without types in transformers
-
-        def eval(self) -> Self: ...
-        def post_init(self) -> None: ...
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
-    ) -> Self:
-        """As in transformers, but only from safetensors, and of a folder only from files in it."""
-        check_indices(pretrained_model_name_or_path, kwargs.get("subfolder"))
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **{"use_safetensors": True, **kwargs})
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -196,7 +175,7 @@ class VisionTransformer(PreTrainedTransformer):
     def forward_at(
         self, positions: Tensor, crops: Sequence[Tensor], bool_masked_pos: Sequence[Tensor | None] | None = None
     ) -> Tensor:
-        """The tokens of `forward_packed` at `positions` alone; the last layer computes little more than these.
+        """The tokens of `forward_packed` at `positions` only; the last layer computes little more than these.
 
         Args:
             positions: `[S]`, counted through all groups, crop by crop: CLS, registers, patches.
