@@ -34,6 +34,9 @@ def usable_device(name: str | torch.device | None) -> torch.device:
 def computing_on(name: str | torch.device | None) -> Iterator[torch.device]:
     """Yields a device that was tried, which an `Accelerator` that is made in the block uses too.
 
+    A connection to the other processes of a launch that is made in the block stays until the process ends, as a second
+    one cannot be made reliably, and is closed then: threads of one that is still open abort a process that has succeeded.
+
     Args:
         name: None: that of `usable_device`; accelerate then chooses by its own settings. On several processes a kind of
             device without an index: each process takes its own.
@@ -43,6 +46,7 @@ def computing_on(name: str | torch.device | None) -> Iterator[torch.device]:
     """
     device = usable_device(name)
     environment = _environment_of(device) if name is not None else {}
+    connected = _connected()
     before = {key: os.environ.pop(key, None) for key in environment}
     os.environ.update({key: value for key, value in environment.items() if value is not None})
     try:
@@ -52,6 +56,8 @@ def computing_on(name: str | torch.device | None) -> Iterator[torch.device]:
             os.environ.pop(key, None)
             if value is not None:
                 os.environ[key] = value
+        if _connected() and not connected:
+            atexit.register(_disconnect)
 
 
 @contextmanager
@@ -59,8 +65,7 @@ def unchanged_process(device: str | torch.device | None = None) -> Iterator[None
     """Puts back what the block changes in the process.
 
     These are the state of accelerate, unless the caller made an `Accelerator` before; the generators of torch, its
-    number of threads, and how freed memory is kept. The connection to other processes of a launch stays until the
-    process ends, as a second one cannot be made reliably.
+    number of threads, and how freed memory is kept.
 
     Args:
         device: on which an accelerator that is made in the block computes; None: as accelerate chooses.
@@ -82,14 +87,16 @@ def unchanged_process(device: str | torch.device | None = None) -> Iterator[None
         if fresh:
             return_freed_memory()
             AcceleratorState._reset_state(reset_partial_state=True)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                atexit.unregister(_disconnect)
-                atexit.register(_disconnect)
+
+
+def _connected() -> bool:
+    """Whether this process has a connection to others."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _disconnect() -> None:
-    """Ends the connection to the other processes, if it is still there."""
-    if torch.distributed.is_initialized():
+    """Closes the connection to the other processes, if it is still there."""
+    if _connected():
         torch.distributed.destroy_process_group()
 
 
