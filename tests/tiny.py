@@ -43,6 +43,7 @@ TINY_OBJECTIVES = {
     "dinov2": TINY,
     "dino": _VIT,
     "ibot": [*_VIT, "ibot.separate_head=true", "ibot.separate_teacher_head=true", "ibot.num_prototypes=20"],
+    "simdino": [key for key in _VIT if not key.startswith(("dino.num_prototypes", "teacher."))],
 }
 """Those of each objective of pretraining, by its name, which they do not set."""
 TINY_FEATURES = [key for key in TINY if not key.startswith(("dino.", "ibot.", "teacher.", "crops.num_local"))]

@@ -22,7 +22,7 @@ from ..evaluation import evaluations_of, load_evaluations
 from ..evaluation.datasets import LabeledImages
 from ..files import Output, check_outputs, made_anything, made_run
 from ..hub import Publisher
-from ..objectives import DINOHead, Objective
+from ..objectives import Objective, ProjectionHead
 from ..runs import RunFacts, RunFolder, plot_metrics
 from ..runs.together import on_main
 from ..train import Callback, Results, Trainer, build_accelerator, build_objective
@@ -261,7 +261,7 @@ class Training:
             self.publisher.push(step, exports)
 
     def _export(self, folder: Path, networks: Mapping[str, nn.Module], student: str) -> Path:
-        heads = {name: network for name, network in networks.items() if isinstance(network, DINOHead)}
+        heads = {name: network for name, network in networks.items() if isinstance(network, ProjectionHead)}
         cuda = torch.cuda.is_available()
         hardware = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
         facts = RunFacts.of_run(self.trainer.run_folder, self.config, student, hardware=hardware)

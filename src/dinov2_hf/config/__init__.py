@@ -18,6 +18,7 @@ from .objectives import (
     IBOTRunConfig,
     PretrainingRunConfig,
     PrototypeDistillationConfig,
+    SimDINORunConfig,
 )
 from .paths import images_of, models_of, path_to, paths_in, same_place, with_absolute_paths
 from .resnet import RESNET_PRESETS, ResNetModelConfig
@@ -77,6 +78,7 @@ __all__ = [
     "RunConfig",
     "RunEvaluationConfig",
     "SharedPatchConfig",
+    "SimDINORunConfig",
     "SourceConfig",
     "TeacherConfig",
     "TermConfig",

@@ -21,7 +21,7 @@ class RunConfig:
     """The kind of recipes among which a name is looked for first."""
 
     objective: str = "dinov2"
-    """What is trained for: dino, ibot, dinov2, distill_prototypes or distill_features."""
+    """What is trained for: dino, ibot, dinov2, simdino, distill_prototypes or distill_features."""
     model: BackboneConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)

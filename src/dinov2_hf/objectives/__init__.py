@@ -18,8 +18,9 @@ from .dinov2 import DINOv2
 from .distill_features import FeatureDistillation
 from .distill_prototypes import PrototypeDistillation
 from .further import FurtherTerm, TermInput, register_term
-from .heads import DINOHead, IBOTHead, Projected
+from .heads import DINOHead, IBOTHead, Projected, ProjectionHead
 from .ibot import IBOT
+from .simdino import SimDINO
 from .teachers import FeatureTeacher, FrozenTeacher, PrototypeTeacher
 
 __all__ = [
@@ -38,9 +39,11 @@ __all__ = [
     "ObjectiveOutput",
     "Places",
     "Projected",
+    "ProjectionHead",
     "PrototypeDistillation",
     "PrototypeTeacher",
     "Scheduled",
+    "SimDINO",
     "Teacher",
     "Term",
     "TermInput",

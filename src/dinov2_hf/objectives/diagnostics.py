@@ -5,6 +5,7 @@ Axes: `B` images, `M` samples of this process, `K` prototypes, `D` width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -77,6 +78,17 @@ def rankme(features: Tensor, eps: float = 1e-7) -> Tensor:
     values = torch.linalg.svdvals(torch.where(finite, features, 0.0))
     shares = values / values.sum().clamp_min(eps) + eps
     return torch.where(finite, torch.exp(-(shares * shares.log()).sum()), torch.nan)
+
+
+@torch.no_grad()
+def feature_std(features: Tensor) -> Tensor:
+    """Standard deviation of features `[B, D]` of unit length over the global batch: mean of the channels, by `sqrt(D)`.
+
+    1 where they spread over all directions, 0 where they are equal (SimSiam, section 4.1). Collective.
+    """
+    pool, _ = gather_rows(features.float())
+    mean: Tensor = pool.std(dim=0, correction=0).mean()
+    return mean * math.sqrt(pool.shape[1])
 
 
 def _assignment_health(assignments: Assignments, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The projection heads between backbone and prototypes (DINO paper, section 3.1; iBOT; DINOv2 Appendix B)."""
+"""The projection heads, with prototypes and without (DINO paper, section 3.1; iBOT; DINOv2 Appendix B)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,51 @@ class Projected(NamedTuple):
         return nn.functional.linear(self.features, self.prototypes.to(self.features.dtype))
 
 
-class DINOHead(nn.Module):
+class ProjectionHead(nn.Module):
+    """MLP and L2 normalisation: features `[M, D]` to `[M, d]` of unit length, float32.
+
+    Args:
+        in_dim: width D of the backbone.
+        hidden_dim: width of the hidden layers.
+        bottleneck_dim: width d of the output.
+        num_layers: linear layers, at least 1.
+        batch_norm: batch norm after each hidden layer, before the activation.
+        draw: draw the weights; a subclass whose own weights are drawn before calls `draw_weights` itself.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        batch_norm: bool = False,
+        draw: bool = True,
+    ) -> None:
+        super().__init__()
+        widths = [in_dim] + [hidden_dim] * (num_layers - 1) + [bottleneck_dim]
+        layers: list[nn.Module] = []
+        for index, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+            if index:
+                layers += [SyncBatchNorm(inputs)] * batch_norm
+                layers.append(nn.GELU())
+            layers.append(nn.Linear(inputs, outputs))
+        self.mlp = nn.Sequential(*layers)
+        if draw:
+            self.draw_weights()
+
+    def draw_weights(self) -> None:
+        """Draws the weights of the MLP from a truncated normal of 0.02; its biases become 0."""
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: Tensor) -> Any:
+        return nn.functional.normalize(self.mlp(features).float(), dim=-1)
+
+
+class DINOHead(ProjectionHead):
     """MLP, L2 normalisation, prototypes: features `[M, D]` to `Projected`, whose logits are `[M, K]`.
 
     Args:
@@ -74,20 +118,9 @@ class DINOHead(nn.Module):
         batch_norm: bool = False,
         norm_last_layer: bool = False,
     ) -> None:
-        super().__init__()
-        widths = [in_dim] + [hidden_dim] * (num_layers - 1) + [bottleneck_dim]
-        layers: list[nn.Module] = []
-        for index, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
-            if index:
-                layers += [SyncBatchNorm(inputs)] * batch_norm
-                layers.append(nn.GELU())
-            layers.append(nn.Linear(inputs, outputs))
-        self.mlp = nn.Sequential(*layers)
+        super().__init__(in_dim, hidden_dim, bottleneck_dim, num_layers, batch_norm, draw=False)
         self.last_layer = PrototypeLayer(bottleneck_dim, num_prototypes, norm_last_layer)
-        for module in self.mlp:
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        self.draw_weights()
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> DINOHead:

@@ -19,7 +19,6 @@ from .diagnostics import diagnose_batch
 from .further import FURTHER_TERMS, TermInput
 from .prototypes import prototype_answers
 from .teachers import FrozenTeacher
-from .terms import Assignments
 
 Config = TypeVar("Config", bound=PretrainingRunConfig)
 
@@ -27,8 +26,9 @@ Config = TypeVar("Config", bound=PretrainingRunConfig)
 class Pretraining(Objective[Config]):
     """Base of the objectives of pretraining. The teacher is the moving average of the student, and masks nothing.
 
-    A subclass defines `own_terms_of`, `build_networks`, `build_centering`, `targets` and `student_terms`. `student` and
-    `teacher` hold a `backbone` and the heads on it.
+    A subclass defines `own_terms_of`, `build_networks`, `targets` and `student_terms`; with running centres also
+    `build_centering`, without prototypes also `diagnose`. `student` and `teacher` hold a `backbone` and the heads on
+    it.
     """
 
     label = "Pretraining"
@@ -50,11 +50,13 @@ class Pretraining(Objective[Config]):
         raise NotImplementedError
 
     def build_centering(self) -> nn.ModuleDict:
-        """Builds the running centres of the teacher's logits, by term."""
-        raise NotImplementedError
+        """Builds the running centres of the teacher's logits, by term; default: none."""
+        return nn.ModuleDict()
 
-    def targets(self, tokens: Tokens, batch: SSLBatch, values: Any) -> dict[str, Assignments]:
-        """Assigns the teacher's tokens of the global crops to prototypes, by term. Collective.
+    def targets(self, tokens: Tokens, batch: SSLBatch, values: Any) -> Mapping[str, Any]:
+        """Makes what the student is compared with out of the teacher's tokens of the global crops. Collective.
+
+        By term: assignments to prototypes (`Assignments`), or what the objective compares without them.
 
         Args:
             tokens: CLS `[2B, D]`, crop by crop, and patches, see `sees_all_patches`.
@@ -62,7 +64,7 @@ class Pretraining(Objective[Config]):
         raise NotImplementedError
 
     def student_terms(
-        self, tokens: Tokens, local_cls: Tensor, batch: SSLBatch, targets: Mapping[str, Assignments]
+        self, tokens: Tokens, local_cls: Tensor, batch: SSLBatch, targets: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         """Computes the terms of the objective itself, before their weights. Collective.
 
@@ -71,6 +73,25 @@ class Pretraining(Objective[Config]):
             local_cls: CLS of the local crops `[n B, D]`, crop by crop.
         """
         raise NotImplementedError
+
+    def diagnose(
+        self,
+        seen: Tokens,
+        seen_by_teacher: Tokens,
+        batch: SSLBatch,
+        targets: Mapping[str, Any],
+        terms: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Returns the signs of health of the global batch; default: those of prototypes. Collective.
+
+        Args:
+            seen: tokens of the global crops as the student sees them.
+            seen_by_teacher: those of the teacher.
+            targets: of `targets`.
+            terms: of `student_terms`.
+        """
+        answers = prototype_answers(terms, batch.mask_weights, len(seen.cls))
+        return diagnose_batch(seen.cls, seen_by_teacher.cls, targets, answers)
 
     @classmethod
     def terms_of(cls, config: Config) -> dict[str, Term]:
@@ -103,8 +124,7 @@ class Pretraining(Objective[Config]):
         loss = cast(Tensor, sum(declared[name].weight * term for name, term in terms.items()))
         output = ObjectiveOutput(loss, {name: term.detach() for name, term in terms.items()})
         if diagnose:
-            answers = prototype_answers(terms, batch.mask_weights, len(seen.cls))
-            output.diagnostics = diagnose_batch(seen.cls, seen_by_teacher.cls, targets, answers)
+            output.diagnostics = self.diagnose(seen, seen_by_teacher, batch, targets, terms)
         return output
 
 

@@ -73,19 +73,23 @@ def teacher_recipe(
         weights: of the terms, by what they are called.
         prototypes: numbers of prototypes, by what their head is called.
     """
-    masked = None
-    if masks.probability:
-        smallest, largest = masks.ratio
-        masked = f"{smallest:.0%} to {largest:.0%} in {masks.probability:.0%} of the global crops"
-        masked += ", at random" if masks.shape == "random" else ""
     weighted = {f"Loss weights ({', '.join(weights)})": ", ".join(f"{weight:.4g}" for weight in weights.values())}
     return {
         **(weighted if weights else {}),
         "Prototypes": ", ".join(f"{number:,} ({name})" for name, number in prototypes.items()) or None,
-        "Masked patches": masked,
+        "Masked patches": describe_masks(masks),
         "Centering": teacher.centering,
         "Teacher temperature": f"{teacher.warmup_temp:g} to {teacher.temp:g}",
     }
+
+
+def describe_masks(masks: Masks) -> str | None:
+    """Returns how patches are masked, for a model card; None where none are."""
+    if not masks.probability:
+        return None
+    smallest, largest = masks.ratio
+    masked = f"{smallest:.0%} to {largest:.0%} in {masks.probability:.0%} of the global crops"
+    return masked + ", at random" * (masks.shape == "random")
 
 
 def build_head(settings: HeadConfig, width: int) -> DINOHead:

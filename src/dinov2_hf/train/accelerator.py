@@ -15,7 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ..backbones import Backbone
 from ..config import TrainConfig
-from ..objectives import DINOHead, Objective, backbone_of
+from ..objectives import Objective, ProjectionHead, backbone_of
 
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -114,7 +114,7 @@ def shard_by_blocks(accelerator: Accelerator, model: Objective[Any]) -> None:
             for network in networks
             for block in backbone_of(network).blocks.values()
         ]
-        heads = [module for module in model.modules() if isinstance(module, DINOHead)]
+        heads = [module for module in model.modules() if isinstance(module, ProjectionHead)]
         plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in (*blocks, *heads)})
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..backbones import PretrainedBackbone
 from ..config import InitConfig
-from ..objectives import DINOHead, IBOTHead, Objective
+from ..objectives import DINOHead, IBOTHead, Objective, ProjectionHead
 from ..objectives.heads import PrototypeLayer
 from ..weights import Weights, open_weights, resize_position_embeddings
 from ..weights.tensors import summary, tensors_of
@@ -22,7 +22,7 @@ from ..weights.tensors import summary, tensors_of
 logger = logging.getLogger(__name__)
 
 _MASK_TOKEN = "embeddings.mask_token"
-_HEAD_KEYS = "num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers", "batch_norm"
+_HEAD_KEYS = "hidden_dim", "bottleneck_dim", "num_layers", "batch_norm"
 
 
 def initialize(objective: Objective[Any], config: InitConfig) -> bool:
@@ -69,7 +69,8 @@ def initialize(objective: Objective[Any], config: InitConfig) -> bool:
 def _keys_of_head(network: nn.Module, name: str) -> list[str]:
     """The keys that decide which tensors a network on the backbone has."""
     section = name.removesuffix("_head")
-    keys = [f"{section}.{key}" for key in _HEAD_KEYS] if isinstance(network, DINOHead) else []
+    keys = [f"{section}.num_prototypes"] * isinstance(network, DINOHead)
+    keys += [f"{section}.{key}" for key in _HEAD_KEYS] * isinstance(network, ProjectionHead)
     return keys + ["ibot.separate_head", "ibot.num_prototypes"] * isinstance(network, IBOTHead)
 
 

@@ -114,11 +114,13 @@ def _describe_heads(heads: Mapping[str, Mapping[str, Tensor]]) -> Rows:
             if value.ndim == 2 and (m := re.fullmatch(r"mlp\.(\d+)\.weight", key))
         }
         directions, of_patches = (state.get(f"{layer}.weight_v") for layer in ("last_layer", "last_layer2"))
-        if directions is None or not layers:
+        prototypes = any(key.startswith("last_layer") for key in state)
+        if not layers or (prototypes and directions is None):
             rows.append((name, f"not whole: {', '.join(sorted(state))}"))
             continue
         widths = [layers[min(layers)].shape[1], *(layers[index].shape[0] for index in sorted(layers))]
-        text = f"K = {directions.shape[0]:,} prototypes, widths {' -> '.join(map(str, widths))}"
+        text = "no prototypes" if directions is None else f"K = {directions.shape[0]:,} prototypes"
+        text += f", widths {' -> '.join(map(str, widths))}"
         if of_patches is not None:
             text += f", {of_patches.shape[0]:,} prototypes of patches"
         if any(key.endswith("running_mean") for key in state):

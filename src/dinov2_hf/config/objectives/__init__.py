@@ -6,6 +6,7 @@ from .distill_features import FeatureDistillationConfig
 from .distill_prototypes import PrototypeDistillationConfig
 from .ibot import IBOTRunConfig
 from .pretraining import PretrainingRunConfig
+from .simdino import SimDINORunConfig
 
 __all__ = [
     "DINORunConfig",
@@ -14,4 +15,5 @@ __all__ = [
     "IBOTRunConfig",
     "PretrainingRunConfig",
     "PrototypeDistillationConfig",
+    "SimDINORunConfig",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..run import register_run_config
-from ..terms import DinoConfig, IbotConfig, KoleoConfig, Masks, PatchConfig
+from ..terms import DinoConfig, IbotConfig, KoleoConfig, Masks, PatchConfig, TeacherConfig
 from .pretraining import PretrainingRunConfig
 
 
@@ -32,6 +32,7 @@ class DINOv2RunConfig(PretrainingRunConfig):
     dino: DinoConfig = field(default_factory=DinoConfig)
     ibot: IbotConfig = field(default_factory=IbotConfig)
     koleo: KoleoConfig = field(default_factory=KoleoConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     @property
     def masks(self) -> Masks:

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from ..checks import named
 from ..run import RunConfig
-from ..terms import TeacherConfig, TermConfig
+from ..terms import MomentumConfig, TermConfig
 
 
 @dataclass
 class PretrainingRunConfig(RunConfig):
     """A run of a student against its moving average."""
 
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teacher: MomentumConfig = field(default_factory=MomentumConfig)
     terms: dict[str, TermConfig] = field(default_factory=dict)
     """Further terms, by the names under which they are registered from outside the package."""
 

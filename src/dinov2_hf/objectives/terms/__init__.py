@@ -7,6 +7,7 @@ from .dino import NUM_GLOBAL_CROPS, dino_loss
 from .features import feature_loss
 from .ibot import ibot_loss
 from .koleo import koleo_loss
+from .simdino import coding_rate, coding_rate_loss, crop_distances, patch_distance
 from .sinkhorn import sinkhorn_knopp
 
 __all__ = [
@@ -14,10 +15,14 @@ __all__ = [
     "Assignments",
     "Logits",
     "SoftmaxCentering",
+    "coding_rate",
+    "coding_rate_loss",
+    "crop_distances",
     "dino_loss",
     "feature_loss",
     "ibot_loss",
     "koleo_loss",
+    "patch_distance",
     "prototype_cross_entropy",
     "sinkhorn_knopp",
 ]
