@@ -529,8 +529,8 @@ def test_objective_chooses_the_configuration_wherever_it_is_given(tmp_path):
     for kind, given in ((PrototypeDistillationConfig, PROTOTYPES), (FeatureDistillationConfig, FEATURES)):
         assert load_config(None, [PATH, *given[1:]], kind) == load_config(None, [PATH, *given])
     assert refusal("objective=dinov1") == (
-        "objective='dinov1' is not one of dino, dinov2, distill_features, distill_prototypes, ibot; a part of your own "
-        "is there once its file is imported (--import FILE)"
+        "objective='dinov1' is not one of dino, dinov2, distill_features, distill_prototypes, ibot, simdino; a part of "
+        "your own is there once its file is imported (--import FILE)"
     )
 
 
@@ -538,11 +538,17 @@ def test_objective_chooses_the_configuration_wherever_it_is_given(tmp_path):
     "given, key, readers",
     [
         ([], "students.a.preset=tiny", "distill_features or distill_prototypes"),
-        (PROTOTYPES, "ibot.mask_ratio=[0.1,0.5]", "dinov2 or ibot"),
+        (PROTOTYPES, "ibot.mask_ratio=[0.1,0.5]", "dinov2 or ibot or simdino"),
         (PROTOTYPES, "distill.cls_weight=1", "distill_features"),
         (FEATURES, "teacher.temp=0.07", "dino or dinov2 or distill_prototypes or ibot"),
-        (FEATURES, "dino.num_prototypes=1024", "dino or dinov2 or distill_prototypes or ibot"),
+        (FEATURES, "dino.num_prototypes=1024", "dino or dinov2 or distill_prototypes or ibot or simdino"),
         (FEATURES, "koleo.loss_weight=0", "dinov2 or distill_prototypes"),
+        (["objective=simdino"], "dino.num_prototypes=1024", "dino or dinov2 or distill_prototypes or ibot"),
+        (["objective=simdino"], "teacher.temp=0.07", "dino or dinov2 or distill_prototypes or ibot"),
+        (["objective=simdino"], "teacher.centering=none", "dino or dinov2 or distill_prototypes or ibot"),
+        (["objective=simdino"], "ibot.separate_head=true", "dinov2 or distill_prototypes or ibot"),
+        (["objective=simdino"], "koleo.loss_weight=0", "dinov2 or distill_prototypes"),
+        (["objective=dino"], "coding_rate.eps=0.1", "simdino"),
     ],
 )
 def test_key_that_the_objective_does_not_read_is_refused_naming_those_that_do(given, key, readers):

@@ -1,6 +1,7 @@
 """The objective of SimDINO: a naive twin in NumPy, values and gradients; known values; batches at the edges."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -238,4 +239,24 @@ def test_coding_rate_keeps_apart_what_the_distance_would_make_equal():
             optimizer.step()
             model.update_averages(VALUES)
         spread[weight] = output.diagnostics["projection_std"].item()
-    assert spread[0] < 0.05 < 0.5 < spread[1]
+    assert spread[0] < 0.01 and spread[1] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["coding_rate.eps=0"], "coding_rate.eps=0"),
+        (["coding_rate.loss_weight=-1"], "coding_rate.loss_weight=-1"),
+        (["coding_rate.features=teacher"], "coding_rate.features='teacher' is not one of student, mean"),
+        (["dino.loss_weight=0"], "dino.loss_weight=0 and ibot.loss_weight=0 leave nothing to learn"),
+        (["dino.bottleneck_dim=0"], "dino.bottleneck_dim=0"),
+    ],
+)
+def test_values_that_make_no_objective_are_refused(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build("vit", *given)
+
+
+def test_masked_patches_of_a_network_that_takes_no_masks_are_refused():
+    with pytest.raises(ValueError, match="model.family=resnet takes no masks.*ibot.loss_weight=0"):
+        build("resnet", "ibot.loss_weight=1")
