@@ -35,7 +35,7 @@ def computing_on(name: str | torch.device | None) -> Iterator[torch.device]:
     """Yields a device that was tried, which an `Accelerator` that is made in the block uses too.
 
     A connection to the other processes of a launch that is made in the block stays until the process ends, as a second
-    one cannot be made reliably, and is closed then: threads of one that is still open abort a process that has succeeded.
+    one cannot be made reliably, and is closed then: threads of an open one abort a process that has succeeded.
 
     Args:
         name: None: that of `usable_device`; accelerate then chooses by its own settings. On several processes a kind of
