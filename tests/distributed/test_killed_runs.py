@@ -50,11 +50,13 @@ KILLS = {
     (2, 1): ["in the first checkpoint", "in a checkpoint", "anywhere"],
     (2, 2): ["anywhere", "in a checkpoint"],
 }
+CONTROLLED = ["teacher.target_entropy=0.8", "teacher.sinkhorn_queue=24"]
 KINDS = {
     (1, 0): ["objective=dino", "dino.batch_norm=true"],
     (2, 1): ["objective=ibot", "ibot.mask_start_epoch=3"],
     (1, 2): ["data.train.streaming=true", "data.shuffle_buffer=8"],
-    (1, 1): ["optim.optimizer=sgd", "teacher.update=previous_update"],
+    (1, 1): ["optim.optimizer=sgd", "teacher.update=previous_update", *CONTROLLED],
+    (2, 0): CONTROLLED,
     (2, 2): [
         *("optim.optimizer=lars", "optim.clip_by=parameter", "optim.freeze_last_layer_by=gradients"),
         *("optim.freeze_last_layer_epochs=3", "teacher.update=previous_epoch"),

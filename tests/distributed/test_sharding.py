@@ -46,6 +46,9 @@ CONFIGS = {
     "sgd": ["optim.optimizer=sgd", "teacher.update=previous_update"],
     "lars": ["optim.optimizer=lars", "optim.clip_by=parameter", "optim.clip_grad=0.001", "optim.base_lr=2"],
     "distilled": ["objective=distill_prototypes", "distill.teacher=made"],
+    "controlled": ["teacher.target_entropy=0.8", "teacher.sinkhorn_queue=32"],
+    "distilled, controlled": ["objective=distill_prototypes", "distill.teacher=made", "teacher.sinkhorn_queue=16"]
+    + ["teacher.target_entropy=0.8"],
     "resnet": RESNET,
     "resnet checkpointed": [*RESNET, "model.gradient_checkpointing=true"],
     "resnet lars": [*RESNET, "optim.optimizer=lars", "optim.base_lr=2"],

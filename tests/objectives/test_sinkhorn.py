@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dinov2_hf.objectives.terms import sinkhorn_knopp
+from dinov2_hf.objectives.terms import Logits, SinkhornQueue, sinkhorn_knopp
 
 
 def written_out(logits, temperature, num_iterations=3):
@@ -113,3 +113,57 @@ def test_cosines_are_balanced_as_in_float64(spread):
     """Logits are cosines: at the lowest temperature they are at most 50 apart, and nothing of that underflows."""
     logits = (torch.randn(40, 16) * spread).clamp(-1, 1)
     torch.testing.assert_close(sinkhorn_knopp(logits, 0.04).rows(), written_out(logits, 0.04), atol=1e-5, rtol=1e-4)
+
+
+# a queue of samples
+
+
+def unit(rows, dim, seed):
+    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+@pytest.mark.parametrize("batch", [4, 6, 20])
+def test_full_queue_shapes_the_targets_as_its_samples_in_one_matrix_would(batch):
+    """Batches of two views, newest first; the logits of all of them are of the present prototypes."""
+    kept, queue = [], SinkhornQueue(12, 8)
+    for update in range(8):
+        features, prototypes = unit(batch, 8, update), unit(10, 8, 100 + update)
+        found = sinkhorn_knopp(Logits(features, prototypes), 0.1, queued=queue.queued(features, prototypes)).rows()
+        together = [features, *kept] if len(kept) == 12 else [features]
+        rows = torch.cat([torch.atleast_2d(part) for part in together])
+        expected = written_out(rows @ prototypes.T, 0.1)[:batch]
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        assert (len(kept) == 12) == bool(update * batch >= 12)
+        first, second = features.chunk(2)
+        kept = ([row for pair in zip(first, second, strict=True) for row in pair] + kept)[:12]
+        queue.push(features)
+    torch.testing.assert_close(queue.rows, torch.stack(kept), rtol=0, atol=0)
+
+
+def test_queue_that_is_not_full_has_no_effect_whatever_the_logits():
+    queue, prototypes = SinkhornQueue(12, 8), unit(10, 8, 1)
+    queue.push(unit(10, 8, 2))
+    for features in (unit(6, 8, 3), -1e4 * prototypes.mean(dim=0).expand(6, 8)):
+        found = sinkhorn_knopp(features @ prototypes.T, 0.04, queued=queue.queued(features, prototypes)).rows()
+        assert torch.equal(found, sinkhorn_knopp(features @ prototypes.T, 0.04).rows())
+
+
+def test_batch_that_is_not_finite_leaves_the_queue():
+    queue = SinkhornQueue(4, 3)
+    queue.push(torch.ones(2, 3))
+    broken = torch.ones(2, 3) * 5
+    broken[0, 0] = float("nan")
+    queue.push(broken)
+    assert queue.filled == 2
+    assert torch.equal(queue.rows, torch.tensor([[1.0], [1.0], [0.0], [0.0]]).expand(4, 3))
+
+
+def test_queue_balances_prototypes_that_a_small_batch_cannot():
+    """Samples of one class: by themselves they are spread over all prototypes, and not beside samples of the others."""
+    prototypes = torch.eye(8)
+    queue = SinkhornQueue(64, 8)
+    queue.push(torch.eye(8).repeat(8, 1))
+    alone = sinkhorn_knopp(prototypes[:1].repeat(4, 1) @ prototypes.T, 0.1)
+    queued = queue.queued(prototypes[:1], prototypes)
+    together = sinkhorn_knopp(prototypes[:1].repeat(4, 1) @ prototypes.T, 0.1, queued=queued)
+    assert alone.rows()[0, 0] == pytest.approx(1 / 8) and together.rows()[0, 0] > 0.99

@@ -55,6 +55,9 @@ VARIANTS = {
         1640,
         ("optim.optimizer=lars", "optim.clip_by=parameter", "optim.freeze_last_layer_by=gradients"),
     ),
+    "dinov2_with_controlled_entropy_and_a_queue": Run(
+        1700, ("teacher.target_entropy=0.8", "teacher.sinkhorn_queue=64")
+    ),
     "dinov2_with_sgd_and_a_copied_teacher": Run(1535, ("optim.optimizer=sgd", "teacher.update=previous_update")),
 }
 """Other ways through the same update."""

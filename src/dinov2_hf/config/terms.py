@@ -164,12 +164,21 @@ class TeacherConfig(MomentumConfig):
     """sinkhorn_knopp, softmax (a running mean of the logits is subtracted), or none."""
     center_momentum: float = 0.9
     """Momentum of the running mean of softmax centering."""
+    sinkhorn_queue: int = 0
+    """CLS of earlier updates, two for each image, that Sinkhorn-Knopp balances together with those of an update once
+    there are so many, where an update has fewer of them than prototypes; 0: none. Their bottleneck features are kept,
+    and compared with the present prototypes; they shape the targets and have none themselves. Patches need none: an
+    update has many. Best a multiple of twice the images of an update."""
     temp: float = 0.07
     """Temperature after the warm-up."""
     warmup_temp: float = 0.04
     """Temperature at the start."""
     warmup_temp_epochs: float = 30
     """Length of the straight line between the two, in epochs."""
+    target_entropy: float | None = None
+    """Mean entropy of the targets, as a share of its maximum, to which the temperature is led: of each term it is the
+    temperature above times a factor between 1/20 and 20, which is logged as `teacher_temp/<term>`; off by default.
+    Sinkhorn-Knopp cannot go below 1 - ln(samples of an update and its queue) / ln(prototypes)."""
     student_temp: float = 0.1
     """Temperature of the student."""
 
@@ -180,6 +189,17 @@ class TeacherConfig(MomentumConfig):
         for name in ("temp", "warmup_temp", "student_temp"):
             positive(f"teacher.{name}", getattr(self, name))
         at_least("teacher.warmup_temp_epochs", self.warmup_temp_epochs, 0)
+        at_least("teacher.sinkhorn_queue", self.sinkhorn_queue, 0)
+        if self.sinkhorn_queue and self.centering != "sinkhorn_knopp":
+            raise ValueError(
+                f"teacher.sinkhorn_queue={self.sinkhorn_queue} is not read with teacher.centering={self.centering}; "
+                "leave it out, or set teacher.centering=sinkhorn_knopp"
+            )
+        if self.target_entropy is not None and not 0 < self.target_entropy < 1:
+            raise ValueError(
+                f"teacher.target_entropy={self.target_entropy} is not in (0, 1); it is a share of the maximum, "
+                "such as 0.8"
+            )
 
 
 @dataclass

@@ -45,9 +45,10 @@ def diagnose_batch(
     Returns:
         `rankme`: effective rank of the teacher's CLS; `teacher_student_cosine`: mean cosine of the two; and for each
         term `target_entropy/<term>`: mean entropy of a target as a share of `ln K`, `prototypes_used/<term>`: share
-        of the prototypes that are some sample's strongest, of those that could be (all, or as many as samples), and,
-        where there are answers, `target_kl/<term>`: weighted mean of the Kullback-Leibler divergence
-        `KL(target | student)` in nats, which is the cross-entropy less the entropy of the target. Where targets
+        of the prototypes that are some sample's strongest, of those that could be (all, or as many as samples);
+        where the entropy of the targets is controlled, `teacher_temp/<term>`: their temperature; and, where there are
+        answers, `target_kl/<term>`: weighted mean of the Kullback-Leibler divergence `KL(target | student)` in nats,
+        which is the cross-entropy less the entropy of the target. Where targets
         collapse it falls to 0, whether they become uniform or all the same (DINO paper, section 5.3).
     """
     with torch.autocast(student_cls.device.type, enabled=False):
@@ -62,6 +63,8 @@ def diagnose_batch(
             entropy, used, weighted = _assignment_health(assignments, answer.weights if answer else None)
             scalars[f"target_entropy/{term}"] = entropy
             scalars[f"prototypes_used/{term}"] = used
+            if isinstance(assignments.temperature, Tensor):
+                scalars[f"teacher_temp/{term}"] = assignments.temperature
             if answer:
                 divergence, weight = global_sum_(torch.stack((answer.value.float() - weighted[0], weighted[1])))
                 scalars[f"target_kl/{term}"] = torch.where(weight > 0, divergence / weight, 0.0)

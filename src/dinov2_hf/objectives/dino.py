@@ -56,7 +56,8 @@ class DINO(Pretraining[DINORunConfig]):
         return {"backbone": backbone, "dino_head": build_head(self.config.dino, backbone.width)}
 
     def build_centering(self) -> nn.ModuleDict:
-        return build_centers(self.config.teacher, {"dino": self.config.dino.num_prototypes})
+        dino = self.config.dino
+        return build_centers(self.config.teacher, {"dino": dino.num_prototypes}, dino.bottleneck_dim)
 
     def targets(self, tokens: Tokens, batch: SSLBatch, values: Any) -> dict[str, Assignments]:
         projected = self.teacher["dino_head"](tokens.cls)

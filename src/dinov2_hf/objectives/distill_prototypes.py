@@ -46,7 +46,9 @@ class PrototypeDistillation(Distillation[PrototypeDistillationConfig]):
     def __init__(self, config: PrototypeDistillationConfig, teachers: Mapping[str, PrototypeTeacher]) -> None:
         check_prototypes(config, teachers["distill.teacher"])
         super().__init__(config, teachers)
-        self.centering = build_centering(config)
+        head = teachers["distill.teacher"].heads["dino_head"] if config.dino.loss_weight else None
+        dim = cast(DINOHead, head).last_layer.weight_v.shape[1] if head is not None else None
+        self.centering = build_centering(config, dim)
 
     @classmethod
     def terms_of(cls, config: PrototypeDistillationConfig) -> dict[str, Term]:

@@ -84,7 +84,7 @@ class IBOT(Pretraining[IBOTRunConfig]):
         numbers = {"dino": dino.num_prototypes} if dino.loss_weight else {}
         if ibot.loss_weight:
             numbers["ibot"] = (ibot if ibot.separate_teacher_head else dino).num_prototypes
-        return build_centers(self.config.teacher, numbers)
+        return build_centers(self.config.teacher, numbers, dino.bottleneck_dim)
 
     def targets(self, tokens: Tokens, batch: SSLBatch, values: Any) -> dict[str, Assignments]:
         config, masked = self.config, batch.mask_indices

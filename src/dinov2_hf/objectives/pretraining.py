@@ -50,7 +50,7 @@ class Pretraining(Objective[Config]):
         raise NotImplementedError
 
     def build_centering(self) -> nn.ModuleDict:
-        """Builds the running centres of the teacher's logits, by term; default: none."""
+        """Builds what the targets depend on and every update changes, such as running centres; default: nothing."""
         return nn.ModuleDict()
 
     def targets(self, tokens: Tokens, batch: SSLBatch, values: Any) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ Axes: `V` crops of an image, `B` images, `D` width, `K` prototypes, `M` patches 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from ..config import DINOv2RunConfig, HeadConfig, Masks, PrototypeDistillationCo
 from .base import Scheduled, Term
 from .diagnostics import CrossEntropy
 from .heads import DINOHead, Projected
+from .temperature import EntropyControl
 from .terms import (
     NUM_GLOBAL_CROPS,
     Assignments,
     Logits,
+    SinkhornQueue,
     SoftmaxCentering,
     dino_loss,
     ibot_loss,
@@ -73,13 +75,15 @@ def teacher_recipe(
         weights: of the terms, by what they are called.
         prototypes: numbers of prototypes, by what their head is called.
     """
+    queue, entropy = teacher.sinkhorn_queue, teacher.target_entropy
     weighted = {f"Loss weights ({', '.join(weights)})": ", ".join(f"{weight:.4g}" for weight in weights.values())}
     return {
         **(weighted if weights else {}),
         "Prototypes": ", ".join(f"{number:,} ({name})" for name, number in prototypes.items()) or None,
         "Masked patches": describe_masks(masks),
-        "Centering": teacher.centering,
+        "Centering": f"{teacher.centering}, with a queue of {queue:,} samples" if queue else teacher.centering,
         "Teacher temperature": f"{teacher.warmup_temp:g} to {teacher.temp:g}",
+        "Entropy of the targets": None if entropy is None else f"led to {entropy:.1%} of its maximum",
     }
 
 
@@ -103,13 +107,25 @@ def head_settings(settings: HeadConfig) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-def build_centers(teacher: TeacherConfig, num_prototypes: Mapping[str, int]) -> nn.ModuleDict:
-    """Builds the running centres of the teacher's logits, by term; none without softmax centering."""
-    if teacher.centering != "softmax":
-        return nn.ModuleDict()
-    return nn.ModuleDict(
-        {term: SoftmaxCentering(number, teacher.center_momentum) for term, number in num_prototypes.items()}
-    )
+def build_centers(teacher: TeacherConfig, num_prototypes: Mapping[str, int], bottleneck_dim: int) -> nn.ModuleDict:
+    """Builds what the teacher's targets depend on and every update changes, all of it in buffers.
+
+    For each term its running centre, under the term's name, with softmax centering; and `<term>_temperature` where the
+    entropy of the targets is controlled. For CLS `dino_queue`, where there is a queue.
+
+    Args:
+        num_prototypes: by term.
+        bottleneck_dim: width of the teacher's head on CLS.
+    """
+    parts: dict[str, nn.Module] = {}
+    for term, number in num_prototypes.items():
+        if teacher.centering == "softmax":
+            parts[term] = SoftmaxCentering(number, teacher.center_momentum)
+        if teacher.target_entropy is not None:
+            parts[f"{term}_temperature"] = EntropyControl(teacher.target_entropy)
+    if teacher.sinkhorn_queue and "dino" in num_prototypes:
+        parts["dino_queue"] = SinkhornQueue(teacher.sinkhorn_queue, bottleneck_dim)
+    return nn.ModuleDict(parts)
 
 
 @torch.no_grad()
@@ -124,18 +140,33 @@ def assign(
     """Assigns what a head of the teacher has made of samples to prototypes. Collective.
 
     Args:
-        centering: the running centres by term, see `build_centers`.
+        centering: of `build_centers`.
+        teacher_temp: the scheduled temperature.
         population: bottleneck features `[P, d]` of the samples that the centre follows; default: those of `projected`.
     """
     logits = Logits(*projected)
+    control = _part(centering, f"{term}_temperature", EntropyControl)
+    temp = teacher_temp if control is None else control.temperature(teacher_temp)
     with torch.autocast(logits.device.type, enabled=False):
-        if term in centering:
-            followed = None if population is None else (population, projected.prototypes)
-            assignments: Assignments = centering[term](logits, teacher_temp, followed)
-            return assignments
-        if teacher.centering == "none":
-            return Assignments.uncentred(logits, teacher_temp)
-        return sinkhorn_knopp(logits, teacher_temp)
+        if center := _part(centering, term, SoftmaxCentering):
+            assignments = center(logits, temp, None if population is None else (population, projected.prototypes))
+        elif teacher.centering == "none":
+            assignments = Assignments.uncentred(logits, temp)
+        elif queue := _part(centering, f"{term}_queue", SinkhornQueue):
+            assignments = sinkhorn_knopp(logits, temp, queued=queue.queued(*projected))
+            queue.push(projected.features)
+        else:
+            assignments = sinkhorn_knopp(logits, temp)
+        if control is not None:
+            control.follow(assignments)
+    return cast(Assignments, assignments)
+
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+def _part(parts: nn.ModuleDict, name: str, kind: type[Part]) -> Part | None:
+    return cast(Part, parts[name]) if name in parts else None
 
 
 def image_terms(projected: Projected, num_images: int, targets: Assignments, student_temp: float) -> dict[str, Tensor]:
@@ -191,14 +222,18 @@ def build_heads(config: PrototypeConfig, width: int) -> dict[str, DINOHead]:
     return heads
 
 
-def build_centering(config: PrototypeConfig) -> nn.ModuleDict:
-    """Builds the running centres of the teacher's logits, by term; none without softmax centering."""
+def build_centering(config: PrototypeConfig, bottleneck_dim: int | None = None) -> nn.ModuleDict:
+    """Builds what `build_centers` does.
+
+    Args:
+        bottleneck_dim: width of the teacher's head on CLS; default: as configured.
+    """
     numbers = {}
     if config.dino.loss_weight:
         numbers["dino"] = config.dino.num_prototypes
     if config.ibot.loss_weight:
         numbers["ibot"] = (config.ibot if config.ibot.separate_head else config.dino).num_prototypes
-    return build_centers(config.teacher, numbers)
+    return build_centers(config.teacher, numbers, bottleneck_dim or config.dino.bottleneck_dim)
 
 
 @torch.no_grad()
@@ -210,7 +245,6 @@ def prototype_targets(
     teacher_temp: float,
 ) -> dict[str, Assignments]:
     """Assigns the teacher's CLS `[2B, D]` and patches `[M, D]` to prototypes, by term. Collective."""
-
     teacher, targets = config.teacher, {}
     if config.dino.loss_weight:
         targets["dino"] = assign(teacher, centering, "dino", heads["dino_head"](tokens.cls), teacher_temp)

@@ -8,12 +8,13 @@ from .features import feature_loss
 from .ibot import ibot_loss
 from .koleo import koleo_loss
 from .simdino import coding_rate, coding_rate_loss, crop_distances, patch_distance
-from .sinkhorn import sinkhorn_knopp
+from .sinkhorn import SinkhornQueue, sinkhorn_knopp
 
 __all__ = [
     "NUM_GLOBAL_CROPS",
     "Assignments",
     "Logits",
+    "SinkhornQueue",
     "SoftmaxCentering",
     "coding_rate",
     "coding_rate_loss",

@@ -60,12 +60,13 @@ class Assignments:
 
     logits: Tensor | Logits
     """`[M, K]` in the dtype they were computed in."""
-    temperature: float
+    temperature: float | Tensor
+    """A number, or a positive scalar on the device, which is not read from there."""
     bias: Tensor
     """`[K]` float32."""
 
     @classmethod
-    def uncentred(cls, logits: Tensor | Logits, temperature: float) -> Assignments:
+    def uncentred(cls, logits: Tensor | Logits, temperature: float | Tensor) -> Assignments:
         """The softmax of the logits over the temperature, and nothing else."""
         return cls(logits, temperature, torch.zeros(logits.shape[1], device=logits.device))
 
@@ -74,7 +75,11 @@ class Assignments:
 
     def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Assignments `[stop - start, K]` of a range of samples, float32; by default of all."""
-        scaled = torch.add(self.bias, self.logits[start:stop].float(), alpha=1 / self.temperature)
+        logits = self.logits[start:stop].float()
+        if isinstance(self.temperature, Tensor):
+            scaled = torch.addcmul(self.bias, logits, 1 / self.temperature)
+        else:
+            scaled = torch.add(self.bias, logits, alpha=1 / self.temperature)
         return torch.softmax(scaled, dim=-1)
 
     def column_sums(self) -> Tensor:
@@ -83,3 +88,10 @@ class Assignments:
         for start, stop in chunks(*self.logits.shape):
             sums += self.rows(start, stop).sum(dim=0)
         return sums
+
+    def entropy_sum(self) -> Tensor:
+        """Sum of the entropies of this process' assignments in nats, a scalar."""
+        total = torch.zeros((), device=self.bias.device)
+        for start, stop in chunks(*self.logits.shape):
+            total += torch.special.entr(self.rows(start, stop)).sum()
+        return total

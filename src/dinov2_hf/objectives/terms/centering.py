@@ -24,7 +24,7 @@ class SoftmaxCentering(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, logits: Tensor | Logits, temperature: float, population: tuple[Tensor, Tensor] | None = None
+        self, logits: Tensor | Logits, temperature: float | Tensor, population: tuple[Tensor, Tensor] | None = None
     ) -> Assignments:
         """Assignments of `logits` `[M, K]` under the centre of the batches before; then it takes this batch in.
 

@@ -32,6 +32,14 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     return gathered, dist.get_rank() * rows.shape[0]
 
 
+def own_share(num_rows: int) -> slice:
+    """The range of `num_rows` rows, equal on all processes, that this process answers for; each has about as many."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return slice(0, num_rows)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    return slice(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
