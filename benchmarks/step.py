@@ -22,7 +22,7 @@ from torch import nn
 
 from dinov2_hf.config import RunConfig, load_config
 from dinov2_hf.data import SSLBatch
-from dinov2_hf.objectives import find_objective
+from dinov2_hf.objectives import DINOHead, find_objective
 from dinov2_hf.objectives.pretraining import Pretraining
 from dinov2_hf.train import TrainingStep, build_accelerator
 from dinov2_hf.train.accelerator import compute_dtype
@@ -93,7 +93,8 @@ def plain_flops(model: Pretraining, batch: SSLBatch) -> float:
 
     def head(name: str) -> int:
         module = model.student[name]
-        return linear(module) + 2 * module.last_layer.weight_v.numel()
+        prototypes = 2 * module.last_layer.weight_v.numel() if isinstance(module, DINOHead) else 0
+        return linear(module) + prototypes
 
     terms = model.terms_of(model.config)
     global_layers, global_embedding = layers(batch.global_crops)

@@ -54,7 +54,7 @@ CONTROLLED = ["teacher.target_entropy=0.8", "teacher.sinkhorn_queue=24"]
 KINDS = {
     (1, 0): ["objective=dino", "dino.batch_norm=true"],
     (2, 1): ["objective=ibot", "ibot.mask_start_epoch=3"],
-    (1, 2): ["data.train.streaming=true", "data.shuffle_buffer=8"],
+    (1, 2): ["objective=simdino", "ibot.loss_weight=1", "data.train.streaming=true", "data.shuffle_buffer=8"],
     (1, 1): ["optim.optimizer=sgd", "teacher.update=previous_update", *CONTROLLED],
     (2, 0): CONTROLLED,
     (2, 2): [

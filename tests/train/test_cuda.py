@@ -42,6 +42,7 @@ OBJECTIVES = {
     "dinov2": Run(1550),
     "dino": Run(1200),
     "ibot": Run(1340),
+    "simdino": Run(1190, ("ibot.loss_weight=1",)),
     "distill_prototypes": Run(1450, DISTILLED),
     "distill_features": Run(735, DISTILLED),
 }

@@ -52,6 +52,7 @@ def test_training_changes_student_and_teacher_and_lowers_the_loss(tiny_config, t
         ["optim.freeze_last_layer_by=gradients", "optim.freeze_last_layer_epochs=2.5", "optim.lr_rule=linear"],
         ["objective=dino", "dino.batch_norm=true"],
         ["objective=ibot", "ibot.mask_start_epoch=2", "ibot.mask_shape=random"],
+        ["objective=simdino", "ibot.loss_weight=1", "dino.batch_norm=true"],
     ],
 )
 def test_resume_matches_uninterrupted_run(tiny_config, tmp_path, overrides):

@@ -1,4 +1,4 @@
-"""Runs with the objectives of DINO and iBOT: verified, exported, described, continued, distilled."""
+"""Runs with the objectives of DINO, iBOT and SimDINO: verified, exported, described, continued, distilled."""
 
 import logging
 import re
@@ -20,6 +20,7 @@ from .running import train
 RUNS = {
     "dino": ["objective=dino", "dino.batch_norm=true"],
     "ibot": ["objective=ibot", "ibot.mask_shape=random"],
+    "simdino": ["objective=simdino", "ibot.loss_weight=1", "ibot.mask_shape=random"],
 }
 PUBLISHED = """model.hidden_size=48 model.num_hidden_layers=3 model.num_attention_heads=3 model.interpolate_offset=0.1
 dino.num_prototypes=112 dino.hidden_dim=64 dino.bottleneck_dim=24""".split()
@@ -65,15 +66,23 @@ def test_export_has_the_features_of_the_teacher_in_the_stock_class_and_its_head(
     heads = {f"dino_head.{key}": value for key, value in teacher["dino_head"].state_dict().items()}
     assert different(load_file(export / "heads.safetensors"), heads) == []
     card = (export / "README.md").read_text()
-    assert {"dino": "(DINO)", "ibot": "(iBOT)"}[name] in card and f"objective={name}" in card
+    what = {"dino": "(DINO)", "ibot": "(iBOT)", "simdino": "(SimDINO with masked patches)"}[name]
+    assert what in card and f"objective={name}" in card
     rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|$", card, re.MULTILINE))
-    assert rows["Centering"] == "softmax" and rows["Teacher temperature"] == "0.04 to 0.07"
+    if name == "simdino":
+        assert rows["Width of the projections"] == "8, without prototypes" and not {"Centering", "Prototypes"} & set(
+            rows
+        )
+        assert rows["Loss weights (dino_global, dino_local, ibot, coding_rate)"] == "1, 1, 1, 1"
+    else:
+        assert rows["Centering"] == "softmax" and rows["Teacher temperature"] == "0.04 to 0.07"
     if name == "ibot":
         assert rows["Prototypes"] == "24 (CLS), 20 (patches)" and rows["Teacher temperature of patches"]
+    if name != "dino":
         assert rows["Masked patches"] == "10% to 50% in 50% of the global crops, at random"
     for path in (folder, export):
         text = inspect_path(str(path))
-        assert "K = 24 prototypes, widths 32 -> 16 -> 16 -> 8" in text
+        assert f"{'no' if name == 'simdino' else 'K = 24'} prototypes, widths 32 -> 16 -> 16 -> 8" in text
         assert ("batch norm" in text) == (name == "dino") and ("20 prototypes of patches" in text) == (name == "ibot")
 
 
@@ -84,10 +93,22 @@ def test_run_continues_from_student_teacher_heads_and_centre_of_another(run, tin
     assert different(state(objective), state(again)) == []
 
 
-def test_weights_of_dino_start_runs_with_the_other_objectives(run, tiny_config_in, tmp_path, caplog):
+def test_weights_of_one_objective_start_runs_with_the_others(run, tiny_config_in, tmp_path, caplog):
     """A mask token starts as in a run from scratch; a head whose tensors do not fit is refused naming the keys."""
     name, folder = run
+    if name == "simdino":
+        with pytest.raises(
+            ValueError, match="last_layer.weight_g is absent there.*dino.num_prototypes.*init.heads=false"
+        ):
+            started(tiny_config_in(tmp_path, "objective=dino", f"init.path={folder}"))
+        started(tiny_config_in(tmp_path, "objective=dino", f"init.path={folder}", "init.heads=false"))
+        return
     if name == "ibot":
+        with pytest.raises(
+            ValueError, match="last_layer.weight_g is .* there and absent here.*init.heads=false"
+        ) as refused:
+            started(tiny_config_in(tmp_path, "objective=simdino", f"init.path={folder}"))
+        assert "dino.hidden_dim" in str(refused.value) and "num_prototypes" not in str(refused.value)
         with pytest.raises(ValueError, match="last_layer2.*is .* there and absent here.*dino.batch_norm"):
             started(tiny_config_in(tmp_path, "objective=dino", f"init.path={folder}"))
         objective = started(tiny_config_in(tmp_path, "objective=dino", f"init.path={folder}", "init.heads=false"))
@@ -107,6 +128,9 @@ def test_prototypes_of_a_run_are_distilled_unless_patches_have_their_own(run, ti
     config = tiny_config_in(tmp_path, *keys, "ibot.separate_head=false", "model.drop_path_rate=0")
     if name == "ibot":
         with pytest.raises(ValueError, match="dino_head of .* has prototypes of its own for patches.*distill_features"):
+            build_objective(config)
+    elif name == "simdino":
+        with pytest.raises(ValueError, match="prototypes.*distill_features"):
             build_objective(config)
     else:
         assert train(config, until=1).step == 1

@@ -72,6 +72,11 @@ class PrototypeTeacher(FrozenTeacher):
                 f"the {own[0]} of {weights.where} has prototypes of its own for patches, as iBOT can have them; "
                 "use objective=distill_features"
             )
+        if bare := [name for name, state in found.items() if not any(part.startswith("last_layer") for part in state)]:
+            raise ValueError(
+                f"the {bare[0]} of {weights.where} has no prototypes, as that of objective=simdino; "
+                "use objective=distill_features"
+            )
         try:
             heads = {name: DINOHead.from_state(state) for name, state in sorted(found.items())}
         except (RuntimeError, ValueError) as error:
