@@ -158,7 +158,8 @@ def test_preprocessor_that_cannot_be_read_is_refused_and_not_left_out(text, tmp_
     "keys, resize, crop",
     [
         ({}, (32, 64), (32, 64)),
-        ({"crop_size": 48}, 54, (48, 48)),
+        ({"crop_size": 48}, 48, (48, 48)),
+        ({"crop_size": 112}, 128, (112, 112)),
         ({"crop_size": 48, "resize_size": 50}, 50, (48, 48)),
         ({"resize_size": 80}, 80, (32, 64)),
     ],

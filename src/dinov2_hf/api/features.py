@@ -93,7 +93,7 @@ def extract_features(
         parts: `cls`; `mean` or `gem` of the patches (generalised mean, power 3); `patches`.
         layers: the last so many blocks.
         image_size: side of the square crops in pixels, a multiple of the patch size; images are resized to 256 / 224
-            of it. Default: as the preprocessor says.
+            of it, or to it where it is below 96. Default: as the preprocessor says.
         batch_size: images per forward.
         num_workers: processes that decode; 0 to do it in this process.
         device: as of `load_backbone`.

@@ -168,10 +168,11 @@ class KnnConfig:
     """Neighbours."""
     temperature: float = 0.07
     """Of the votes' weights."""
-    resize_size: int = 256
-    """Short side in pixels to which images are resized."""
-    crop_size: int = 224
-    """Side in pixels of the centre crop, a multiple of the patch size."""
+    resize_size: int = 0
+    """Short side in pixels to which images are resized; 0: as the exported model, 256 / 224 of its crops, or the whole
+    short side for crops below 96 pixels."""
+    crop_size: int = 0
+    """Side in pixels of the centre crop, a multiple of the patch size; 0: as the exported model, `crops.global_size`."""
     batch_size: int = 64
     """Images per forward."""
 
@@ -184,8 +185,10 @@ class KnnConfig:
             return
         if not self.query.path:
             raise ValueError("knn.reference.path is set but knn.query.path is not; give both, or neither")
-        for name in ("epochs", "k", "temperature", "resize_size", "crop_size", "batch_size"):
+        for name in ("epochs", "k", "temperature", "batch_size"):
             positive(f"knn.{name}", getattr(self, name))
+        for name in ("resize_size", "crop_size"):
+            at_least(f"knn.{name}", getattr(self, name), 0)
         multiple_of_patch("knn.crop_size", self.crop_size, patch_size, of)
 
 

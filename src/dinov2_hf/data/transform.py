@@ -150,8 +150,12 @@ def preprocessor_config(transform: EvalTransform) -> dict:
 
 
 def resize_for(crop_size: int) -> int:
-    """Short side in pixels that images are resized to before the centre crop, 256 for one of 224."""
-    return crop_size * 256 // 224
+    """Short side in pixels that images are resized to before the centre crop: 256 for one of 224, as published.
+
+    Crops below 96 pixels take the whole short side: a model of so few patches is trained on nearly whole images, and
+    the margin would cut what it has learnt to see.
+    """
+    return crop_size * 256 // 224 if crop_size >= 96 else crop_size
 
 
 def default_colors(num_channels: int) -> tuple[list[float], list[float]]:

@@ -69,7 +69,7 @@ class Evaluation(Generic[Config]):
     def transform(self) -> EvalTransform:
         """That of the model, with the sizes of the configuration where it has any.
 
-        `resize_size` is then the short side, and where only `crop_size` is set, images are resized to 256 / 224 of it.
+        `resize_size` is then the short side, and where only `crop_size` is set, images are resized to `resize_for` it.
 
         Raises:
             ValueError: the patch does not divide the crop.

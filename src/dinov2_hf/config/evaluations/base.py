@@ -24,7 +24,7 @@ class EvaluationConfig:
     """Short side in pixels to which images are resized; 0: as the preprocessor of the model says."""
     crop_size: int = 0
     """Side in pixels of the centre crop, a multiple of the patch; 0: as the preprocessor of the model says. Set without
-    `resize_size`, images are resized to 256 / 224 of it."""
+    `resize_size`, images are resized to 256 / 224 of it, or to it where it is below 96."""
     precision: str = "auto"
     """Of the backbone: fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it, else fp32."""
     batch_size: int = 64
