@@ -1,4 +1,5 @@
 import logging
+import re
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -9,6 +10,7 @@ import pytest
 from dinov2_hf.config import (
     DINOv2RunConfig,
     FeatureDistillationConfig,
+    OptimConfig,
     PrototypeDistillationConfig,
     RunConfig,
     dotted_keys,
@@ -18,6 +20,9 @@ from dinov2_hf.config import (
     save_config,
     value_at,
 )
+from dinov2_hf.config.explain import explain
+from dinov2_hf.config.loading import load_with_origins
+from dinov2_hf.config.shorthand import describe_long_lengths
 
 PATH, OUTPUT = "data.train.path=/images", "train.output_dir=/out"
 
@@ -130,7 +135,7 @@ def test_unknown_key_that_is_near_to_nothing_is_refused_with_the_sections():
     "override, words",
     [
         ("optim.base_lr=fast", ["optim.base_lr", "'fast'", "Float"]),
-        ("optim.base_lr=null", ["optim.base_lr", "float"]),
+        ("optim.min_lr=null", ["optim.min_lr", "float"]),
         ("train.batch_size=1.5", ["train.batch_size", "1.5", "Integer"]),
         ("train.batch_size=many", ["train.batch_size", "'many'", "Integer"]),
         ("crops.global_scale=[a,b]", ["crops.global_scale", "'a'", "Float"]),
@@ -303,6 +308,15 @@ def test_missing_file_is_named(tmp_path):
         (
             "model.family=vit ibot.loss_weight=0 model.drop_path_schedule=cosine",
             "model.drop_path_schedule='cosine' is not one of uniform, linear",
+        ),
+        (
+            "teacher.centering=softmax teacher.sinkhorn_queue=64",
+            "teacher.sinkhorn_queue=64 is not read with teacher.centering=softmax; leave it out, or set "
+            "teacher.centering=sinkhorn_knopp",
+        ),
+        (
+            "teacher.target_entropy=1",
+            "teacher.target_entropy=1.0 is not in (0, 1); it is a share of the maximum, such as 0.8",
         ),
         ("train.precision=fp8", "train.precision='fp8' is not one of auto, fp32, bf16, fp16"),
         ("train.batch_size=0", "train.batch_size=0 is not positive; use a value above 0"),
@@ -666,3 +680,95 @@ def test_mapping_is_read_as_a_file_is(tmp_path):
         load_config({"optim": {"base_lrr": 1}}, [PATH])
     with pytest.raises(ValueError, match="the mapping does not hold sections and keys: .*object"):
         load_config({"optim": {"base_lr": object()}}, [PATH])
+
+
+# shares of the run, and the learning rate itself
+
+
+@pytest.mark.parametrize("share", ["10%", "12.5%", "0%", "100 %"])
+def test_length_that_is_a_share_of_the_run_is_kept_in_epochs(share, tmp_path):
+    path = write(tmp_path, f"optim: {{warmup_epochs: {share}}}\ntrain: {{epochs: 3}}")
+    keys = [f"teacher.warmup_temp_epochs={share}", f"init.head_warmup_epochs={share}", f"ibot.mask_start_epoch={share}"]
+    config = load_config(path, [PATH, OUTPUT, "train.epochs=40", f"optim.freeze_last_layer_epochs={share}", *keys])
+    expected = 40 * float(share.rstrip(" %")) / 100
+    assert config.optim.warmup_epochs == config.optim.freeze_last_layer_epochs == pytest.approx(expected)
+    assert config.teacher.warmup_temp_epochs == config.init.head_warmup_epochs == pytest.approx(expected)
+    assert config.ibot.mask_start_epoch == pytest.approx(expected)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_later_layer_wins_whether_it_gives_epochs_or_a_share(tmp_path):
+    path = write(tmp_path, "optim: {warmup_epochs: 10%, freeze_last_layer_epochs: 2}\ntrain: {epochs: 50}")
+    config = load_config(path, [PATH, "optim.warmup_epochs=3", "optim.freeze_last_layer_epochs=4%"])
+    assert (config.optim.warmup_epochs, config.optim.freeze_last_layer_epochs) == (3, 2)
+
+
+def test_share_is_of_the_length_that_an_interpolation_gives_and_can_be_referred_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("EPOCHS", "20")
+    text = "optim: {warmup_epochs: 10%, freeze_last_layer_epochs: '${optim.warmup_epochs}'}"
+    path = write(tmp_path, f"{text}\ntrain: {{epochs: '${{oc.env:EPOCHS}}'}}")
+    optim = load_config(path, [PATH]).optim
+    assert (optim.warmup_epochs, optim.freeze_last_layer_epochs) == (2, 2)
+
+
+def test_share_is_explained_with_where_it_comes_from(tmp_path):
+    path = write(tmp_path, "optim: {warmup_epochs: 10%}")
+    lines = explain(load_with_origins(path, [PATH, "teacher.warmup_temp_epochs=30%"], DINOv2RunConfig)).splitlines()
+    assert f"  warmup_epochs: 10.0  # {path}, 10% of the run" in lines
+    assert "  warmup_temp_epochs: 30.0  # the command line, 30% of the run" in lines
+
+
+def test_share_above_the_run_and_of_what_is_no_length_are_refused():
+    message = "optim.warmup_epochs=150% in the command line is longer than the run; use 100% or less"
+    assert refusal("optim.warmup_epochs=150%") == message
+    assert "optim.min_lr" in refusal("optim.min_lr=10%") and "'10%'" in refusal("optim.min_lr=10%")
+    assert "'ten%'" in refusal("optim.warmup_epochs=ten%")
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ("train.epochs=0.16", "warmup_epochs=10 freeze_last_layer_epochs=1 warmup_temp_epochs=30"),
+        ("train.epochs=30", "warmup_temp_epochs=30"),
+        ("train.epochs=31", ""),
+        ("train.epochs=30 teacher.temp=0.04", ""),
+        ("train.epochs=5 optim.warmup_epochs=10% teacher.warmup_temp_epochs=30%", ""),
+        ("train.epochs=20 init.path=/a init.head_warmup_epochs=20", "head_warmup_epochs=20 warmup_temp_epochs=30"),
+        ("objective=simdino train.epochs=1 optim.warmup_epochs=0", ""),
+    ],
+)
+def test_lengths_that_fill_the_run_are_named_with_the_remedy(keys, named):
+    line = describe_long_lengths(load_config(None, [PATH, *keys.split()])) or ""
+    assert [part.partition(".")[2] for part in re.findall(r"[a-z]+\.\w+=[\d.]+(?=[,;])", line)] == named.split()
+    assert ("give shares of the run: " in line) == bool(named) and "\n" not in line
+    assert "optim.warmup_epochs=10%" in line or "warmup_epochs=10 " not in f"{named} "
+
+
+def test_learning_rate_itself_holds_whatever_the_batch(tmp_path):
+    config = load_config(None, [PATH, OUTPUT, "optim.lr=1e-3"])
+    assert config.optim.base_lr is None and config.optim.lr_key == "optim.lr"
+    assert config.optim.peak_lr(16) == config.optim.peak_lr(4096) == 1e-3
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    again = load_config(tmp_path / "saved.yaml", ["optim.base_lr=2e-3"])
+    assert (again.optim.lr, again.optim.base_lr, again.optim.peak_lr(256)) == (None, 2e-3, 1e-3)
+
+
+def test_learning_rate_of_the_later_layer_wins(tmp_path):
+    for text, keys, expected in (
+        ("lr: 1e-3", "base_lr=2e-3", (None, 2e-3)),
+        ("base_lr: 2e-3", "lr=1e-3", (1e-3, None)),
+    ):
+        optim = load_config(write(tmp_path, f"optim: {{{text}}}"), [PATH, f"optim.{keys}"]).optim
+        assert (optim.lr, optim.base_lr) == expected
+
+
+def test_two_learning_rates_in_one_place_none_and_an_impossible_one_are_refused():
+    message = refusal("optim.lr=1e-3", "optim.base_lr=2e-3")
+    assert message.startswith("optim.lr=0.001 and optim.base_lr=0.002 in the command line: ")
+    assert message.endswith("; leave one out")
+    assert refusal("optim.base_lr=null") == "optim.base_lr and optim.lr are not set; give one of them"
+    assert refusal("optim.lr=0") == "optim.lr=0.0 is not positive; use a value above 0"
+    with pytest.raises(ValueError, match="optim.lr=0.1 and optim.base_lr=0.004 are both set; set one of them to None"):
+        OptimConfig(lr=0.1).check()

@@ -70,7 +70,7 @@ def looks(watch, *values, name="rankme"):
 
 
 def test_fall_of_the_rank_is_said_once_and_again_after_a_recovery():
-    watch = CollapseWatch()
+    watch = CollapseWatch(100)
     assert looks(watch, 10.0, 20.0, 5.0) == [[], [], []]  # a quarter of the best is still allowed
     (warning,) = watch.look({"rankme": 4.9})
     assert "effective rank fell from 20.0 to 4.9" in warning
@@ -84,7 +84,7 @@ def test_fall_of_the_rank_is_said_once_and_again_after_a_recovery():
 
 @pytest.mark.parametrize("term", ["dino", "ibot"])
 def test_few_prototypes_are_said_once_with_term_share_and_remedy(term):
-    watch, name = CollapseWatch(), f"prototypes_used/{term}"
+    watch, name = CollapseWatch(100), f"prototypes_used/{term}"
     assert looks(watch, 0.5, 0.01, name=name) == [[], []]
     (warning,) = watch.look({name: 0.0099})
     assert f"the {term} targets are collapsing: 0.99% of the prototypes" in warning
@@ -96,7 +96,7 @@ def test_few_prototypes_are_said_once_with_term_share_and_remedy(term):
 
 @pytest.mark.parametrize("term", ["dino", "ibot"])
 def test_targets_that_become_uniform_are_said_once_and_again_after_a_recovery(term):
-    watch, name = CollapseWatch(), f"target_entropy/{term}"
+    watch, name = CollapseWatch(100), f"target_entropy/{term}"
     assert looks(watch, 1.0, 0.999, 0.95, 0.999, name=name) == [[]] * 4  # uniform from the start, never below the limit
     assert looks(watch, 0.9, 0.995, name=name) == [[], []]
     (warning,) = watch.look({name: 0.999})
@@ -107,7 +107,7 @@ def test_targets_that_become_uniform_are_said_once_and_again_after_a_recovery(te
 
 
 def test_every_cause_is_said_by_itself():
-    watch = CollapseWatch()
+    watch = CollapseWatch(100)
     watch.look({"rankme": 20.0, "target_entropy/ibot": 0.9, "target_entropy/dino": 0.9})
     bad = {"rankme": 1.0, "prototypes_used/dino": 0.001, "target_entropy/ibot": 1.0}
     assert len(watch.look(bad)) == 3
@@ -118,14 +118,64 @@ def test_every_cause_is_said_by_itself():
 
 
 def test_numbers_that_are_not_finite_say_nothing_and_are_forgotten():
-    watch = CollapseWatch()
+    watch = CollapseWatch(100)
     assert looks(watch, math.nan, 20.0, math.nan) == [[], [], []]
     assert watch.look({name: math.nan for name in SIGNS}) == []
     assert len(watch.look({"rankme": 4.0})) == 1
 
 
 def test_term_without_samples_is_no_collapse():
-    assert CollapseWatch().look({"prototypes_used/ibot": 0.0, "target_entropy/ibot": 0.0}) == []
+    assert CollapseWatch(100).look({"prototypes_used/ibot": 0.0, "target_entropy/ibot": 0.0}) == []
+
+
+LATE = [
+    ("target_entropy/ibot", {"target_entropy/ibot": 0.9998}, ["the ibot targets are uniform after a tenth", "99.98%"]),
+    ("rankme", {"rankme": 1.2}, ["effective rank is 1.2", "lower optim.lr", "model.layerscale_value=0.1"]),
+    (
+        "target_entropy/dino",
+        {"target_entropy/dino": 0.001, "target_kl/dino": 0.002, "prototypes_used/dino": 0.1},
+        ["the dino targets are collapsed", "0.1% of its maximum", "teacher.centering=sinkhorn_knopp"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("recovering", "signs", "words"), LATE)
+def test_what_is_bad_from_the_start_is_said_once_after_a_tenth_of_the_run(recovering, signs, words):
+    watch = CollapseWatch(1000, "optim.lr")
+    assert [watch.look(signs | {"step": step}) for step in (0, 10, 99)] == [[], [], []]
+    (warning,) = watch.look(signs | {"step": 100})
+    assert all(word in warning for word in (*words, "in a new run"))
+    later = [signs, signs | {recovering: 0.97 if "/" in recovering else 2.5}, signs]
+    assert [watch.look(values | {"step": 200 + index}) for index, values in enumerate(later)] == [[]] * 3
+
+
+def test_sharp_targets_that_are_not_answered_and_those_without_samples_are_no_collapse():
+    watch = CollapseWatch(10)
+    for divergence in (0.0, 0.5):
+        assert watch.look({"step": 9, "target_entropy/dino": 0.01, "target_kl/dino": divergence}) == []
+
+
+def test_run_says_after_a_tenth_that_its_targets_are_uniform_also_across_a_resume(tiny_config, caplog):
+    config = tiny_config("teacher.warmup_temp=100", "teacher.temp=100", "train.log_every=1", "train.epochs=10")
+    with caplog.at_level(logging.WARNING, logger="dinov2_hf"):
+        train(config, until=5)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train(config, until=8)
+    assert warnings_of(caplog, "are uniform after a tenth") == [("2", "dino"), ("2", "ibot")]
+
+
+def test_run_with_a_wanted_entropy_logs_the_temperature_that_it_uses_also_across_a_resume(tiny_config):
+    """Each is that of the update before, times the exponential of half of what its targets lack in entropy."""
+    config = tiny_config("teacher.target_entropy=0.1", "train.log_every=1", "teacher.warmup_temp_epochs=0")
+    train(config, until=4)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = train(config)
+    for term in ("dino", "ibot"):
+        lines, expected = read_metrics(trainer.folder), [0.07]
+        for line in lines[:-1]:
+            expected.append(line[f"teacher_temp/{term}"] * math.exp(0.5 * (0.1 - line[f"target_entropy/{term}"])))
+        assert [line[f"teacher_temp/{term}"] for line in lines] == pytest.approx(expected, rel=1e-5)
+        assert expected[-1] < 0.06
 
 
 def warnings_of(caplog, kind):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 
 from ..config import load_config
+from ..config.layers import keys_layer
 from ..config.loading import Checked
 
 Keys = Mapping[str, Any] | Iterable[str]
@@ -34,11 +35,11 @@ def as_config(
     if config is None or isinstance(config, (str, PathLike)):
         return load_config(config, [*keys], kind)
     if isinstance(config, Mapping):
-        return load_config(None, [*as_overrides(config), *keys], kind)
+        return load_config(keys_layer(as_overrides(config)).values, [*keys], kind)
     if not isinstance(config, kind):
         raise TypeError(f"config is {type(config).__name__}; give a file, a recipe, a mapping or a {kind.__name__}")
     values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
-    return load_config(None, [*as_overrides(values), *keys], type(config))
+    return load_config(values, [*keys], type(config))
 
 
 def as_overrides(keys: Keys) -> list[str]:

@@ -8,6 +8,19 @@ from collections.abc import Sequence
 
 IMPORT_FIRST = "a part of your own is there once its file is imported (--import FILE)"
 """The remedy where a name is not registered."""
+SHARE_OF_RUN = "share_of_run"
+"""Metadata of a field with a length in epochs that may be given as a share of the run: a usual share."""
+
+
+def usual_share(share: str) -> dict[str, str]:
+    """Returns the metadata of a dataclass field with a length in epochs that is part of the run.
+
+    Such a key takes a share of the run too: `optim.warmup_epochs=10%`. See `shorthand.py`.
+
+    Args:
+        share: a usual one, such as `10%`, which messages offer as a remedy.
+    """
+    return {SHARE_OF_RUN: share}
 
 
 def choice(key: str, value: str, choices: Sequence[str]) -> None:

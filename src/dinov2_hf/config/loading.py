@@ -22,6 +22,7 @@ from .notes import say
 from .paths import Role, leads_nowhere, map_paths, resolve, with_absolute_paths
 from .run import RUNS, RunConfig, run_config_of
 from .secrets import masked, refuse_tokens, strings_in
+from .shorthand import choose_learning_rate, share_of, take_shares
 from .translate import translate
 
 _OUTPUT_OF_0_5 = "runs/pretrain"
@@ -48,6 +49,8 @@ class Loaded(Generic[Kind]):
         layer = _last_with(self.layers, key)
         if layer is None:
             return "default"
+        if (value := value_at(layer.values, key)) is not None and share_of(value) is not None:
+            return f"{layer.origin}, {value} of the run"
         return f"{layer.origin}, translated from 0.5" if key in layer.translated else layer.origin
 
 
@@ -83,9 +86,12 @@ def load_with_origins(path: Source | None, overrides: Sequence[str], kind: type[
     for layer in layers:
         fill_sections(template, layer.values)
     merged: Any = OmegaConf.structured(template)
+    shares: dict[str, float | None] = {}
     for layer in layers:
         refuse_unknown(layer.values, known_keys(layer.values, kind, template), layer.origin, kind)
-        given = OmegaConf.create(layer.values)
+        in_epochs, given_shares = take_shares(layer, template)
+        shares |= given_shares
+        given = OmegaConf.create(in_epochs.values)
         try:
             merged = OmegaConf.merge(merged, given)
         except OmegaConfBaseException as error:
@@ -94,6 +100,9 @@ def load_with_origins(path: Source | None, overrides: Sequence[str], kind: type[
             raise ValueError(masked(f"{key} in {layer.origin}: {reason} (given: {value!r})")) from None
     _refuse_open(layers)
     try:
+        for key, share in shares.items():
+            if share is not None:
+                OmegaConf.update(merged, key, share * merged.train.epochs)
         config: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
@@ -129,6 +138,7 @@ def _open_layers(path: Source | None, overrides: Sequence[str], kind: type[Any])
         layers = translate(layers, kind.objective)
         names = [str(layer.values["objective"]) for layer in layers if "objective" in layer.values]
         kind = run_config_of(names[-1]) if names else RUNS[kind.objective]
+        layers = [choose_learning_rate(layer) for layer in layers]
     return layers, kind
 
 

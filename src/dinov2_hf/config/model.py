@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
-from .checks import IMPORT_FIRST, at_least, choice, positive, share
+from .checks import IMPORT_FIRST, at_least, choice, positive, share, usual_share
 from .limits import check_config
 from .paths import path_to
 
@@ -157,9 +157,14 @@ class InitConfig:
     """Where the source has another number of channels than `model.num_channels`: mean (each channel gets the mean of
     the source's), repeat (the source's in turn) or random (new); default: refuse. With mean and repeat, an image that
     is the same in every channel after normalisation keeps its features."""
-    head_warmup_epochs: float = 1.0
-    """Where heads are new on a backbone that is not: epochs in which only they are trained. The learning rate of the
-    backbone then rises over `optim.warmup_epochs`."""
+    head_warmup_epochs: float = field(default=1.0, metadata=usual_share("5%"))
+    """Where heads are new on a backbone that is not: epochs, or share of the run, in which only they are trained. The
+    learning rate of the backbone then rises over `optim.warmup_epochs`."""
+
+    @property
+    def idle_lengths(self) -> tuple[str, ...]:
+        """Lengths that have no effect."""
+        return () if self.path else ("head_warmup_epochs",)
 
     def check(self) -> None:
         if self.channels is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .checks import IMPORT_FIRST, at_least, choice, interval, positive, share
+from .checks import IMPORT_FIRST, at_least, choice, interval, positive, share, usual_share
 
 
 class Masks(NamedTuple):
@@ -76,8 +76,8 @@ class MaskConfig:
     """Smallest and largest share of masked patches in a masked crop."""
     mask_shape: str = "block"
     """block: rectangles laid over each other; random: single patches anywhere."""
-    mask_start_epoch: float = 0
-    """Epochs at the start in which nothing is masked."""
+    mask_start_epoch: float = field(default=0, metadata=usual_share("5%"))
+    """Epochs at the start, or share of the run, in which nothing is masked."""
 
     def check_masks(self, section: str) -> None:
         share(f"{section}.mask_probability", self.mask_probability)
@@ -173,14 +173,19 @@ class TeacherConfig(MomentumConfig):
     """Temperature after the warm-up."""
     warmup_temp: float = 0.04
     """Temperature at the start."""
-    warmup_temp_epochs: float = 30
-    """Length of the straight line between the two, in epochs."""
+    warmup_temp_epochs: float = field(default=30, metadata=usual_share("30%"))
+    """Length of the straight line between the two, in epochs or as a share of the run: `30%`."""
     target_entropy: float | None = None
     """Mean entropy of the targets, as a share of its maximum, to which the temperature is led: of each term it is the
     temperature above times a factor between 1/20 and 20, which is logged as `teacher_temp/<term>`; off by default.
     Sinkhorn-Knopp cannot go below 1 - ln(samples of an update and its queue) / ln(prototypes)."""
     student_temp: float = 0.1
     """Temperature of the student."""
+
+    @property
+    def idle_lengths(self) -> tuple[str, ...]:
+        """Lengths that have no effect."""
+        return ("warmup_temp_epochs",) if self.temp == self.warmup_temp else ()
 
     def check(self) -> None:
         super().check()
@@ -210,6 +215,10 @@ class PatchTeacherConfig(TeacherConfig):
     """Temperature of patches after the warm-up."""
     warmup_patch_temp: float = 0.04
     """Temperature of patches at the start, and until patches are masked (`ibot.mask_start_epoch`)."""
+
+    @property
+    def idle_lengths(self) -> tuple[str, ...]:
+        return super().idle_lengths if self.patch_temp == self.warmup_patch_temp else ()
 
     def check(self) -> None:
         super().check()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from .checks import at_least, choice, multiple_of_patch, positive, share
+from .checks import at_least, choice, multiple_of_patch, positive, share, usual_share
 from .data import SourceConfig
 from .paths import path_to
 
@@ -17,15 +17,17 @@ class OptimConfig:
 
     optimizer: str = "adamw"
     """adamw, sgd or lars (SGD whose learning rate follows the norm of each matrix, for large batches)."""
-    base_lr: float = 0.004
-    """Learning rate of the global batch that `lr_rule` names."""
+    lr: float | None = None
+    """Learning rate after the warm-up, whatever the batch; in place of `base_lr` and `lr_rule`."""
+    base_lr: float | None = 0.004
+    """Learning rate of the global batch that `lr_rule` names; not set where `lr` is."""
     lr_rule: str = "sqrt"
     """How the learning rate grows with the global batch: sqrt, base_lr * sqrt(global_batch / 1024), or linear,
     base_lr * global_batch / 256."""
     min_lr: float = 1e-6
     """Learning rate at the end (cosine)."""
-    warmup_epochs: float = 10
-    """Straight rise of the learning rate from 0, in epochs."""
+    warmup_epochs: float = field(default=10, metadata=usual_share("10%"))
+    """Straight rise of the learning rate from 0, in epochs or as a share of the run: `10%`."""
     weight_decay: float = 0.04
     """Weight decay at the start."""
     weight_decay_end: float = 0.4
@@ -42,8 +44,8 @@ class OptimConfig:
     """Factor on the learning rate for each layer further from the output."""
     patch_embed_lr_mult: float = 0.2
     """Further factor on the learning rate of the patch embedding."""
-    freeze_last_layer_epochs: float = 1
-    """Epochs at the start in which the prototypes do not move."""
+    freeze_last_layer_epochs: float = field(default=1, metadata=usual_share("1%"))
+    """Epochs at the start, or share of the run, in which the prototypes do not move."""
     freeze_last_layer_by: str = "learning_rate"
     """What keeps them: learning_rate (0, while the optimiser gathers their moments), or gradients (dropped, so that
     the optimiser does not see them)."""
@@ -57,8 +59,15 @@ class OptimConfig:
 
     def peak_lr(self, global_batch_size: int) -> float:
         """The learning rate after the warm-up, with the images of all processes and accumulated gradients."""
+        if self.base_lr is None:
+            return cast(float, self.lr)
         linear = self.lr_rule == "linear"
         return self.base_lr * (global_batch_size / 256 if linear else (global_batch_size / 1024) ** 0.5)
+
+    @property
+    def lr_key(self) -> str:
+        """The key that sets the learning rate, for messages."""
+        return "optim.lr" if self.base_lr is None else "optim.base_lr"
 
     def check(self) -> None:
         """Refuses impossible values and those that the optimiser does not read; sets its defaults."""
@@ -75,8 +84,14 @@ class OptimConfig:
                 )
         for name, value in self.settings.items():
             setattr(self, name, value)
-        for name in ("base_lr", "layerwise_decay"):
-            positive(f"optim.{name}", getattr(self, name))
+        if self.lr is None and self.base_lr is None:
+            raise ValueError("optim.base_lr and optim.lr are not set; give one of them")
+        if self.lr is not None and self.base_lr is not None:
+            raise ValueError(
+                f"optim.lr={self.lr} and optim.base_lr={self.base_lr} are both set; set one of them to None"
+            )
+        positive(self.lr_key, cast(float, self.lr if self.base_lr is None else self.base_lr))
+        positive("optim.layerwise_decay", self.layerwise_decay)
         for name in (
             "min_lr",
             "warmup_epochs",

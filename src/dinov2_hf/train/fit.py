@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..backbones import Layers
 from ..config import RunConfig
+from ..config.shorthand import describe_long_lengths
 from ..data import (
     PhotometricAugmentation,
     SSLBatch,
@@ -100,6 +101,8 @@ class Trainer:
         advice = reading_advice(self.source, train.batch_size, config.data.num_workers, accelerator.num_processes)
         if advice and accelerator.is_main_process:
             logger.info(advice)
+        if accelerator.is_main_process and (too_long := describe_long_lengths(config)):
+            logger.warning(too_long)
         check_shared_memory(
             batch_bytes(config), config.data.num_workers, train.num_steps * self.accumulation, "data.num_workers"
         )
@@ -129,7 +132,7 @@ class Trainer:
         """The signal, Ctrl-C or SIGTERM, that ended the run before its end; a checkpoint was saved then."""
         self.broken = BrokenLog(self.folder, accelerator, self.state.broken, self.state.reads)
         self._said_shallow = False
-        self._collapse = CollapseWatch()
+        self._collapse = CollapseWatch(train.num_steps, config.optim.lr_key)
         self._signals = StopSignals(accelerator.is_main_process)
 
     @classmethod
@@ -341,13 +344,14 @@ class Trainer:
         scalars["skipped_updates"] = skipped
         scalars |= self.broken.counts
         if self.accelerator.is_main_process:
-            for warning in self._collapse.look(scalars):
+            for warning in self._collapse.look(scalars | {"step": self.step}):
                 logger.warning("update %d: %s", self.step, warning)
         if in_a_row >= self.config.train.max_skipped_updates:
             raise FloatingPointError(
                 f"the gradient was not finite in {in_a_row:.0f} updates in a row (train.max_skipped_updates="
-                f"{self.config.train.max_skipped_updates}); none of them reached the weights; lower optim.base_lr, "
-                "lengthen optim.warmup_epochs or use train.precision=fp32, and resume from the last checkpoint"
+                f"{self.config.train.max_skipped_updates}); none of them reached the weights; lower "
+                f"{self.config.optim.lr_key}, lengthen optim.warmup_epochs or use train.precision=fp32, and resume "
+                "from the last checkpoint"
             )
 
     def _is_due(self, callback: Callback) -> bool:

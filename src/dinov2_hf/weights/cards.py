@@ -159,7 +159,8 @@ def _recipe(config: RunConfig, model: BackboneConfig, facts: RunFacts) -> Rows:
     optim, crops, train = config.optim, config.crops, config.train
     total, done = train.num_steps, facts.updates
     batch = facts.global_batch_size
-    lr = f"{optim.peak_lr(batch):.3g}" if batch else None
+    base = None if optim.base_lr is None else f"base {optim.base_lr:g}"
+    lr = f"{optim.peak_lr(batch):.3g}" if batch else None if optim.lr is None else f"{optim.lr:.3g}"
     momentum = find_objective(config).schedules_of(config).get("teacher_momentum")
     values = {name: value if isinstance(value, list) else [value] for name, value in optim.settings.items()}
     settings = "; ".join(f"{name} {_numbers(value)}" for name, value in values.items())
@@ -174,7 +175,7 @@ def _recipe(config: RunConfig, model: BackboneConfig, facts: RunFacts) -> Rows:
         **find_objective(config).recipe(config),
         "Teacher momentum": _COPIES.get(config.average_update, average),
         "Optimiser": f"{_OPTIMIZERS[optim.optimizer]} ({settings})",
-        "Peak learning rate": f"{lr} (base {optim.base_lr:g})" if lr else f"base {optim.base_lr:g}",
+        "Peak learning rate": f"{lr} ({base})" if lr and base else lr or base,
         "Warm-up": f"{round(optim.warmup_epochs * train.epoch_length):,} updates",
         "Weight decay": f"{optim.weight_decay:g} to {optim.weight_decay_end:g}",
         "Gradient clipping": clipping,
