@@ -187,7 +187,7 @@ class KnnConfig:
     """Short side in pixels to which images are resized; 0: as the exported model, 256 / 224 of its crops, or the whole
     short side for crops below 96 pixels."""
     crop_size: int = 0
-    """Side in pixels of the centre crop, a multiple of the patch size; 0: `crops.global_size`, as the exported model."""
+    """Side in pixels of the centre crop, a multiple of the patch size; 0: `crops.global_size`, as exported."""
     batch_size: int = 64
     """Images per forward."""
 
