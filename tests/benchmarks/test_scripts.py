@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dinov2_hf import pretrain
 from dinov2_hf.backbones import Dinov2Config, Dinov2Model
 from dinov2_hf.data import EvalTransform, preprocessor_config
 from dinov2_hf.weights.folder import write_folder
@@ -20,8 +21,10 @@ from dinov2_hf.weights.folder import write_folder
 from ..patience import HANGS
 
 ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "examples" / "data" / "clothing"
 
 SCRIPTS = {
+    "accuracy": ("RUN --images IMAGES --tiny", "| test | "),
     "curate": ("--rows 4000 --workers 1", "Of the true 32 nearest neighbours, the index found"),
     "data": ("--sizes 32 --images 1 --rounds 1", "| colours and normalisation |"),
     "dedup_quality": ("--model MODEL --images 4 --size 28 --distances 2 --thresholds 0.9", "| cosine > 0.9 |"),
@@ -34,6 +37,7 @@ SCRIPTS = {
     "kill_runs": ("--kills 1", "runs that differ: none"),
     "listing": ("100", "| `datasets`, second start | 101 | "),
     "memory": ("--tiny", "| pruned last layer |"),
+    "objectives": ("--tiny --seeds 1 --only dino-vit simdino-resnet --output OUTPUT", "| simdino-resnet | 2 | "),
     "page_memory": ("--tiny", "| 2, all tabs closed | "),
     "seeded_runs": ("--only swiglu --updates 2 --threads 1 --output OUTPUT", " s, 0 failed: "),
     "seeded_faults": ("--source . --list", "40. "),
@@ -100,15 +104,30 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of one update."""
+    keys = {"objective": "simdino", "model.family": "resnet", "model.preset": "tiny", "crops.global_size": 32}
+    length = {"crops.num_local": 0, "train.batch_size": 2, "train.epoch_length": 1, "train.epochs": 1}
+    loading = {"data.num_workers": 0, "optim.warmup_epochs": 0}
+    return pretrain(str(IMAGES), tmp_path_factory.mktemp("run"), keys=keys | length | loading).folder
+
+
 def test_every_script_has_its_smallest_arguments_here():
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - ELSEWHERE == set(SCRIPTS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_benchmark_runs_to_its_end_and_prints_what_it_measures(name, server, model, tmp_path):
+def test_a_benchmark_runs_to_its_end_and_prints_what_it_measures(name, server, model, run, tmp_path):
     arguments, printed = SCRIPTS[name]
-    places = {"ROOT": str(ROOT), "MODEL": str(model), "OUTPUT": str(tmp_path / "output")}
+    places = {
+        "ROOT": str(ROOT),
+        "MODEL": str(model),
+        "RUN": str(run),
+        "IMAGES": str(IMAGES),
+        "OUTPUT": str(tmp_path / "output"),
+    }
     job = {"script": str(ROOT / "benchmarks" / f"{name}.py"), "log": str(tmp_path / "log.txt")}
     job["arguments"] = [places.get(argument, argument) for argument in arguments.split()]
     print(json.dumps(job), file=server.stdin, flush=True)
