@@ -108,7 +108,7 @@ def test_second_launch_continues(quickstart):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["optim.lr=1e-4"], "optim.lr in the command line is not a config key; did you mean optim"),
+        (["optim.rate=1e-4"], "optim.rate in the command line is not a config key; did you mean optim"),
         (["crops.global_size=225"], "crops.global_size=225 is not a multiple of model.patch_size=8; use 224 or 232"),
         (["--config", "nowhere.yaml"], "config file 'nowhere.yaml' does not exist"),
     ],
