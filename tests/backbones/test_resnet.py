@@ -109,12 +109,6 @@ def test_initialisation_is_that_of_torchvision():
     )
 
 
-def test_maps_lie_channels_last_in_memory():
-    model = ResNetModel(ResNetConfig(**RESNET_PRESETS["tiny"]))
-    maps = model(torch.randn(2, 3, 64, 96), output_hidden_states=True).hidden_states
-    assert all(item.is_contiguous(memory_format=torch.channels_last) for item in maps)
-
-
 def test_features_of_several_stages_are_refused_and_hidden_states_are_not():
     model = make()
     with pytest.raises(ValueError, match=r"layers=2, and ResNetModel gives the features of its last stage only"):

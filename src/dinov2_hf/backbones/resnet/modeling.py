@@ -202,9 +202,8 @@ class ResNetModel(SafePreTrainedModel):
         return output if as_dict else output.to_tuple()
 
     def _maps(self, pixels: Tensor) -> list[Tensor]:
-        """The map of the stem and of each stage, channels last in memory, for which convolutions are fastest."""
-        pixels = pixels.to(self.embedder.embedder.convolution.weight.dtype, memory_format=torch.channels_last)
-        maps = [self.embedder(pixels)]
+        """The map of the stem and of each stage."""
+        maps = [self.embedder(pixels.to(self.embedder.embedder.convolution.weight.dtype))]
         for stage in self.encoder.stages:
             maps.append(stage(maps[-1]))
         return maps
