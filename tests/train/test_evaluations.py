@@ -103,7 +103,6 @@ def test_an_evaluation_in_the_run_gives_what_the_command_gives_for_its_export(
     accelerator = build_accelerator(config.train)
     trainer = train(config, accelerator=accelerator, callbacks=evaluations_of(config, accelerator))
     last = read_metrics(Path(config.train.output_dir))[-1]
-    sizes = ["resize_size=36", "crop_size=32", "precision=fp32"]
     main(
         [
             "evaluate",
@@ -112,7 +111,7 @@ def test_an_evaluation_in_the_run_gives_what_the_command_gives_for_its_export(
             str(linear),
             "--model",
             str(trainer.folder),
-            *sizes,
+            "precision=fp32",
             f"output_dir={tmp_path / 'probe'}",
         ]
     )

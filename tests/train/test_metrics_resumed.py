@@ -173,7 +173,7 @@ def test_tensorboard_has_every_value_once_after_a_kill(run):
 
 def test_collapse_that_was_warned_of_is_not_warned_of_again_after_a_resume():
     lines = [{"rankme": 100.0, "epoch": 1.0}, {"rankme": 10.0, "epoch": 2.0}, {"knn_accuracy": 30.0}, {"rankme": 9.0}]
-    watch = CollapseWatch()
+    watch = CollapseWatch(100)
     assert [len(watch.look(line)) for line in lines] == [0, 1, 0, 0]
     assert len(watch.look({"rankme": 90.0, "target_entropy/dino": float("nan")})) == 0
     assert len(watch.look({"rankme": 9.0, "target_entropy/dino": 0.999})) == 1
